@@ -1,0 +1,291 @@
+"""Every setting of the lab, once: validation, CLI options, UI controls, YAML and the docs come from these fields.
+
+A field's `description` is what a user reads beside its control; `json_schema_extra` may hold `advanced` (folded away),
+`step` (of a slider or number) and `choices` (titles for a Literal's values).
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tvaccine_core.errors import ConfigError
+
+ADVANCED: dict[str, Any] = {"advanced": True}
+
+LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Config(BaseModel):
+    """Frozen; an unknown key is an error, not silence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Config):
+    """Which model, how it is stored in memory, and where it runs."""
+
+    name: str = Field("sandbox", min_length=1, description="`sandbox`, a folder, or a Hugging Face model id.")
+    quantization: Literal["none", "int8", "nf4"] = Field("none", description="Storage of the frozen base weights.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Precision of the base when it is not quantised.", json_schema_extra=ADVANCED
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the model runs.")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Recompute activations in the backward pass: slower, less memory.",
+        json_schema_extra=ADVANCED,
+    )
+
+
+class AdapterConfig(Config):
+    """Low-rank adapter (LoRA, arXiv:2106.09685), trained in float32."""
+
+    r: int = Field(8, ge=1, le=256, description="Rank of the adapter.", json_schema_extra=ADVANCED)
+    alpha: float = Field(16, gt=0, le=1024, description="Scale of the adapter: alpha / r.", json_schema_extra=ADVANCED)
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the adapter.", json_schema_extra=ADVANCED)
+    target_modules: tuple[str, ...] = Field(
+        LINEAR_MODULES,
+        min_length=1,
+        description="Linear modules that get an adapter.",
+        json_schema_extra=ADVANCED,
+    )
+
+
+class OptimisationConfig(Config):
+    """AdamW (arXiv:1711.05101) and its schedule."""
+
+    steps: int = Field(1200, ge=1, le=1_000_000, description="Optimiser steps.")
+    batch_size: int = Field(16, ge=1, le=4096, description="Examples a micro-batch.")
+    accumulation: int = Field(
+        1, ge=1, le=1024, description="Micro-batches added up before a step.", json_schema_extra=ADVANCED
+    )
+    learning_rate: float = Field(4e-3, gt=0, le=1, description="Peak learning rate.", json_schema_extra={"step": 1e-4})
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="Learning rate after the warm-up.", json_schema_extra=ADVANCED
+    )
+    warmup_ratio: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of the steps that warm the learning rate up.",
+        json_schema_extra=ADVANCED,
+    )
+    weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW weight decay.", json_schema_extra=ADVANCED)
+    max_grad_norm: float = Field(
+        1.0,
+        gt=0,
+        le=1e6,
+        description="Gradients are clipped to this global L2 norm.",
+        json_schema_extra=ADVANCED,
+    )
+    max_length: int = Field(200, ge=8, le=32768, description="Tokens an example is cut to.", json_schema_extra=ADVANCED)
+    checkpoint_every: int = Field(
+        200, ge=0, description="Steps between resumable checkpoints; 0 for none.", json_schema_extra=ADVANCED
+    )
+
+
+class SFTConfig(Config):
+    """Supervised fine-tuning on the alignment data: the undefended twin."""
+
+    name: Literal["sft"] = "sft"
+
+
+class VaccineConfig(Config):
+    """Vaccine (arXiv:2402.01109): perturb the hidden states of every layer."""
+
+    name: Literal["vaccine"] = "vaccine"
+    rho: float = Field(
+        1.0,
+        ge=0,
+        le=50,
+        description="Perturbation intensity: L2 radius, joint over layers, tokens and batch.",
+        json_schema_extra={"step": 0.1},
+    )
+
+
+class TVaccineConfig(Config):
+    """T-Vaccine (arXiv:2410.09760): perturb and train the safety-critical layers, freeze the rest."""
+
+    name: Literal["tvaccine"] = "tvaccine"
+    rho: float = Field(
+        1.0,
+        ge=0,
+        le=50,
+        description="Perturbation intensity: L2 radius, joint over layers, tokens and batch.",
+        json_schema_extra={"step": 0.1},
+    )
+    num_layers: int = Field(4, ge=1, le=512, description="Layers drawn, perturbed and trained at a time (gamma).")
+    resample_every: int = Field(20, ge=1, description="Steps between draws of layers.", json_schema_extra=ADVANCED)
+    rescore_every: int = Field(200, ge=1, description="Steps between scorings of the layers.")
+    layer_choice: Literal["sampled", "top_k", "uniform", "first", "last", "all"] = Field(
+        "sampled",
+        description="How layers are chosen: drawn by their scores, or an ablation.",
+        json_schema_extra=ADVANCED,
+    )
+    freezing: Literal["attention", "layer"] = Field(
+        "attention",
+        description="`attention`: the released code, only attention adapters are frozen by layer. "
+        "`layer`: the paper, everything outside the drawn layers is frozen.",
+        json_schema_extra=ADVANCED,
+    )
+    probe_batch_size: int = Field(
+        16, ge=1, le=1024, description="Harmful examples a scoring uses.", json_schema_extra=ADVANCED
+    )
+
+
+MethodConfig = Annotated[SFTConfig | VaccineConfig | TVaccineConfig, Field(discriminator="name")]
+
+
+class AlignmentConfig(Config):
+    """The provider's stage: teach the model to refuse."""
+
+    methods: tuple[MethodConfig, ...] = Field(
+        (SFTConfig(), TVaccineConfig()), min_length=1, description="Methods aligned side by side."
+    )
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
+    optimisation: OptimisationConfig = Field(default_factory=OptimisationConfig)
+
+    @model_validator(mode="after")
+    def _methods_differ(self) -> Self:
+        names = [method.name for method in self.methods]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each method may appear once, got {', '.join(names)}")
+        return self
+
+
+class AttackConfig(Config):
+    """The user's stage: fine-tuning on a mixture in which a share of the samples is harmful."""
+
+    harmful_ratio: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="p: share of the user's samples that are harmful.",
+        json_schema_extra={"step": 0.01},
+    )
+    num_samples: int = Field(400, ge=1, le=1_000_000, description="n: samples the user uploads.")
+    task: str = Field("sentiment", min_length=1, description="What the user's other samples teach.")
+    adapter_mode: Literal["new", "single"] = Field(
+        "new",
+        description="`new`: a fresh adapter on the frozen aligned one. `single`: go on training the aligned adapter.",
+        json_schema_extra=ADVANCED,
+    )
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
+    optimisation: OptimisationConfig = Field(
+        default_factory=lambda: OptimisationConfig(steps=200, batch_size=10, learning_rate=1e-3)
+    )
+    eval_every: int = Field(
+        25,
+        ge=0,
+        description="Steps between measurements along the attack; 0 measures the end only.",
+        json_schema_extra=ADVANCED,
+    )
+    seed: int = Field(1, ge=0, description="Seed of the attack's data, order and adapter.", json_schema_extra=ADVANCED)
+
+
+class EvaluationConfig(Config):
+    """How answers are generated and judged."""
+
+    batch_size: int = Field(64, ge=1, le=4096, description="Prompts generated at once.", json_schema_extra=ADVANCED)
+    max_new_tokens: int = Field(24, ge=1, le=4096, description="Longest answer, in tokens.")
+    max_per_set: int = Field(
+        0,
+        ge=0,
+        description="Use only the first so many examples of each set; 0 for all.",
+        json_schema_extra=ADVANCED,
+    )
+
+
+class LabConfig(Config):
+    """One run of the lab: a model, its alignment by several methods, and the attack all of them face."""
+
+    seed: int = Field(0, ge=0, description="Seed of the alignment: data order, adapter, layer draws.")
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    alignment: AlignmentConfig = Field(default_factory=AlignmentConfig)
+    attack: AttackConfig = Field(default_factory=AttackConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    def to_yaml(self) -> str:
+        """This config as YAML that `from_yaml` reads back unchanged."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Self:
+        """Read a config.
+
+        Raises:
+            ConfigError: not YAML, or a key or value that is not allowed; the message names each.
+        """
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"The config is not valid YAML: {error}", remedy="Export a run and edit that file."
+            ) from error
+        if not isinstance(data, dict):
+            raise ConfigError("The config must be a mapping of settings.", remedy="Export a run and edit that file.")
+        return parse_config(cls, data)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a YAML file. Raises `ConfigError` if it cannot be read or is not a config."""
+        try:
+            return cls.from_yaml(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"Cannot read {path}: {error}", remedy="Give the path of a YAML config.") from error
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def parse_config(cls: type[ConfigT], data: dict[str, Any]) -> ConfigT:
+    """Validate `data` as a `cls`.
+
+    Raises:
+        ConfigError: names every wrong field, what was given and what is allowed.
+    """
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(str(part) for part in detail['loc']) or 'config'}: {detail['msg']} (given: {detail['input']!r})"
+            for detail in error.errors()
+        ]
+        raise ConfigError("; ".join(problems), remedy="Correct the named settings and try again.") from error
+
+
+def _preset(alignment_steps: int, attack_steps: int, **evaluation: int) -> LabConfig:
+    return LabConfig(
+        alignment=AlignmentConfig(optimisation=OptimisationConfig(steps=alignment_steps)),
+        attack=AttackConfig(optimisation=OptimisationConfig(steps=attack_steps, batch_size=10, learning_rate=1e-3)),
+        evaluation=EvaluationConfig(**evaluation),
+    )
+
+
+class Preset(Config):
+    """A named starting point, with what it costs."""
+
+    title: str
+    description: str
+    config: LabConfig
+
+
+PRESETS: dict[str, Preset] = {
+    "sandbox-quick": Preset(
+        title="Sandbox, quick",
+        description="SFT and T-Vaccine in the embedded world, two to four minutes on two cores.",
+        config=_preset(1200, 200),
+    ),
+    "sandbox-full": Preset(
+        title="Sandbox, full",
+        description="SFT, Vaccine and T-Vaccine in the embedded world, on every evaluation item.",
+        config=_preset(1200, 200),
+    ),
+    "sandbox-check": Preset(
+        title="Sandbox, self-check",
+        description="A few steps of everything, to see that this machine works. Its scores mean nothing.",
+        config=_preset(12, 8, max_per_set=8),
+    ),
+}
