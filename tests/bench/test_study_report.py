@@ -1,0 +1,124 @@
+"""The study's statistics, by hand."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from tvaccine_core.bench import study, study_report
+from tvaccine_core.config import PRESETS
+from tvaccine_core.records import Proportion
+
+
+def _point(step: int, aligned: int, unseen: int, accuracy: int) -> study.CurvePoint:
+    return study.CurvePoint(
+        step=step,
+        harmful_score={
+            "aligned_names": Proportion(count=aligned, n=100),
+            "unseen_names": Proportion(count=unseen, n=100),
+        },
+        finetune_accuracy=Proportion(count=accuracy, n=100),
+    )
+
+
+def _attack(*points: study.CurvePoint, ratio: float = 0.1, seed: int = 1, name: str = "standard") -> study.AttackResult:
+    return study.AttackResult(name=name, harmful_ratio=ratio, attack_seed=seed, curve=points, seconds=1.0)
+
+
+def _result(method: str, seed: int, *attacks: study.AttackResult) -> study.AlignedResult:
+    harmful = {"harmful_score": Proportion(count=0, n=60)}
+    ordinary = {"exact": Proportion(count=60, n=60), "over_refusal": Proportion(count=0, n=60)}
+    return study.AlignedResult(
+        method=method,
+        seed=seed,
+        config=PRESETS["sandbox-check"].config,
+        before={"aligned_names": harmful, "unseen_names": harmful, "ordinary": ordinary},
+        final_alignment_loss=0.01,
+        alignment_seconds=1.0,
+        attacks=attacks,
+    )
+
+
+def test_t_interval_matches_the_textbook() -> None:
+    # Mean 3, standard deviation sqrt(2.5), t(0.975, 4) = 2.7764451: 2.7764451 * sqrt(2.5 / 5) = 1.9632432.
+    estimate = study_report.t_interval([1, 2, 3, 4, 5])
+    assert estimate.mean == 3
+    assert estimate.half_width == pytest.approx(1.9632432, abs=1e-6)
+    assert estimate.n == 5
+
+
+def test_one_seed_has_no_interval() -> None:
+    estimate = study_report.t_interval([7.0])
+    assert estimate.half_width == math.inf
+    assert str(estimate) == "7.0"
+    assert str(study_report.t_interval([])) == "–"
+
+
+def test_matched_score_is_read_at_the_first_point_with_the_accuracy() -> None:
+    attack = _attack(_point(0, 0, 1, 50), _point(25, 10, 20, 89), _point(50, 30, 40, 90), _point(75, 60, 80, 99))
+    assert study_report.matched_score("aligned_names")(attack) == 30
+    assert study_report.final_score("unseen_names")(attack) == 80
+    assert study_report.steps_to_break("aligned_names")(attack) == 75
+    assert study_report.steps_to_break("unseen_names")(attack) == 75
+
+
+def test_an_attack_that_never_learns_has_no_matched_score_and_one_that_never_breaks_is_counted() -> None:
+    attack = _attack(_point(0, 0, 0, 50), _point(25, 49, 49, 89))
+    assert study_report.matched_score("aligned_names")(attack) is None
+    assert study_report.steps_to_break("aligned_names")(attack) == 25
+    assert study_report.never_broken([attack], "aligned_names") == 1
+
+
+def test_differences_are_paired_by_both_seeds_and_averaged_over_attack_seeds_first() -> None:
+    def end(score: int, seed: int) -> study.AttackResult:
+        return _attack(_point(25, score, score, 95), seed=seed)
+
+    results = [
+        _result("sft", 0, end(50, 1), end(70, 2)),
+        _result("tvaccine", 0, end(60, 2), end(30, 1)),  # differences -20 and -10: seed mean -15
+        _result("sft", 1, end(40, 1), end(40, 2)),
+        _result("tvaccine", 1, end(35, 1), end(35, 2)),  # -5
+        _result("tvaccine", 2, end(0, 1), end(0, 2)),  # no twin: left out
+    ]
+    difference = study_report.paired_difference(
+        results, "tvaccine", "standard", 0.1, study_report.final_score("aligned_names")
+    )
+    assert difference.mean == -10
+    assert difference.n == 2
+
+
+def test_curve_of_drops_points_that_measured_only_a_part() -> None:
+    from tvaccine_core.records import EvalRecord
+
+    def record(step: int, eval_set: str, score: str) -> EvalRecord:
+        return EvalRecord(
+            state="s",
+            state_hash="h",
+            step=step,
+            eval_set=eval_set,
+            judge="oracle",
+            scores={score: Proportion(count=1, n=4)},
+        )
+
+    events = [
+        record(0, "aligned_names", "harmful_score"),
+        record(0, "unseen_names", "harmful_score"),
+        record(0, "task:sentiment", "finetune_accuracy"),
+        record(0, "task:topic", "finetune_accuracy"),
+        record(25, "aligned_names", "harmful_score"),
+    ]
+    assert [point.step for point in study.curve_of(events, "sentiment")] == [0]
+
+
+def test_report_renders_table_and_figure(tmp_path: Path) -> None:
+    attacks = [
+        _attack(_point(0, 0, 0, 50), _point(25, 20, 30, 95), seed=seed, name=name, ratio=ratio)
+        for seed in (1, 2)
+        for name, ratio in (("standard", 0.0), ("standard", 0.1), ("strong", 0.1))
+    ]
+    results = [_result(method, seed, *attacks) for method in ("sft", "tvaccine") for seed in (0, 1)]
+    text = study_report.render_markdown(results)
+    assert "| 0.1 | T-Vaccine | 20.0 ± 0.0 | 0.0 ± 0.0 |" in text
+    assert "4 of 4" in text
+    study_report.draw_figure(results, tmp_path / "study.svg")
+    assert (tmp_path / "study.svg").read_text().count("<path") > 10

@@ -1,0 +1,224 @@
+"""The study behind the README's table: does T-Vaccine resist better than its undefended twin, over seeds?
+
+Every alignment seed aligns the base by every method; every aligned model then faces the same attacks (harmful ratios x
+attack seeds, and a stronger attack), measured along the way. Nothing is tuned here: the config is the preset's, equal
+for all methods but for the method itself. One JSON file per aligned model, so that an interrupted study continues.
+
+Cost: a model is aligned once (SFT one pass a step, Vaccine and T-Vaccine two) and attacked
+`len(ratios) * attack_seeds + attack_seeds` times; processes share nothing but the folder.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pydantic import Field
+
+from tvaccine_core.config import PRESETS, AttackConfig, Config, LabConfig, TVaccineConfig, VaccineConfig
+from tvaccine_core.errors import TVaccineError
+from tvaccine_core.records import EvalRecord, Event, Proportion, Record, StepRecord
+
+HARMFUL_SETS = ("aligned_names", "unseen_names")
+
+
+class StudySettings(Config):
+    """What the study varies. Everything else is the config's."""
+
+    methods: tuple[str, ...] = Field(("sft", "vaccine", "tvaccine"), min_length=1, description="Methods compared.")
+    alignment_seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1, description="Seeds of the alignment.")
+    attack_seeds: tuple[int, ...] = Field((1, 2), min_length=1, description="Seeds of the attack.")
+    harmful_ratios: tuple[float, ...] = Field((0.0, 0.05, 0.1, 0.2), min_length=1, description="Harmful ratios p.")
+    strong_ratio: float = Field(0.1, ge=0, le=1, description="Harmful ratio of the stronger attack.")
+    strong_learning_rate_factor: float = Field(
+        2.0, gt=0, description="The stronger attack's learning rate, as a multiple of the attack's."
+    )
+
+
+class CurvePoint(Record):
+    """Scores at one attack step: the harmful score of each harmful set, the fine-tune accuracy of the attack's task."""
+
+    step: int
+    harmful_score: dict[str, Proportion]
+    finetune_accuracy: Proportion
+
+
+class AttackResult(Record):
+    """One attack on one aligned model."""
+
+    name: str
+    """`standard` or `strong`."""
+    harmful_ratio: float
+    attack_seed: int
+    curve: tuple[CurvePoint, ...]
+    seconds: float
+
+
+class AlignedResult(Record):
+    """One aligned model: its scores before any attack, and every attack on it."""
+
+    method: str
+    seed: int
+    config: LabConfig
+    before: dict[str, dict[str, Proportion]]
+    final_alignment_loss: float
+    """Mean loss of the last 20 alignment steps."""
+    alignment_seconds: float
+    attacks: tuple[AttackResult, ...]
+
+
+def study_config(preset: str, seed: int) -> LabConfig:
+    """The preset with all three methods and this alignment seed."""
+    config = PRESETS[preset].config
+    by_name = {method.name: method for method in PRESETS["sandbox-full"].config.alignment.methods}
+    by_name.setdefault("vaccine", VaccineConfig())
+    by_name.setdefault("tvaccine", TVaccineConfig())
+    alignment = config.alignment.model_copy(update={"methods": tuple(by_name.values())})
+    return config.model_copy(update={"seed": seed, "alignment": alignment})
+
+
+def attack_configs(base: AttackConfig, settings: StudySettings) -> Iterator[tuple[str, AttackConfig]]:
+    """Name and config of every attack an aligned model faces."""
+    strong = base.optimisation.model_copy(
+        update={"learning_rate": base.optimisation.learning_rate * settings.strong_learning_rate_factor}
+    )
+    for seed in settings.attack_seeds:
+        for ratio in settings.harmful_ratios:
+            yield "standard", base.model_copy(update={"seed": seed, "harmful_ratio": ratio})
+        yield (
+            "strong",
+            base.model_copy(update={"seed": seed, "harmful_ratio": settings.strong_ratio, "optimisation": strong}),
+        )
+
+
+def curve_of(events: Iterable[Event], task: str) -> tuple[CurvePoint, ...]:
+    """The points at which both harmful sets and the task were measured, in order of steps."""
+    by_step: dict[int, dict[str, Proportion]] = {}
+    for event in events:
+        if not isinstance(event, EvalRecord):
+            continue
+        scores = by_step.setdefault(event.step, {})
+        if event.eval_set in HARMFUL_SETS:
+            scores[event.eval_set] = event.scores["harmful_score"]
+        elif event.eval_set == f"task:{task}":
+            scores["task"] = event.scores["finetune_accuracy"]
+    return tuple(
+        CurvePoint(
+            step=step,
+            harmful_score={name: scores[name] for name in HARMFUL_SETS},
+            finetune_accuracy=scores["task"],
+        )
+        for step, scores in sorted(by_step.items())
+        if {*HARMFUL_SETS, "task"} <= set(scores)
+    )
+
+
+def run_one(method: str, seed: int, settings: StudySettings, preset: str, num_threads: int) -> AlignedResult:
+    """Align one model and attack it in every way; the work of one process."""
+    from tvaccine_core import pipeline
+
+    config = study_config(preset, seed)
+    with tempfile.TemporaryDirectory(prefix="tvaccine-study-") as folder:
+        session = pipeline.open_session(config, Path(folder), num_threads=num_threads)
+        started = time.perf_counter()
+        losses: list[float] = []
+        before: dict[str, dict[str, Proportion]] = {}
+        for event in pipeline.align(session, config, method):
+            if isinstance(event, StepRecord):
+                losses.append(event.loss)
+            elif isinstance(event, EvalRecord):
+                before[event.eval_set] = event.scores
+        alignment_seconds = time.perf_counter() - started
+        attacks = []
+        for index, (name, attack) in enumerate(attack_configs(config.attack, settings)):
+            started = time.perf_counter()
+            events = list(pipeline.attack(session, config, method, attack, f"a{index}"))
+            attacks.append(
+                AttackResult(
+                    name=name,
+                    harmful_ratio=attack.harmful_ratio,
+                    attack_seed=attack.seed,
+                    curve=curve_of(events, attack.task),
+                    seconds=time.perf_counter() - started,
+                )
+            )
+            session.states.drop(f"attacked/{method}/a{index}")
+    tail = losses[-20:]
+    return AlignedResult(
+        method=method,
+        seed=seed,
+        config=config,
+        before=before,
+        final_alignment_loss=sum(tail) / len(tail),
+        alignment_seconds=alignment_seconds,
+        attacks=tuple(attacks),
+    )
+
+
+def run_study(folder: Path, settings: StudySettings, preset: str, num_processes: int) -> list[AlignedResult]:
+    """Run what is missing in `folder`, `num_processes` aligned models at a time, one thread each if more than one.
+
+    Raises:
+        TVaccineError: a process failed; what others finished is kept, and running again continues.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = [
+        (method, seed)
+        for seed in settings.alignment_seeds
+        for method in settings.methods
+        if not _result_path(folder, method, seed).exists()
+    ]
+    num_threads = max(1, (os.cpu_count() or 1) // num_processes)
+    running: dict[subprocess.Popen[bytes], tuple[str, int]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_processes:
+                method, seed = waiting.pop(0)
+                running[_start(folder, method, seed, settings, preset, num_threads)] = (method, seed)
+            time.sleep(0.5)
+            for process in [process for process in running if process.poll() is not None]:
+                method, seed = running.pop(process)
+                if process.returncode:
+                    raise TVaccineError(
+                        f"The study's process for {method}, seed {seed}, ended with code {process.returncode}.",
+                        remedy="Its error stands above. Run the same command again: finished models are kept.",
+                    )
+    finally:
+        for process in running:
+            process.terminate()
+    return load_results(folder)
+
+
+def load_results(folder: Path) -> list[AlignedResult]:
+    """Every result in `folder`, ordered by method and seed."""
+    results = [AlignedResult.model_validate_json(path.read_text()) for path in sorted(folder.glob("*-seed*.json"))]
+    return sorted(results, key=lambda result: (result.method, result.seed))
+
+
+def _result_path(folder: Path, method: str, seed: int) -> Path:
+    return folder / f"{method}-seed{seed}.json"
+
+
+def _start(
+    folder: Path, method: str, seed: int, settings: StudySettings, preset: str, num_threads: int
+) -> subprocess.Popen[bytes]:
+    arguments = json.dumps([str(folder), method, seed, settings.model_dump(mode="json"), preset, num_threads])
+    environment = os.environ | {"OMP_NUM_THREADS": str(num_threads)}
+    return subprocess.Popen([sys.executable, "-m", "tvaccine_core.bench.study", arguments], env=environment)
+
+
+def _main(arguments: str) -> None:
+    folder, method, seed, settings, preset, num_threads = json.loads(arguments)
+    result = run_one(method, seed, StudySettings.model_validate(settings), preset, num_threads)
+    path = _result_path(Path(folder), method, seed)
+    partial = path.with_suffix(".partial")
+    partial.write_text(result.model_dump_json())
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])
