@@ -1,0 +1,98 @@
+"""What a method is: the contract between one algorithm and the training loop.
+
+`training_step` adds one micro-batch's gradient to `.grad` of every parameter that this step trains. On return weights
+are bit-equal to entry, no hook is left behind, `requires_grad` is as it was, and torch's global random state is
+untouched: all randomness, dropout masks included, comes from the method's own generator.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tvaccine_core.config import Config
+from tvaccine_core.losses import LabelledTokens
+from tvaccine_core.methods import MethodInfo, method_info
+from tvaccine_core.records import Event
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One micro-batch, padded on the right. Labels follow Hugging Face: not shifted, -100 where nothing is learned."""
+
+    input_ids: Tensor  # (B, T) long
+    attention_mask: Tensor  # (B, T) long, 1 on real tokens
+    labels: Tensor  # (B, T) long
+    weight: float = 1.0
+    """This micro-batch's share of its optimiser step's labelled tokens; scales the gradient it adds."""
+    prepared: LabelledTokens | None = field(default=None, repr=False)
+
+    @property
+    def num_tokens(self) -> int:
+        """Labelled tokens after the causal shift. Waits for the device if the batch is not on the CPU."""
+        return int((self.labels[:, 1:] != -100).sum())
+
+    def prepare(self) -> LabelledTokens:
+        """The part of this batch that its loss depends on."""
+        return self.prepared or LabelledTokens.of(self.input_ids, self.attention_mask, self.labels)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`. Prepares it first, where that costs no wait for the device."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            labels=self.labels.to(device),
+            prepared=self.prepare().to(device),
+        )
+
+
+@dataclass(frozen=True)
+class MethodContext:
+    """What the loop lends a method."""
+
+    generator: torch.Generator
+    """On the CPU; the method's only source of randomness."""
+    sample_harmful: Callable[[int, torch.Generator], Batch] | None
+    """A batch of so many harmful examples from the probe split; None where a run has none."""
+    reduce_sum: Callable[[Tensor], Tensor]
+    """Sum over processes; the identity in one."""
+    emit: Callable[[Event], None]
+    """Report an event of the method's own, e.g. a `LayerDrawRecord`."""
+
+
+class Method(ABC, Generic[ConfigT]):
+    """One algorithm. Make it, `setup` once, then `training_step` for every micro-batch."""
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    @property
+    def info(self) -> MethodInfo:
+        """This method's entry in `METHODS`."""
+        return method_info(getattr(self.config, "name", ""))
+
+    def setup(self, model: nn.Module, context: MethodContext) -> None:
+        """Look at the model once. What requires a gradient now is what this method may train."""
+
+    @abstractmethod
+    def training_step(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Add `batch.weight` times this micro-batch's gradient to `.grad` of what step `step` (0-based) trains.
+
+        Returns:
+            Detached 0-dim tensors; always `loss`, the clean loss, mean over the batch's labelled tokens.
+        """
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs beside weights and optimiser."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up where `state_dict` left off."""
