@@ -26,14 +26,16 @@ class Config(BaseModel):
 class ModelConfig(Config):
     """Which model, how it is stored in memory, and where it runs."""
 
-    name: str = Field("sandbox", min_length=1, description="`sandbox`, a folder, or a Hugging Face model id.")
-    quantization: Literal["none", "int8", "nf4"] = Field("none", description="Storage of the frozen base weights.")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Precision of the base when it is not quantised.", json_schema_extra=ADVANCED
+    name: str = Field(default="sandbox", min_length=1, description="`sandbox`, a folder, or a Hugging Face model id.")
+    quantization: Literal["none", "int8", "nf4"] = Field(
+        default="none", description="Storage of the frozen base weights."
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the model runs.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Precision of the base when it is not quantised.", json_schema_extra=ADVANCED
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="Where the model runs.")
     gradient_checkpointing: bool = Field(
-        False,
+        default=False,
         description="Recompute activations in the backward pass: slower, less memory.",
         json_schema_extra=ADVANCED,
     )
@@ -42,11 +44,13 @@ class ModelConfig(Config):
 class AdapterConfig(Config):
     """Low-rank adapter (LoRA, arXiv:2106.09685), trained in float32."""
 
-    r: int = Field(8, ge=1, le=256, description="Rank of the adapter.", json_schema_extra=ADVANCED)
-    alpha: float = Field(16, gt=0, le=1024, description="Scale of the adapter: alpha / r.", json_schema_extra=ADVANCED)
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the adapter.", json_schema_extra=ADVANCED)
+    r: int = Field(default=8, ge=1, le=256, description="Rank of the adapter.", json_schema_extra=ADVANCED)
+    alpha: float = Field(
+        default=16, gt=0, le=1024, description="Scale of the adapter: alpha / r.", json_schema_extra=ADVANCED
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in the adapter.", json_schema_extra=ADVANCED)
     target_modules: tuple[str, ...] = Field(
-        LINEAR_MODULES,
+        default=LINEAR_MODULES,
         min_length=1,
         description="Linear modules that get an adapter.",
         json_schema_extra=ADVANCED,
@@ -56,33 +60,37 @@ class AdapterConfig(Config):
 class OptimisationConfig(Config):
     """AdamW (arXiv:1711.05101) and its schedule."""
 
-    steps: int = Field(1200, ge=1, le=1_000_000, description="Optimiser steps.")
-    batch_size: int = Field(16, ge=1, le=4096, description="Examples a micro-batch.")
+    steps: int = Field(default=1200, ge=1, le=1_000_000, description="Optimiser steps.")
+    batch_size: int = Field(default=16, ge=1, le=4096, description="Examples a micro-batch.")
     accumulation: int = Field(
-        1, ge=1, le=1024, description="Micro-batches added up before a step.", json_schema_extra=ADVANCED
+        default=1, ge=1, le=1024, description="Micro-batches added up before a step.", json_schema_extra=ADVANCED
     )
-    learning_rate: float = Field(4e-3, gt=0, le=1, description="Peak learning rate.", json_schema_extra={"step": 1e-4})
+    learning_rate: float = Field(
+        default=4e-3, gt=0, le=1, description="Peak learning rate.", json_schema_extra={"step": 1e-4}
+    )
     schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="Learning rate after the warm-up.", json_schema_extra=ADVANCED
+        default="cosine", description="Learning rate after the warm-up.", json_schema_extra=ADVANCED
     )
     warmup_ratio: float = Field(
-        0.1,
+        default=0.1,
         ge=0,
         le=1,
         description="Share of the steps that warm the learning rate up.",
         json_schema_extra=ADVANCED,
     )
-    weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW weight decay.", json_schema_extra=ADVANCED)
+    weight_decay: float = Field(default=0.0, ge=0, le=10, description="AdamW weight decay.", json_schema_extra=ADVANCED)
     max_grad_norm: float = Field(
-        1.0,
+        default=1.0,
         gt=0,
         le=1e6,
         description="Gradients are clipped to this global L2 norm.",
         json_schema_extra=ADVANCED,
     )
-    max_length: int = Field(200, ge=8, le=32768, description="Tokens an example is cut to.", json_schema_extra=ADVANCED)
+    max_length: int = Field(
+        default=200, ge=8, le=32768, description="Tokens an example is cut to.", json_schema_extra=ADVANCED
+    )
     checkpoint_every: int = Field(
-        200, ge=0, description="Steps between resumable checkpoints; 0 for none.", json_schema_extra=ADVANCED
+        default=200, ge=0, description="Steps between resumable checkpoints; 0 for none.", json_schema_extra=ADVANCED
     )
 
 
@@ -97,7 +105,7 @@ class VaccineConfig(Config):
 
     name: Literal["vaccine"] = "vaccine"
     rho: float = Field(
-        1.0,
+        default=1.0,
         ge=0,
         le=50,
         description="Perturbation intensity: L2 radius, joint over layers, tokens and batch.",
@@ -110,28 +118,32 @@ class TVaccineConfig(Config):
 
     name: Literal["tvaccine"] = "tvaccine"
     rho: float = Field(
-        1.0,
+        default=1.0,
         ge=0,
         le=50,
         description="Perturbation intensity: L2 radius, joint over layers, tokens and batch.",
         json_schema_extra={"step": 0.1},
     )
-    num_layers: int = Field(4, ge=1, le=512, description="Layers drawn, perturbed and trained at a time (gamma).")
-    resample_every: int = Field(20, ge=1, description="Steps between draws of layers.", json_schema_extra=ADVANCED)
-    rescore_every: int = Field(200, ge=1, description="Steps between scorings of the layers.")
+    num_layers: int = Field(
+        default=4, ge=1, le=512, description="Layers drawn, perturbed and trained at a time (gamma)."
+    )
+    resample_every: int = Field(
+        default=20, ge=1, description="Steps between draws of layers.", json_schema_extra=ADVANCED
+    )
+    rescore_every: int = Field(default=200, ge=1, description="Steps between scorings of the layers.")
     layer_choice: Literal["sampled", "top_k", "uniform", "first", "last", "all"] = Field(
-        "sampled",
+        default="sampled",
         description="How layers are chosen: drawn by their scores, or an ablation.",
         json_schema_extra=ADVANCED,
     )
     freezing: Literal["attention", "layer"] = Field(
-        "attention",
+        default="attention",
         description="`attention`: the released code, only attention adapters are frozen by layer. "
         "`layer`: the paper, everything outside the drawn layers is frozen.",
         json_schema_extra=ADVANCED,
     )
     probe_batch_size: int = Field(
-        16, ge=1, le=1024, description="Harmful examples a scoring uses.", json_schema_extra=ADVANCED
+        default=16, ge=1, le=1024, description="Harmful examples a scoring uses.", json_schema_extra=ADVANCED
     )
 
 
@@ -142,7 +154,7 @@ class AlignmentConfig(Config):
     """The provider's stage: teach the model to refuse."""
 
     methods: tuple[MethodConfig, ...] = Field(
-        (SFTConfig(), TVaccineConfig()), min_length=1, description="Methods aligned side by side."
+        default=(SFTConfig(), TVaccineConfig()), min_length=1, description="Methods aligned side by side."
     )
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     optimisation: OptimisationConfig = Field(default_factory=OptimisationConfig)
@@ -159,16 +171,16 @@ class AttackConfig(Config):
     """The user's stage: fine-tuning on a mixture in which a share of the samples is harmful."""
 
     harmful_ratio: float = Field(
-        0.1,
+        default=0.1,
         ge=0,
         le=1,
         description="p: share of the user's samples that are harmful.",
         json_schema_extra={"step": 0.01},
     )
-    num_samples: int = Field(400, ge=1, le=1_000_000, description="n: samples the user uploads.")
-    task: str = Field("sentiment", min_length=1, description="What the user's other samples teach.")
+    num_samples: int = Field(default=400, ge=1, le=1_000_000, description="n: samples the user uploads.")
+    task: str = Field(default="sentiment", min_length=1, description="What the user's other samples teach.")
     adapter_mode: Literal["new", "single"] = Field(
-        "new",
+        default="new",
         description="`new`: a fresh adapter on the frozen aligned one. `single`: go on training the aligned adapter.",
         json_schema_extra=ADVANCED,
     )
@@ -177,21 +189,25 @@ class AttackConfig(Config):
         default_factory=lambda: OptimisationConfig(steps=200, batch_size=10, learning_rate=1e-3)
     )
     eval_every: int = Field(
-        25,
+        default=25,
         ge=0,
         description="Steps between measurements along the attack; 0 measures the end only.",
         json_schema_extra=ADVANCED,
     )
-    seed: int = Field(1, ge=0, description="Seed of the attack's data, order and adapter.", json_schema_extra=ADVANCED)
+    seed: int = Field(
+        default=1, ge=0, description="Seed of the attack's data, order and adapter.", json_schema_extra=ADVANCED
+    )
 
 
 class EvaluationConfig(Config):
     """How answers are generated and judged."""
 
-    batch_size: int = Field(64, ge=1, le=4096, description="Prompts generated at once.", json_schema_extra=ADVANCED)
-    max_new_tokens: int = Field(24, ge=1, le=4096, description="Longest answer, in tokens.")
+    batch_size: int = Field(
+        default=64, ge=1, le=4096, description="Prompts generated at once.", json_schema_extra=ADVANCED
+    )
+    max_new_tokens: int = Field(default=24, ge=1, le=4096, description="Longest answer, in tokens.")
     max_per_set: int = Field(
-        0,
+        default=0,
         ge=0,
         description="Use only the first so many examples of each set; 0 for all.",
         json_schema_extra=ADVANCED,
@@ -201,7 +217,7 @@ class EvaluationConfig(Config):
 class LabConfig(Config):
     """One run of the lab: a model, its alignment by several methods, and the attack all of them face."""
 
-    seed: int = Field(0, ge=0, description="Seed of the alignment: data order, adapter, layer draws.")
+    seed: int = Field(default=0, ge=0, description="Seed of the alignment: data order, adapter, layer draws.")
     model: ModelConfig = Field(default_factory=ModelConfig)
     alignment: AlignmentConfig = Field(default_factory=AlignmentConfig)
     attack: AttackConfig = Field(default_factory=AttackConfig)
