@@ -1,0 +1,250 @@
+"""Run store: runs, jobs, events and answers in SQLite, plus one folder of artifacts a run. Torch-free.
+
+The only channel between the engine (a worker process writes) and the faces (app and CLI read and enqueue). Layout:
+
+    home/lab.db            runs, jobs, events, answers
+    home/runs/<run id>/    config.yaml, states/, checkpoints/, log/
+    home/log/              what the worker processes print
+
+Times are UTC. Cost: an `events` call that finds nothing new is one indexed SELECT, some tens of microseconds.
+"""
+
+import os
+import re
+import secrets
+import shutil
+import sqlite3
+import sys
+import time
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tvaccine_core.config import LabConfig
+from tvaccine_core.database import Database
+from tvaccine_core.errors import RunBusyError, StoreError
+from tvaccine_core.jobs import JobQueue, find_job
+from tvaccine_core.records import Event, GeneratedAnswer
+from tvaccine_core.rows import (
+    RUN_COLUMNS,
+    SCHEMA,
+    SCHEMA_VERSION,
+    JobKind,
+    JobRow,
+    JobState,
+    RunRow,
+    RunStatus,
+    StoredEvent,
+    base_of,
+    event_identity,
+    event_step,
+    job_row,
+    marks,
+    no_run,
+    run_row,
+    stored_event,
+)
+
+__all__ = ["JobKind", "JobRow", "JobState", "RunRow", "RunStatus", "Store", "StoredEvent", "default_home"]
+
+_RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+
+
+def default_home() -> Path:
+    """`TVACCINE_HOME`, else the platform's folder for a user's application data."""
+    if chosen := os.environ.get("TVACCINE_HOME"):
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        parent = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        parent = Path.home() / "Library" / "Application Support"
+    else:
+        parent = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return parent / "tvaccine-lab"
+
+
+class Store(JobQueue):
+    """The store in folder `home`, made if missing. Safe to share between threads; each process opens its own.
+
+    Every method raises `StoreError` with a remedy when the disk or the database fails, and `RunNotFoundError` for an id
+    that does not exist.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home.expanduser().absolute()
+        super().__init__(Database(self.home / "lab.db", SCHEMA, SCHEMA_VERSION))
+
+    def close(self) -> None:
+        """Close this thread's connection; the next use opens a new one."""
+        self._db.close()
+
+    def create_run(self, config: LabConfig, name: str | None = None) -> str:
+        """Make a run and its folder; the id starts with the time, so ids sort by age."""
+        run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        title = _run_name(name or f"{config.model.name}: {', '.join(m.name for m in config.alignment.methods)}")
+        folder = self.run_dir(run_id)
+        try:
+            folder.mkdir(parents=True)
+            (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        except OSError as error:
+            raise _folder_error(folder, error) from error
+        with self._db.write() as db:
+            db.execute(
+                "INSERT INTO runs VALUES (?, ?, ?, ?, ?)",
+                (run_id, title, time.time(), base_of(config.model), config.model_dump_json()),
+            )
+        return run_id
+
+    def runs(self) -> list[RunRow]:
+        """Every run, newest first."""
+        with self._db.read() as db:
+            return [run_row(row) for row in db.execute(f"SELECT {RUN_COLUMNS} FROM runs ORDER BY runs.rowid DESC")]
+
+    def run(self, run_id: str) -> RunRow:
+        """One run."""
+        with self._db.read() as db:
+            row = db.execute(f"SELECT {RUN_COLUMNS} FROM runs WHERE runs.id = ?", (run_id,)).fetchone()
+        if row is None:
+            raise no_run(run_id)
+        return run_row(row)
+
+    def rename_run(self, run_id: str, name: str) -> None:
+        """Give a run another name: 1 to 120 characters."""
+        with self._db.write() as db:
+            if db.execute("UPDATE runs SET name = ? WHERE id = ?", (_run_name(name), run_id)).rowcount == 0:
+                raise no_run(run_id)
+
+    def run_dir(self, run_id: str) -> Path:
+        """The run's folder. Raises `RunNotFoundError` for what is no run id, so that none leads out of `home/runs`."""
+        if not _RUN_ID.fullmatch(run_id):
+            raise no_run(run_id)
+        return self.home / "runs" / run_id
+
+    def delete_run(self, run_id: str) -> None:
+        """Delete a run's rows and its folder, and nothing else: links in it are removed, never followed.
+
+        Raises:
+            RunBusyError: one of its jobs is running.
+        """
+        folder = self.run_dir(run_id)
+        doomed = folder.with_name(f".deleting-{run_id}")
+        with self._db.write() as db:
+            busy = db.execute("SELECT * FROM jobs WHERE run_id = ? AND state = 'running'", (run_id,)).fetchone()
+            if busy is not None:
+                raise RunBusyError(
+                    f"Run {run_id} is busy: `{job_row(busy).title}` is running.",
+                    remedy="Stop it, wait until it has ended, then delete the run.",
+                )
+            if db.execute("DELETE FROM runs WHERE id = ?", (run_id,)).rowcount == 0:
+                raise no_run(run_id)
+            try:
+                if folder.is_symlink() or folder.exists():
+                    folder.rename(doomed)  # atomic, so that rows and folder go together or not at all
+            except OSError as error:
+                raise _folder_error(folder, error) from error
+        try:
+            if doomed.is_symlink():
+                doomed.unlink()
+            elif doomed.exists():
+                shutil.rmtree(doomed)
+        except OSError as error:
+            raise StoreError(
+                f"The run is deleted, but its files in {doomed} are not all gone: {error.strerror or error}",
+                remedy="Close the programs that use them and delete that folder by hand.",
+            ) from error
+
+    def append(self, job_id: str, events: Sequence[Event]) -> None:
+        """Add events, all or none, in order.
+
+        An event that reports the same thing again (the same step after a resume, the same pane of a streaming answer)
+        takes the place of the older one, with a new `seq`: a job never holds two.
+        """
+        now = time.time()
+        with self._db.write() as db:
+            run_id = find_job(db, job_id).run_id
+            db.executemany(
+                """INSERT OR REPLACE INTO events (run_id, job_id, at, kind, step, identity, event)
+                VALUES (?, ?, ?, ?, ?, ?, ?)""",
+                [
+                    (run_id, job_id, now, event.kind, event_step(event), event_identity(event), event.model_dump_json())
+                    for event in events
+                ],
+            )
+
+    def truncate_events(self, job_id: str, step: int) -> None:
+        """Forget what a job reported of `step` and later: it resumed from a checkpoint before and reports it again."""
+        with self._db.write() as db:
+            db.execute("DELETE FROM events WHERE job_id = ? AND step >= ?", (job_id, step))
+
+    def events(
+        self,
+        run_id: str,
+        after: int = 0,
+        kinds: Collection[str] | None = None,
+        job_id: str | None = None,
+        limit: int | None = None,
+    ) -> list[StoredEvent]:
+        """A run's events with `seq` above `after`, in order of `seq`.
+
+        A reader that remembers the last `seq` misses nothing: no event ever appears below one already seen. One that
+        keeps events should let a later report of the same step, state and set replace the earlier.
+        """
+        query = "SELECT seq, job_id, at, event FROM events WHERE run_id = ? AND seq > ?"
+        values: list[str | int] = [run_id, after]
+        if kinds is not None:
+            query += f" AND kind IN ({marks(kinds)})"
+            values += kinds
+        if job_id is not None:
+            query += " AND job_id = ?"
+            values.append(job_id)
+        values.append(-1 if limit is None else limit)
+        with self._db.read() as db:
+            rows = db.execute(f"{query} ORDER BY seq LIMIT ?", values).fetchall()
+        return [stored_event(row) for row in rows]
+
+    def save_answers(self, run_id: str, answers: Sequence[GeneratedAnswer]) -> None:
+        """Keep generations; the same example of the same state, step and set replaces the older (when it is judged)."""
+        rows = [(run_id, a.state, a.step, a.eval_set, a.example_id, a.model_dump_json()) for a in answers]
+        try:
+            with self._db.write() as db:
+                db.executemany(
+                    """INSERT INTO answers (run_id, state, step, eval_set, example_id, answer)
+                    VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET answer = excluded.answer""",
+                    rows,
+                )
+        except sqlite3.IntegrityError as error:
+            raise no_run(run_id) from error
+
+    def answers(
+        self,
+        run_id: str,
+        state: str | None = None,
+        eval_set: str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+        step: int | None = None,
+    ) -> list[GeneratedAnswer]:
+        """A page of the saved generations, in the order they were made."""
+        query = "SELECT answer FROM answers WHERE run_id = ?"
+        values: list[str | int] = [run_id]
+        for column, value in (("state", state), ("eval_set", eval_set), ("step", step)):
+            if value is not None:
+                query += f" AND {column} = ?"
+                values.append(value)
+        with self._db.read() as db:
+            rows = db.execute(f"{query} ORDER BY seq LIMIT ? OFFSET ?", [*values, limit, offset]).fetchall()
+        return [GeneratedAnswer.model_validate_json(row[0]) for row in rows]
+
+
+def _run_name(name: str) -> str:
+    name = " ".join(name.split())
+    if not 1 <= len(name) <= 120:
+        raise StoreError(f"A run's name has 1 to 120 characters, not {len(name)}.", remedy="Choose another name.")
+    return name
+
+
+def _folder_error(folder: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"Cannot write {folder}: {error.strerror or error}",
+        remedy="Free some space, or choose a folder you may write to with --data-dir or TVACCINE_HOME.",
+    )
