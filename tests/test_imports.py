@@ -30,8 +30,8 @@ TORCH = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safeten
 LAYERS = (
     {"errors", "records"},
     {"config"},
-    {"database", "store"},
-    {"hooks", "grads", "losses"},
+    {"database", "rows", "jobs", "store"},
+    {"hooks", "grads", "losses", "passes"},
     {"models", "adapters", "data", "sandbox"},
     {"methods"},
     {"training"},
@@ -58,7 +58,7 @@ TORCH_FREE = (
     "app.services",
 )
 
-METHOD_FILE_MAY_IMPORT = {"errors", "records", "config", "hooks", "grads", "losses", "methods.base"}
+METHOD_FILE_MAY_IMPORT = {"errors", "records", "config", "hooks", "grads", "losses", "passes", "methods", "methods.base"}
 STORE_READERS = {"store", "worker", "supervisor", "bench", "cli", "__main__"}
 
 

@@ -8,16 +8,20 @@ untouched: all randomness, dropout masks included, comes from the method's own g
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from tvaccine_core import hooks
 from tvaccine_core.config import Config
+from tvaccine_core.grads import joint_norm, l2_norm, scale_to_radius
 from tvaccine_core.losses import LabelledTokens
 from tvaccine_core.methods import MethodInfo, method_info
+from tvaccine_core.passes import Passes
 from tvaccine_core.records import Event
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -71,8 +75,14 @@ class MethodContext:
 class Method(ABC, Generic[ConfigT]):
     """One algorithm. Make it, `setup` once, then `training_step` for every micro-batch."""
 
+    passes: Passes
+    context: MethodContext
+    perturbation_norms: dict[int, Tensor]
+    """Layer -> L2 norm of its share of the last step's perturbation; empty for a method without one."""
+
     def __init__(self, config: ConfigT) -> None:
         self.config = config
+        self.perturbation_norms = {}
 
     @property
     def info(self) -> MethodInfo:
@@ -80,7 +90,13 @@ class Method(ABC, Generic[ConfigT]):
         return method_info(getattr(self.config, "name", ""))
 
     def setup(self, model: nn.Module, context: MethodContext) -> None:
-        """Look at the model once. What requires a gradient now is what this method may train."""
+        """Look at the model once. What requires a gradient now is what this method may train.
+
+        Raises:
+            ModelError: the model's parts cannot be found by structure.
+        """
+        self.passes = Passes(model)
+        self.context = context
 
     @abstractmethod
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -92,7 +108,36 @@ class Method(ABC, Generic[ConfigT]):
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run needs beside weights and optimiser."""
-        return {}
+        return {"generator": self.context.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up where `state_dict` left off."""
+        """Take up where `state_dict` left off. Call it after `setup`."""
+        self.context.generator.set_state(state["generator"])
+
+    def isolated_randomness(self) -> AbstractContextManager[None]:
+        """Dropout inside the block draws from a seed of the method's own generator; torch's global state is kept."""
+        seed = int(torch.randint(2**62, (), generator=self.context.generator))
+        return hooks.isolated_randomness(self.passes.device, seed)
+
+    def perturbed_step(
+        self, batch: Batch, layers: Sequence[int], *, floor: int, frozen: Sequence[nn.Parameter], rho: float
+    ) -> dict[str, Tensor]:
+        """Two passes: find the worst shift of radius `rho` at the attention outputs of `layers`, descend under it.
+
+        Nothing below layer `floor` trains; `frozen` are the parameters from there up that do not train either.
+        """
+        tokens = batch.prepare()
+        with self.isolated_randomness():
+            clean = self.passes.clean(tokens, layers, floor)
+            norms = {layer: l2_norm(gradient) for layer, gradient in clean.gradients.items()}
+            norm = joint_norm(norms, self.context.reduce_sum)
+            shifts = scale_to_radius(clean.gradients, norm, rho)
+            self.perturbation_norms = {layer: l2_norm(shift) for layer, shift in shifts.items()}
+            perturbed_loss = self.passes.perturbed(tokens, clean, shifts, frozen, batch.weight)
+        return {
+            "loss": clean.loss,
+            "perturbed_loss": perturbed_loss,
+            "perturbation_norm": joint_norm(self.perturbation_norms, self.context.reduce_sum),
+            "clean_grad_norm": norm,
+            **{f"clean_grad_norm.{layer}": value for layer, value in norms.items()},
+        }

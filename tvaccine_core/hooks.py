@@ -1,0 +1,290 @@
+"""Finding a model's parts by structure, and every hook the lab puts on them.
+
+Nothing else in the engine registers a hook or patches a `forward`. Each function here that does is a context manager
+that takes it off again, whatever happens. Works on decoder-only Hugging Face models, bare or wrapped by peft.
+
+Three traps shape this file. A forward hook that returns a value replaces the output, so hooks that only look return
+None. An attention module returns a tuple, a decoder layer a bare tensor or a tuple, by family. Under gradient
+checkpointing a block's forward runs a second time inside backward and its hooks fire again: a hook that changes
+something must stay on until backward is done, and one that captures must keep the first run's tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tvaccine_core.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder layer and its two halves. `mlp` is None where the layer holds its linears directly (OPT)."""
+
+    layer: nn.Module
+    attention: nn.Module
+    mlp: nn.Module | None
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of a causal language model that methods work on."""
+
+    causal: nn.Module
+    """The Hugging Face model with its head, adapters inside; peft's outer wrapper taken off."""
+    blocks: tuple[Block, ...]
+    embedding: nn.Module
+    head: nn.Module
+
+
+def causal_model(model: nn.Module) -> nn.Module:
+    """The Hugging Face model inside peft's wrapper, or `model` itself."""
+    unwrap: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)
+    return model if unwrap is None else unwrap()
+
+
+def _only_child(layer: nn.Module, words: tuple[str, ...]) -> nn.Module | None:
+    """The direct child whose name holds one of `words` and is no norm; None if there is not exactly one."""
+    found = [
+        child
+        for name, child in layer.named_children()
+        if any(word in name for word in words) and "norm" not in name and "norm" not in type(child).__name__.lower()
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def find_blocks(model: nn.Module) -> list[Block]:
+    """The decoder layers of `model`, lowest first: the one module list whose every item holds one attention module.
+
+    Raises:
+        ModelError: there is none, or more than one (an encoder-decoder, or a vision tower beside the text model).
+    """
+    found: list[list[Block]] = []
+    for module in model.modules():
+        if not isinstance(module, nn.ModuleList) or not len(module):
+            continue
+        blocks = []
+        for layer in module:
+            attention = _only_child(layer, ("attn", "attention"))
+            if attention is None:
+                break
+            blocks.append(Block(layer, attention, _only_child(layer, ("mlp", "feed_forward", "ffn", "moe"))))
+        if len(blocks) == len(module):
+            found.append(blocks)
+    if len(found) != 1:
+        raise ModelError(
+            f"Expected one stack of decoder layers with attention in {type(causal_model(model)).__name__}, "
+            f"found {len(found)}.",
+            remedy="Use a decoder-only, text-only causal language model such as Llama, Qwen, Mistral or Gemma.",
+        )
+    return found[0]
+
+
+def anatomy(model: nn.Module) -> Anatomy:
+    """Find the parts of `model`.
+
+    Raises:
+        ModelError: it has no head, no input embedding, or not exactly one stack of decoder layers.
+    """
+    causal: Any = causal_model(model)
+    parts = {}
+    for part, getter in (("head", "get_output_embeddings"), ("embedding", "get_input_embeddings")):
+        get = getattr(causal, getter, None)
+        parts[part] = get() if callable(get) else None
+        if not isinstance(parts[part], nn.Module):
+            raise ModelError(
+                f"{type(causal).__name__} has no {part}.",
+                remedy="Load the model as a causal language model (AutoModelForCausalLM).",
+            )
+    return Anatomy(causal, tuple(find_blocks(causal)), parts["embedding"], parts["head"])
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states (B, T, D) in what a layer or an attention module returns."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _with_hidden(output: Any, hidden: Tensor) -> Any:
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+@contextmanager
+def capture_gradient_points(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
+    """Collect the output of each module as a tensor that `torch.autograd.grad` can be taken with respect to.
+
+    Where nothing below requires a gradient, the output becomes the graph's first leaf, so that nothing under the
+    lowest module is recorded. Keep the context open until the gradients are taken.
+    """
+    captured: dict[int, Tensor] = {}
+
+    def look(index: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            hidden = hidden_of(output)
+            if not hidden.requires_grad:
+                hidden.requires_grad_(True)  # in a recomputation as well: both runs must save the same tensors
+            captured.setdefault(index, hidden)
+
+        return hook
+
+    handles = [module.register_forward_hook(look(index)) for index, module in modules.items()]
+    try:
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def perturb_hidden(modules: Mapping[int, nn.Module], shifts: Mapping[int, Tensor]) -> Iterator[None]:
+    """Add `shifts[i]` to the hidden states that `modules[i]` returns. Keep it open until backward is done."""
+
+    def add(shift: Tensor) -> Callable[..., Any]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            return _with_hidden(output, hidden_of(output) + shift)
+
+        return hook
+
+    handles = [module.register_forward_hook(add(shifts[index])) for index, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def record_output(module: nn.Module) -> Iterator[list[Any]]:
+    """Keep what `module` returned in its first run, hidden states detached, in the shape its caller expects."""
+    outputs: list[Any] = []
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        if not outputs:
+            outputs.append(_with_hidden(output, hidden_of(output).detach()))
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def replace_forward(modules: Sequence[nn.Module], output: Any) -> Iterator[None]:
+    """Let every one of `modules` return `output` instead of running.
+
+    Their own hooks and their place in the model stay, so masks, positions and per-layer settings that the model
+    computes around them are untouched.
+    """
+
+    def skip(*args: Any, **kwargs: Any) -> Any:
+        return output
+
+    before = [module.__dict__.get("forward") for module in modules]
+    for module in modules:
+        module.__dict__["forward"] = skip
+    try:
+        yield
+    finally:
+        for module, forward in zip(modules, before, strict=True):
+            if forward is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = forward
+
+
+@contextmanager
+def gather_input(module: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Give `module` only the hidden states at flattened `positions` (N,) of its (B, T, D) input, as (1, N, D)."""
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = inputs[0]
+        return hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions).unsqueeze(0), *inputs[1:]
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def detach_input(module: nn.Module) -> Iterator[None]:
+    """Cut the graph at the input of `module`: gradient checkpointing makes embeddings require one needlessly."""
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if inputs and isinstance(inputs[0], Tensor) and inputs[0].requires_grad:
+            return inputs[0].detach(), *inputs[1:]
+        return None
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def on_entry(module: nn.Module, action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` just before each run of `module`, recomputations inside backward excepted."""
+
+    def hook(module: nn.Module, inputs: Any) -> None:
+        action()
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let `parameters` require no gradient; on exit each is as it was."""
+    before = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, required in zip(parameters, before, strict=True):
+            parameter.requires_grad_(required)
+
+
+class RandomState:
+    """A copy of the state of torch's global generators, the CPU's and that of `device`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.module = None if device.type in ("cpu", "meta") else torch.get_device_module(device.type)
+        self._states: list[Tensor] = []
+        self.save()
+
+    def save(self) -> None:
+        """Copy the generators' present state."""
+        self._states = [torch.get_rng_state()]
+        if self.module is not None:
+            self._states.append(self.module.get_rng_state(self._device))
+
+    def restore(self) -> None:
+        """Put the copied state back."""
+        torch.set_rng_state(self._states[0])
+        if self.module is not None:
+            self.module.set_rng_state(self._states[1], self._device)
+
+
+@contextmanager
+def isolated_randomness(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's global generators (dropout draws from them) for the block, then put them back as they were."""
+    before = RandomState(device)
+    torch.default_generator.manual_seed(seed)
+    if before.module is not None:
+        before.module.manual_seed(seed)
+    try:
+        yield
+    finally:
+        before.restore()

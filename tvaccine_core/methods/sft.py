@@ -1,0 +1,23 @@
+"""SFT: supervised fine-tuning on the alignment data. The undefended twin of every defence.
+
+Stage: alignment. Cost: one forward and one backward pass.
+
+    every step:  descend d f(w) / d w        f: cross-entropy of the labelled tokens
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tvaccine_core.config import SFTConfig
+from tvaccine_core.methods.base import Batch, Method
+
+
+class SFT(Method[SFTConfig]):
+    """Descend the alignment loss."""
+
+    def training_step(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        with self.isolated_randomness():
+            loss = self.passes.loss(batch.prepare())
+            (loss * batch.weight).backward()
+        return {"loss": loss.detach()}

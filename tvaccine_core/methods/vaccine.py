@@ -1,0 +1,27 @@
+"""Vaccine: train under the worst small shift of the hidden states, in every layer.
+
+Source: Huang, Hu and Liu, "Vaccine: Perturbation-aware Alignment for Large Language Models against Harmful
+Fine-tuning Attack", arXiv:2402.01109. Stage: alignment. Cost: two forward and two backward passes, the first backward
+without adapter gradients.
+
+    every step:  g_l   = d f / d e_l                                     e_l: output of attention module l
+                 eps_l = rho * g_l / (||g over layers, tokens and batch|| + 1e-7)
+                 descend d f(e_l + eps_l) / d w
+
+Departures from the authors' code: both passes share dropout masks; the norm is that of one micro-batch.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tvaccine_core.config import VaccineConfig
+from tvaccine_core.methods.base import Batch, Method
+
+
+class Vaccine(Method[VaccineConfig]):
+    """Perturb every attention output, train every parameter."""
+
+    def training_step(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        layers = range(len(self.passes.blocks))
+        return self.perturbed_step(batch, layers, floor=0, frozen=(), rho=self.config.rho)
