@@ -1,0 +1,323 @@
+"""The worker process: takes jobs from the store, runs them, and answers prompts between two training steps.
+
+It keeps the base model between jobs, beats from a thread of its own, stops within a step when asked to, and survives a
+job that fails. Everything it learns leaves through the store. SIGTERM, Ctrl-C or (under a supervisor) the death of its
+parent end it after the current step: the job keeps its checkpoint and becomes interrupted.
+
+Cost: an idle worker makes five indexed SELECTs a second; a running job costs one SELECT a step and about five small
+transactions a second, made outside the training thread.
+"""
+
+import contextlib
+import gc
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Literal, Protocol
+
+from tvaccine_core.config import LabConfig, ModelConfig
+from tvaccine_core.errors import CancelledError, OutOfMemoryError, RunNotFoundError, TVaccineError
+from tvaccine_core.jobs import HEARTBEAT_EVERY_S
+from tvaccine_core.records import AnswerRecord, Event, MessageRecord
+from tvaccine_core.store import JobKind, JobRow, Store
+
+FLUSH_EVERY_S = 0.2
+IDLE_POLL_S = 0.2
+REAP_EVERY_S = 5.0
+SERVE_EVERY_S = 0.3
+"""Between two looks for prompts while a job trains."""
+SERVE_FOR_S = 8.0
+"""Longest pause of a training job for one answer."""
+ORPHAN_GRACE_S = 60
+
+log = logging.getLogger(__name__)
+
+ShouldStop = Callable[[], bool]
+
+
+class Engine(Protocol):
+    """What a worker needs of the engine; `TorchEngine` in life."""
+
+    def warm_up(self) -> None:
+        """Import what is slow to import."""
+        ...
+
+    def run(self, store: Store, job: JobRow, config: LabConfig, should_stop: ShouldStop) -> Iterator[Event]:
+        """Do a `baseline`, `align` or `attack` job. Between two events the model may be used to answer.
+
+        Raises `CancelledError` within a step after `should_stop()` turned true.
+        """
+        ...
+
+    def answer(self, store: Store, job: JobRow, config: LabConfig, should_stop: ShouldStop) -> Iterator[AnswerRecord]:
+        """Do a `generate` job. Changes nothing that a running job's training depends on."""
+        ...
+
+    def release(self) -> None:
+        """Give the memory of models back."""
+        ...
+
+
+class Report:
+    """What a running job says, written from a thread: events in batches, heartbeats with progress.
+
+    Leaving the context writes what is left. A store that fails stops the job at its next event.
+    """
+
+    def __init__(self, store: Store, job: JobRow, worker_id: str) -> None:
+        self.lost = False
+        """True once the job is no longer this worker's."""
+        self._store = store
+        self._job = job
+        self._worker_id = worker_id
+        self._lock = threading.Lock()
+        self._events: list[Event] = []
+        self._progress: tuple[int, int] | None = None
+        self._failure: Exception | None = None
+        self._truncate = job.resumed
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"report-{job.id}", daemon=True)
+
+    def __enter__(self) -> "Report":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.flush()
+
+    def add(self, event: Event) -> None:
+        """Take an event; it is in the store a moment later. Raises what the store raised since."""
+        if self._failure is not None:
+            raise self._failure
+        if event.kind == "step":
+            self._progress = (event.step, event.num_steps)
+            if self._truncate:  # the interrupted attempt went further than its last checkpoint
+                self._store.truncate_events(self._job.id, event.step)
+                self._truncate = False
+        with self._lock:
+            self._events.append(event)
+
+    def flush(self) -> None:
+        """Write what was taken, now."""
+        with self._lock:  # held while writing, so that two flushes cannot swap the order
+            if self._events and not self.lost:
+                self._store.append(self._job.id, self._events)
+            self._events = []
+
+    def _beat(self) -> None:
+        next_heartbeat = 0.0
+        while not self._ended.wait(FLUSH_EVERY_S):
+            try:
+                self.flush()
+                if time.monotonic() >= next_heartbeat:
+                    self.lost |= not self._store.heartbeat(self._job.id, self._progress, worker_id=self._worker_id)
+                    next_heartbeat = time.monotonic() + HEARTBEAT_EVERY_S
+            except RunNotFoundError:
+                self.lost = True
+            except Exception as error:
+                log.exception("%s cannot report", self._job.id)
+                self._failure = error
+                break
+        self._store.close()
+
+
+class Worker:
+    """Runs jobs until `stop` is set.
+
+    Args:
+        kinds: only jobs of these kinds; None for all.
+        stop: set it, from any thread or a signal handler, to end after the current step.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        *,
+        kinds: Collection[JobKind] | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self.store = store
+        self.engine = engine
+        self.kinds = kinds
+        self.stop = stop or threading.Event()
+        self.id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+    def run(self) -> None:
+        """Take jobs until told to stop; idle in between."""
+        next_reap = 0.0
+        while not self.stop.is_set():
+            if self.run_one():
+                continue
+            if time.monotonic() >= next_reap:
+                for job in self.store.reap():
+                    log.warning("%s lost its worker", job.id)
+                next_reap = time.monotonic() + REAP_EVERY_S
+            self.stop.wait(IDLE_POLL_S)
+
+    def run_one(self) -> bool:
+        """Take one job and do it; False if there was none."""
+        job = self.store.claim(self.id, self.kinds)
+        if job is None:
+            return False
+        if job.kind == "generate":
+            self._answer(job, time_box_s=None)
+        else:
+            self._work(job)
+        return True
+
+    def _work(self, job: JobRow) -> None:
+        report = Report(self.store, job, self.id)
+
+        def should_stop() -> bool:
+            return self.stop.is_set() or report.lost or self.store.cancel_requested(job.id)
+
+        def body() -> None:
+            config = self.store.run(job.run_id).config
+            next_look = 0.0
+            for event in self.engine.run(self.store, job, config, should_stop):
+                report.add(event)
+                if time.monotonic() >= next_look and not should_stop():
+                    self._serve(config.model)
+                    next_look = time.monotonic() + SERVE_EVERY_S
+
+        self._attempt(job, report, body)
+
+    def _serve(self, model: ModelConfig) -> None:
+        """Answer the prompts that wait for the base model which is in memory anyway."""
+        if self.kinds is not None and "generate" not in self.kinds:
+            return
+        job = self.store.claim(self.id, ["generate"], model)
+        if job is not None:
+            self._answer(job, time_box_s=SERVE_FOR_S)
+
+    def _answer(self, job: JobRow, time_box_s: float | None) -> None:
+        report = Report(self.store, job, self.id)
+        deadline = None if time_box_s is None else time.monotonic() + time_box_s
+
+        def out_of_time() -> bool:
+            return deadline is not None and time.monotonic() > deadline
+
+        def should_stop() -> bool:
+            return self.stop.is_set() or report.lost or out_of_time() or self.store.cancel_requested(job.id)
+
+        def body() -> None:
+            config = self.store.run(job.run_id).config
+            try:
+                for record in self.engine.answer(self.store, job, config, should_stop):
+                    report.add(record)
+            except CancelledError:
+                if self.stop.is_set() or not out_of_time():
+                    raise
+                report.add(
+                    MessageRecord(
+                        level="warning",
+                        text=f"This answer was cut after {time_box_s:.0f} s, because training goes on.",
+                        remedy="Ask again when the training has ended.",
+                    )
+                )
+
+        self._attempt(job, report, body)
+
+    def _attempt(self, job: JobRow, report: Report, body: Callable[[], None]) -> None:
+        """Run `body` and say in the store how it ended. Only a store that fails gets through."""
+        log.info("%s (%s of %s) begins", job.id, job.title, job.run_id)
+        error: TVaccineError | None = None
+        state: Literal["done", "failed", "cancelled", "interrupted"] = "done"
+        try:
+            with report:
+                body()
+        except CancelledError:
+            state = "interrupted" if self.stop.is_set() and not self.store.cancel_requested(job.id) else "cancelled"
+        except TVaccineError as known:
+            state, error = "failed", known
+            log.warning("%s failed: %s", job.id, known)
+        except Exception as unknown:
+            log.exception("%s failed", job.id)
+            state, error = "failed", self._explain(job, unknown)
+        if isinstance(error, OutOfMemoryError):
+            self.engine.release()
+            gc.collect()
+        if report.lost:
+            log.warning("%s went to another worker or was deleted", job.id)
+            return
+        self.store.finish(job.id, state, error, worker_id=self.id)
+        log.info("%s ends: %s", job.id, state)
+
+    def _explain(self, job: JobRow, error: Exception) -> TVaccineError:
+        """An exception that nobody planned, as something to read; its traceback goes to a file of the run."""
+        if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
+            return OutOfMemoryError(
+                f"There was not enough memory for `{job.title}`.",
+                remedy="Use a smaller batch, gradient checkpointing or nf4 quantization, or close other programs; "
+                "then resume the job.",
+            )
+        path = self.store.run_dir(job.run_id) / "log" / f"{job.id}.txt"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n{''.join(traceback.format_exception(error))}\n")
+        except OSError as unwritten:
+            log.warning("cannot write %s: %s", path, unwritten)
+            return TVaccineError(_short(error), remedy="The worker's log has the details.")
+        return TVaccineError(_short(error), remedy=f"This is a fault in the program. The details are in {path}.")
+
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+def run_worker(
+    home: Path,
+    engine: Engine,
+    *,
+    kinds: Collection[JobKind] | None = None,
+    supervised: bool = False,
+) -> None:
+    """The life of a worker process: until SIGTERM, SIGINT or, if `supervised`, the end of its standard input."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    stop = threading.Event()
+    if supervised:
+        if sys.platform != "win32":
+            os.nice(5)  # the page must stay quick while every core trains
+        threading.Thread(target=_wait_for_the_parents_end, args=(stop,), name="parent", daemon=True).start()
+    # Until the first job may be claimed, a signal ends the process at once.
+    engine.warm_up()
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)  # the second one is not patient
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+    worker = Worker(Store(home), engine, kinds=kinds, stop=stop)
+    log.info("worker %s serves %s", worker.id, worker.store.home)
+    worker.run()
+    log.info("worker %s ends", worker.id)
+
+
+def _wait_for_the_parents_end(stop: threading.Event) -> None:
+    """Standard input is a pipe that the parent holds: it ends when the parent does, however that dies."""
+    with contextlib.suppress(OSError, ValueError):
+        while sys.stdin.buffer.read(1):
+            pass
+    stop.set()
+    time.sleep(ORPHAN_GRACE_S)
+    log.error("still at work %d s after the parent's end; leaving", ORPHAN_GRACE_S)
+    os._exit(1)  # whatever holds the main thread would hold sys.exit too; the job shows as interrupted
