@@ -408,10 +408,11 @@ def _processor() -> str:
 def render(report: StepBenchReport) -> str:
     """The report as plain text."""
     settings = report.settings
+    noun = "thread" if report.threads == 1 else "threads"
     lines = [
         f"{settings.layers} layers x {settings.hidden}, vocabulary {settings.vocab}, batch {settings.batch} x "
         f"{settings.length}, half the labels masked, drawn layers {', '.join(map(str, settings.drawn))}",
-        f"{report.processor}, {report.threads} threads, torch {report.torch_version}, "
+        f"{report.processor}, {report.threads} {noun}, torch {report.torch_version}, "
         f"transformers {report.transformers_version}, {settings.repeats} rounds",
         f"{report.num_gradients} gradients agree, worst relative difference {report.worst_gradient_error:.1e}",
         "",
