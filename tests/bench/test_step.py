@@ -10,9 +10,11 @@ from pydantic import ValidationError
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from tvaccine_core.bench import released as released_module
 from tvaccine_core.bench import step as bench
 from tvaccine_core.bench.memory import LiveTensors, SavedActivations
-from tvaccine_core.bench.step import ReleasedStep, StepBenchReport, StepBenchSettings
+from tvaccine_core.bench.released import ReleasedStep, llama
+from tvaccine_core.bench.step import StepBenchReport, StepBenchSettings
 from tvaccine_core.errors import TrainingError
 
 TINY = StepBenchSettings(layers=4, hidden=32, vocab=61, batch=3, length=11, drawn=(1, 3), repeats=3, threads=1)
@@ -134,7 +136,7 @@ def test_undrawn_layers_are_recomputed_and_the_rest_run_twice() -> None:
     def count(index: int, module: nn.Module, inputs: object) -> None:
         runs[index] += 1
 
-    layers = bench.llama(model).model.layers
+    layers = llama(model).model.layers
     handles = [
         layer.mlp.register_forward_pre_hook(partial(count, index)) for index, layer in enumerate(layers)
     ]  # inside the layer, so that recomputation is seen
@@ -155,7 +157,7 @@ def test_released_step_leaves_the_model_as_it_was() -> None:
         assert parameter.requires_grad == before[name][0]
         assert torch.equal(parameter, before[name][1])
     assert not any(module._forward_hooks for module in model.modules())
-    assert not any(layer.gradient_checkpointing for layer in bench.llama(model).model.layers)
+    assert not any(layer.gradient_checkpointing for layer in llama(model).model.layers)
 
 
 def test_released_step_is_plain_backward_at_rho_zero_and_not_above() -> None:
@@ -179,7 +181,7 @@ def test_released_step_is_plain_backward_at_rho_zero_and_not_above() -> None:
 
 
 def test_a_step_with_other_gradients_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "NORM_FLOOR", 10.0)  # the released-style step now perturbs less than ours
+    monkeypatch.setattr(released_module, "NORM_FLOOR", 10.0)  # the released-style step now perturbs less than ours
     with pytest.raises(TrainingError, match="must agree"):
         bench.run(TINY)
 

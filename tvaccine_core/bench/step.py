@@ -6,7 +6,7 @@ down slows all of them:
 
 - `sft`: one step of our SFT, every adapter trained;
 - `exact`: one step of our T-Vaccine with the drawn layers forced, `freezing="layer"`;
-- `released`: the same gradient the plain way, `ReleasedStep` below.
+- `released`: the same gradient the plain way, `ReleasedStep`.
 
 A time ratio is the median of the rounds' ratios, given with the smallest and largest. Before anything is timed, the
 gradients of `exact` and `released` must agree, tensor by tensor.
@@ -23,7 +23,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,11 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import Field, model_validator
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tvaccine_core.bench.memory import LiveTensors, SavedActivations
+from tvaccine_core.bench.released import ReleasedStep
 from tvaccine_core.config import LINEAR_MODULES, Config, SFTConfig, TVaccineConfig
 from tvaccine_core.errors import TrainingError
 from tvaccine_core.methods import load_method
@@ -44,9 +43,6 @@ from tvaccine_core.records import Record
 
 GRADIENT_TOLERANCE = 1e-5
 """Largest relative L2 difference of a gradient tensor at which two steps count as the same step."""
-
-NORM_FLOOR = 1e-7
-"""The released code's addition to the norm that it divides by."""
 
 WARM_UP_ROUNDS = 2
 
@@ -121,89 +117,6 @@ RATIOS = (
     ("released_over_sft", "released", "sft"),
 )
 RATIO_PARTS = ("time_ratio", "time_ratio_min", "time_ratio_max", "saved_activation_ratio", "live_memory_ratio")
-
-
-class ReleasedStep:
-    """The T-Vaccine step as the authors' trainer takes it, on the same Hugging Face model (arXiv:2410.09760).
-
-    Only the drawn layers' adapters require a gradient. Pass one: a whole forward and backward pass, hooks at the drawn
-    attention modules keep the gradient of their output; parameter gradients are thrown away. Pass two: a whole forward
-    and backward pass with the perturbation added to these outputs. Undrawn layers are under non-reentrant
-    checkpointing, the head runs on every position. It shares no code with the step it is measured against.
-    """
-
-    def __init__(self, model: PeftModel, drawn: Sequence[int], rho: float) -> None:
-        self.model = model
-        self.layers: Any = llama(model).model.layers
-        self.drawn = tuple(drawn)
-        self.rho = rho
-
-    @contextmanager
-    def prepared(self) -> Iterator[None]:
-        """Freeze and checkpoint the undrawn layers, as is done at a draw and not at every step; undone on exit."""
-        undrawn = [layer for index, layer in enumerate(self.layers) if index not in self.drawn]
-        frozen = [parameter for layer in undrawn for parameter in layer.parameters() if parameter.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        for layer in undrawn:
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-            layer.gradient_checkpointing = True
-        try:
-            yield
-        finally:
-            for layer in undrawn:
-                layer.gradient_checkpointing = False
-                del layer._gradient_checkpointing_func
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-
-    def __call__(self, batch: Batch) -> None:
-        """Leave the perturbed pass's gradient in `.grad` of the drawn layers' adapters."""
-        gradients: dict[int, Tensor] = {}
-
-        def keep(index: int) -> Callable[..., None]:
-            def hook(module: nn.Module, inputs: Any, output: tuple[Tensor, ...]) -> None:
-                output[0].register_hook(lambda gradient: gradients.update({index: gradient}))
-
-            return hook
-
-        with self._hooked(keep):
-            self._loss(batch).backward()
-        self.model.zero_grad()
-
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
-        scale = self.rho / (norm + NORM_FLOOR)
-
-        def shift(index: int) -> Callable[..., tuple[Tensor, ...]]:
-            def hook(module: nn.Module, inputs: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                return output[0] + scale * gradients[index], *output[1:]
-
-            return hook
-
-        with self._hooked(shift):
-            self._loss(batch).backward()
-
-    def _loss(self, batch: Batch) -> Tensor:
-        output = self.model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels, use_cache=False
-        )
-        return output.loss
-
-    @contextmanager
-    def _hooked(self, make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
-        handles = [self.layers[index].self_attn.register_forward_hook(make(index)) for index in self.drawn]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-def llama(model: PeftModel) -> LlamaForCausalLM:
-    """The Llama inside peft's wrapper."""
-    causal = model.get_base_model()
-    assert isinstance(causal, LlamaForCausalLM)
-    return causal
 
 
 def build_model(settings: StepBenchSettings) -> PeftModel:
