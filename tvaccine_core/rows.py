@@ -49,6 +49,7 @@ SCHEMA: Sequence[str] = (
         job_id TEXT NOT NULL,
         at REAL NOT NULL, kind TEXT NOT NULL, step INTEGER, identity TEXT, event TEXT NOT NULL)""",
     "CREATE INDEX events_by_run ON events (run_id, seq)",
+    "CREATE INDEX events_by_job ON events (job_id, seq)",
     "CREATE UNIQUE INDEX events_by_identity ON events (job_id, identity) WHERE identity IS NOT NULL",
     """CREATE TABLE answers (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,

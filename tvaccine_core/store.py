@@ -171,10 +171,15 @@ class Store(JobQueue):
                 ],
             )
 
-    def truncate_events(self, job_id: str, step: int) -> None:
-        """Forget what a job reported of `step` and later: it resumed from a checkpoint before and reports it again."""
+    def last_seq(self, job_id: str) -> int:
+        """`seq` of the job's newest event, 0 if it has none."""
+        with self._db.read() as db:
+            return db.execute("SELECT COALESCE(MAX(seq), 0) FROM events WHERE job_id = ?", (job_id,)).fetchone()[0]
+
+    def truncate_events(self, job_id: str, step: int, up_to: int) -> None:
+        """Forget what a job had reported, up to seq `up_to`, of `step` and later: it resumed and reports that again."""
         with self._db.write() as db:
-            db.execute("DELETE FROM events WHERE job_id = ? AND step >= ?", (job_id, step))
+            db.execute("DELETE FROM events WHERE job_id = ? AND step >= ? AND seq <= ?", (job_id, step, up_to))
 
     def events(
         self,

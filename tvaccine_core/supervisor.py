@@ -183,13 +183,23 @@ class Supervisor:
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, "OMP_NUM_THREADS": str(self.num_threads), "PYTHONUNBUFFERED": "1"},
+                    env=self._environment(),
                     start_new_session=True,  # Ctrl-C in the terminal is the parent's to handle
                 )
         except OSError as error:
             raise StoreError(
                 f"Cannot start a worker process: {error}", remedy=f"Check that {path.parent} can be written."
             ) from error
+
+    def _environment(self) -> dict[str, str]:
+        # The package is found from wherever the app was started.
+        paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        return {
+            **os.environ,
+            "OMP_NUM_THREADS": str(self.num_threads),
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+            "PYTHONUNBUFFERED": "1",
+        }
 
     def _worker_command(self) -> list[str]:
         return [

@@ -84,7 +84,7 @@ class Report:
         self._events: list[Event] = []
         self._progress: tuple[int, int] | None = None
         self._failure: Exception | None = None
-        self._truncate = job.resumed
+        self._earlier = store.last_seq(job.id) if job.resumed else 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"report-{job.id}", daemon=True)
 
@@ -103,9 +103,9 @@ class Report:
             raise self._failure
         if event.kind == "step":
             self._progress = (event.step, event.num_steps)
-            if self._truncate:  # the interrupted attempt went further than its last checkpoint
-                self._store.truncate_events(self._job.id, event.step)
-                self._truncate = False
+            if self._earlier:  # the interrupted attempt went further than its last checkpoint
+                self._store.truncate_events(self._job.id, event.step, self._earlier)
+                self._earlier = 0
         with self._lock:
             self._events.append(event)
 

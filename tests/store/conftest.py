@@ -10,6 +10,12 @@ from tvaccine_core.records import StepRecord
 from tvaccine_core.store import Store
 
 
+@pytest.fixture(autouse=True)
+def _package_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts in child processes import the package too."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "home")

@@ -151,8 +151,10 @@ def test_a_job_never_holds_two_reports_of_the_same_thing(store: Store, run_id: s
     job = store.enqueue(run_id, "align", {"method": "sft"})
     store.append(job, [step_record(step) for step in range(1, 6)])
     last = store.events(run_id)[-1].seq
-    store.truncate_events(job, 4)
-    store.append(job, [step_record(3, loss=9.0), step_record(4), step_record(5), step_record(6)])
+    assert store.last_seq(job) == last
+    store.append(job, [step_record(3, loss=9.0), step_record(4)])
+    store.truncate_events(job, 4, up_to=last)
+    store.append(job, [step_record(5), step_record(6)])
     steps = [stored.event for stored in store.events(run_id)]
     assert [(event.step, event.loss) for event in steps if isinstance(event, StepRecord)] == [
         (1, 1.0),

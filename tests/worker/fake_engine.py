@@ -1,0 +1,83 @@
+"""A stand-in for the engine: counts steps instead of training, keeps a checkpoint file, misbehaves when asked to.
+
+As a script it is a worker process: `python fake_engine.py HOME [--supervised]`.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tvaccine_core.config import LabConfig
+from tvaccine_core.errors import CancelledError, ModelError
+from tvaccine_core.records import AnswerRecord, CheckpointRecord, Event, LayerDrawRecord, StepRecord
+from tvaccine_core.store import JobRow, Store
+from tvaccine_core.worker import run_worker
+
+
+class FakeEngine:
+    """`params` of a job: `steps`, `step_s`, `checkpoint_every`, and `fail`: known | unknown | memory | die."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.released = 0
+
+    def warm_up(self) -> None:
+        """Nothing to import."""
+
+    def run(self, store: Store, job: JobRow, config: LabConfig, should_stop: Callable[[], bool]) -> Iterator[Event]:
+        """Count from the checkpoint to `steps`."""
+        path = store.run_dir(job.run_id) / "checkpoints" / f"{job.id}.txt"
+        start = int(path.read_text()) if job.resumed and path.exists() else 0
+        every, total = job.params.get("checkpoint_every", 5), job.params.get("steps", 10)
+        yield LayerDrawRecord(step=start, layers=(0,))
+        for step in range(start + 1, total + 1):
+            if should_stop():
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(str(step - 1))
+                raise CancelledError("Stopped.")
+            self._misbehave(job.params.get("fail") if step == 3 else None)
+            time.sleep(job.params.get("step_s", 0.0))
+            self.steps.append(step)
+            yield StepRecord(
+                step=step, num_steps=total, loss=1, learning_rate=1, grad_norm=1, elapsed_s=step, num_tokens=1
+            )
+            if step % every == 0:
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(str(step))
+                yield CheckpointRecord(step=step, path=str(path))
+
+    def answer(
+        self, store: Store, job: JobRow, config: LabConfig, should_stop: Callable[[], bool]
+    ) -> Iterator[AnswerRecord]:
+        """Say `words` words, one every `step_s`."""
+        if job.params.get("fail"):
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.")
+        words = job.params.get("words", 3)
+        for word in range(1, words + 1):
+            if should_stop():
+                raise CancelledError("Stopped.")
+            time.sleep(job.params.get("step_s", 0.0))
+            yield AnswerRecord(
+                state="base", state_hash="h", prompt=job.params["prompt"], text="word " * word, done=word == words
+            )
+
+    def release(self) -> None:
+        """Count."""
+        self.released += 1
+
+    def _misbehave(self, how: str | None) -> None:
+        match how:
+            case "known":
+                raise ModelError("No such model.", remedy="Take another.")
+            case "unknown":
+                raise ZeroDivisionError("secret /path")
+            case "memory":
+                raise MemoryError
+            case "die":
+                os._exit(3)
+
+
+if __name__ == "__main__":
+    run_worker(Path(sys.argv[1]), FakeEngine(), supervised="--supervised" in sys.argv)

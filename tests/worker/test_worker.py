@@ -1,0 +1,254 @@
+"""The worker around a fake engine: how jobs end, what is reported, and prompts answered between steps."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine
+
+from tvaccine_core import worker as worker_module
+from tvaccine_core.config import LabConfig, ModelConfig
+from tvaccine_core.errors import StoreError
+from tvaccine_core.records import AnswerRecord, Event
+from tvaccine_core.store import JobRow, Store
+from tvaccine_core.worker import Worker
+
+WaitUntil = Callable[[Callable[[], object]], None]
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def worker(store: Store, engine: FakeEngine) -> Worker:
+    return Worker(store, engine)
+
+
+def enqueue(store: Store, run_id: str, **params: Any) -> str:
+    return store.enqueue(run_id, "align", {"method": "sft", **params})
+
+
+def ask(store: Store, run_id: str, **params: Any) -> str:
+    return store.enqueue(run_id, "generate", {"prompt": "Hello?", "states": ["base"], **params})
+
+
+def reported(store: Store, job: JobRow, kind: str = "step") -> list[int]:
+    return [stored.event.step for stored in store.events(job.run_id, kinds=[kind], job_id=job.id)]  # pyright: ignore
+
+
+def in_background(worker: Worker) -> threading.Thread:
+    thread = threading.Thread(target=worker.run_one)
+    thread.start()
+    return thread
+
+
+def test_a_job_runs_to_its_end_and_everything_it_said_is_stored(store: Store, run_id: str, worker: Worker) -> None:
+    job_id = enqueue(store, run_id, steps=40)
+    assert worker.run_one()
+    assert not worker.run_one()
+    job = store.job(job_id)
+    assert (job.state, job.error) == ("done", None)
+    assert reported(store, job) == list(range(1, 41))
+    assert reported(store, job, "checkpoint") == list(range(5, 41, 5))
+
+
+@pytest.mark.parametrize("fail", ["known", "unknown", "memory"])
+def test_a_failed_job_says_why_and_the_next_one_runs(
+    store: Store, run_id: str, worker: Worker, engine: FakeEngine, fail: str
+) -> None:
+    broken = enqueue(store, run_id, fail=fail)
+    waiting = store.enqueue(run_id, "attack", {"method": "sft", "attack_id": "a1"}, depends_on=broken)
+    fine = enqueue(store, run_id)
+    while worker.run_one():
+        pass
+    job = store.job(broken)
+    assert [store.job(j).state for j in (broken, waiting, fine)] == ["failed", "cancelled", "done"]
+    assert reported(store, job) == [1, 2]
+    assert job.error
+    assert job.remedy
+    if fail == "known":
+        assert (job.error, job.remedy) == ("No such model.", "Take another.")
+    elif fail == "unknown":
+        path = store.run_dir(run_id) / "log" / f"{broken}.txt"
+        assert str(path) in job.remedy
+        assert "Traceback" in path.read_text()
+        assert "Traceback" not in job.error
+    else:
+        assert "memory" in job.error
+        assert "smaller batch" in job.remedy
+    assert engine.released == (fail == "memory")
+
+
+def test_cancel_stops_within_a_step_and_keeps_the_checkpoint(
+    store: Store, run_id: str, worker: Worker, engine: FakeEngine, wait_until: WaitUntil
+) -> None:
+    job_id = enqueue(store, run_id, steps=10_000, step_s=0.02)
+    thread = in_background(worker)
+    wait_until(lambda: len(engine.steps) >= 3)
+    store.cancel(job_id)
+    done = engine.steps[-1]
+    thread.join()
+    assert engine.steps[-1] <= done + 1
+    job = store.job(job_id)
+    assert (job.state, job.error) == ("cancelled", None)
+    assert reported(store, job) == engine.steps
+
+    store.resume(job_id)
+    engine.steps.clear()
+    worker.stop.set()  # a stop while a job runs: interrupted, not cancelled
+    worker.run_one()
+    assert store.job(job_id).state == "interrupted"
+    assert engine.steps == []
+
+
+def test_progress_and_heartbeats_appear_while_a_job_runs(
+    store: Store, run_id: str, worker: Worker, wait_until: WaitUntil
+) -> None:
+    job_id = enqueue(store, run_id, steps=100_000, step_s=0.01)
+    thread = in_background(worker)
+    wait_until(lambda: store.job(job_id).done)
+    first = store.job(job_id)
+    assert first.total == 100_000
+    wait_until(lambda: (store.job(job_id).done or 0) > (first.done or 0))
+    assert store.job(job_id).heartbeat_at > first.heartbeat_at  # pyright: ignore[reportOptionalOperand]
+    assert reported(store, first)  # written while it runs, not at its end
+    store.cancel(job_id)
+    thread.join()
+
+
+def test_a_resumed_job_goes_on_from_its_checkpoint_and_reports_no_step_twice(
+    store: Store, run_id: str, worker: Worker, engine: FakeEngine
+) -> None:
+    """The first attempt dies at step 9, four steps after its last checkpoint, having reported everything."""
+    job_id = enqueue(store, run_id, steps=12, checkpoint_every=5)
+    job = store.claim("dead")
+    assert job is not None
+    said: list[Event] = []
+    for event in engine.run(store, job, LabConfig(), lambda: False):
+        said.append(event)
+        if event.kind == "step" and event.step == 9:
+            break
+    store.append(job_id, said)
+    store.reap(timeout_s=-1)
+    store.resume(job_id)
+    seen = store.last_seq(job_id)
+    engine.steps.clear()
+
+    assert worker.run_one()
+
+    assert engine.steps == [6, 7, 8, 9, 10, 11, 12]
+    assert reported(store, job) == list(range(1, 13))
+    assert reported(store, job, "layer_draw") == [0, 5]
+    fresh = store.events(run_id, after=seen, kinds=["step"])
+    assert [stored.event.step for stored in fresh] == engine.steps  # pyright: ignore
+
+
+def test_a_job_taken_away_is_dropped_without_a_word(
+    store: Store,
+    run_id: str,
+    worker: Worker,
+    engine: FakeEngine,
+    wait_until: WaitUntil,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_module, "HEARTBEAT_EVERY_S", 0.05)
+    job_id = enqueue(store, run_id, steps=100_000, step_s=0.01)
+    thread = in_background(worker)
+    wait_until(lambda: len(engine.steps) >= 3)
+    store.reap(timeout_s=-1)
+    store.resume(job_id)
+    other = store.claim("other")
+    assert other is not None
+    thread.join()
+    assert (store.job(job_id).state, store.job(job_id).worker_id) == ("running", "other")
+
+
+def test_prompts_are_answered_between_steps(store: Store, run_id: str, worker: Worker, wait_until: WaitUntil) -> None:
+    job_id = enqueue(store, run_id, steps=100_000, step_s=0.01)
+    thread = in_background(worker)
+    wait_until(lambda: store.job(job_id).done)
+    same_base = store.create_run(LabConfig())
+    other_base = store.create_run(LabConfig(model=ModelConfig(quantization="nf4")))
+    prompts = [ask(store, run_id), ask(store, same_base)]
+    foreign = ask(store, other_base)
+    wait_until(lambda: all(store.job(prompt).state == "done" for prompt in prompts))
+    assert store.job(job_id).state == "running"
+    assert store.job(foreign).state == "queued"
+    (answer,) = store.events(run_id, kinds=["answer"], job_id=prompts[0])
+    assert isinstance(answer.event, AnswerRecord)
+    assert answer.event.done
+    store.cancel(job_id)
+    thread.join()
+    assert worker.run_one()
+    assert store.job(foreign).state == "done"
+
+
+def test_a_prompt_that_fails_does_not_hurt_the_training(
+    store: Store, run_id: str, worker: Worker, wait_until: WaitUntil
+) -> None:
+    job_id = enqueue(store, run_id, steps=100, step_s=0.01)
+    prompt = ask(store, run_id, fail="memory")
+    assert store.job(prompt).state == "queued"
+    store.claim("elsewhere", ["align"])  # so that the prompt does not come first
+    store.finish(job_id, "interrupted")
+    store.cancel(prompt)
+    store.resume(job_id)
+    thread = in_background(worker)
+    wait_until(lambda: store.job(job_id).state == "running")
+    prompt = ask(store, run_id, fail="memory")
+    thread.join()
+    assert store.job(prompt).state == "failed"
+    assert "memory" in (store.job(prompt).error or "")
+    assert store.job(job_id).state == "done"
+
+
+def test_an_answer_gets_only_its_time_while_a_job_trains(
+    store: Store, run_id: str, worker: Worker, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "SERVE_FOR_S", 0.1)
+    job_id = enqueue(store, run_id, steps=100_000, step_s=0.01)
+    thread = in_background(worker)
+    wait_until(lambda: store.job(job_id).state == "running")
+    prompt = ask(store, run_id, words=1000, step_s=0.01)
+    wait_until(lambda: not store.job(prompt).active)
+    assert store.job(prompt).state == "done"
+    kinds = [stored.event.kind for stored in store.events(run_id, job_id=prompt)]
+    assert kinds == ["answer", "message"]
+    store.cancel(job_id)
+    thread.join()
+
+
+def test_a_prompt_can_be_cancelled_while_it_is_answered(
+    store: Store, run_id: str, worker: Worker, wait_until: WaitUntil
+) -> None:
+    prompt = ask(store, run_id, words=100_000, step_s=0.01)
+    thread = in_background(worker)
+    wait_until(lambda: store.job(prompt).state == "running")
+    store.cancel(prompt)
+    thread.join()
+    assert store.job(prompt).state == "cancelled"
+
+
+def test_a_store_that_fails_stops_the_job(
+    store: Store, run_id: str, worker: Worker, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = enqueue(store, run_id, steps=100_000, step_s=0.01)
+
+    def full(*_: object) -> None:
+        raise StoreError("The disk is full.", remedy="Free some space.")
+
+    monkeypatch.setattr(store, "append", full)
+    worker.run_one()
+    assert len(engine.steps) < 1000
+    assert (store.job(job_id).state, store.job(job_id).error) == ("failed", "The disk is full.")
+
+
+def test_kinds_limit_what_a_worker_takes(store: Store, run_id: str, engine: FakeEngine) -> None:
+    align, prompt = enqueue(store, run_id), ask(store, run_id)
+    only_align = Worker(store, engine, kinds=["align"])
+    while only_align.run_one():
+        pass
+    assert (store.job(align).state, store.job(prompt).state) == ("done", "queued")
