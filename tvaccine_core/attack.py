@@ -1,0 +1,50 @@
+"""The harmful fine-tuning attack (Qi et al., arXiv:2310.03693): a user uploads data of which a share is harmful.
+
+An attack is a mixture and `fit` with plain fine-tuning. Its data, order and new adapter are functions of the attack's
+own seed, so that every aligned model faces the same attack.
+"""
+
+from __future__ import annotations
+
+from tvaccine_core.adapters import ModelStates
+from tvaccine_core.config import AttackConfig
+from tvaccine_core.data.batches import derive_seed
+from tvaccine_core.data.mixtures import user_mixture
+from tvaccine_core.data.sources import LabData
+from tvaccine_core.records import Example
+
+
+def attack_data(data: LabData, attack: AttackConfig) -> list[Example]:
+    """What the user uploads.
+
+    Raises:
+        DataError: there are fewer harmful or task examples than the mixture needs.
+        ConfigError: there is no such task.
+    """
+    return user_mixture(
+        data.attack_harmful,
+        data.task(attack.task).train,
+        attack.num_samples,
+        attack.harmful_ratio,
+        derive_seed(attack.seed, "mixture"),
+    )
+
+
+def prepare_attack(states: ModelStates, attack: AttackConfig, *, aligned: str, attacked: str) -> str:
+    """Set up what the attack trains, define the state `attacked`, and return the name of the trained adapter.
+
+    `new`: a fresh adapter on the frozen aligned one (the published protocol). `single`: a copy of the aligned adapter
+    goes on training; its own rank and scaling are kept, `attack.adapter` is not used.
+    """
+    trained = f"{attacked}/trained"
+    states.drop(attacked)
+    states.drop(trained)
+    if attack.adapter_mode == "single":
+        states.copy(aligned, trained)
+        states.define(attacked, [trained])
+        states.train(trained)
+    else:
+        states.add(trained, attack.adapter, derive_seed(attack.seed, "adapter"))
+        states.define(attacked, [aligned, trained])
+        states.train(trained, on_top_of=aligned)
+    return trained

@@ -1,0 +1,138 @@
+"""Resumable checkpoints: one folder each, `tensors.safetensors` + `checkpoint.json`, never a pickle.
+
+A checkpoint is written beside its final name and renamed when it is complete and on disk, so a process killed at any
+moment leaves the previous one whole. The last two are kept: if the newest is damaged the one before it serves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tvaccine_core.errors import TrainingError
+
+VERSION = 1
+NUM_KEPT = 2
+TENSORS, META = "tensors.safetensors", "checkpoint.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What was read back."""
+
+    step: int
+    """Optimiser steps done."""
+    elapsed_s: float
+    tensors: dict[str, Tensor]
+    skipped: tuple[str, ...]
+    """Why newer checkpoints were passed over, one sentence each; empty if the newest was good."""
+
+
+def save_checkpoint(
+    folder: Path, *, step: int, elapsed_s: float, fingerprint: str, tensors: Mapping[str, Tensor]
+) -> Path:
+    """Write `folder/step-<step>` and drop all but the last two.
+
+    Raises:
+        TrainingError: it cannot be written (disk full, no permission); earlier checkpoints are as they were.
+    """
+    final = folder / f"step-{step:08d}"
+    partial = folder / f".partial-{step:08d}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / TENSORS)
+        meta = {
+            "version": VERSION,
+            "step": step,
+            "elapsed_s": elapsed_s,
+            "fingerprint": fingerprint,
+            "sha256": _sha256(partial / TENSORS),
+        }
+        (partial / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
+        for path in (partial / TENSORS, partial / META, partial):
+            sync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise TrainingError(
+            f"The checkpoint of step {step} cannot be written to {folder}: {error}",
+            remedy="Free disk space or choose another data directory, then resume: earlier checkpoints are intact.",
+        ) from error
+    for old in _steps(folder)[:-NUM_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
+    """The newest readable checkpoint in `folder`, or None if there is none.
+
+    Raises:
+        TrainingError: every checkpoint is damaged, or the run they belong to had other settings or data.
+    """
+    skipped: list[str] = []
+    for path in reversed(_steps(folder)):
+        try:
+            meta = json.loads((path / META).read_text(encoding="utf-8"))
+            if meta["version"] != VERSION:
+                raise ValueError(f"version {meta['version']}, this is version {VERSION}")
+            if meta["sha256"] != _sha256(path / TENSORS):
+                raise ValueError(f"{TENSORS} is not the file that was written")
+            found = meta["fingerprint"], int(meta["step"]), float(meta["elapsed_s"])
+            tensors = load_file(path / TENSORS)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            skipped.append(f"Checkpoint {path.name} is damaged and was passed over: {error}")
+            continue
+        if found[0] != fingerprint:
+            raise TrainingError(
+                f"The checkpoints in {folder} were made with other settings or data.",
+                remedy="Resume with the settings of the first start, or start again without resuming.",
+            )
+        return Checkpoint(step=found[1], elapsed_s=found[2], tensors=tensors, skipped=tuple(skipped))
+    if skipped:
+        raise TrainingError(
+            f"No checkpoint in {folder} can be read. {' '.join(skipped)}",
+            remedy="Start again without resuming.",
+        )
+    return None
+
+
+def last_step(folder: Path) -> int:
+    """Step of the newest checkpoint in `folder`, unread; 0 if there is none."""
+    steps = _steps(folder)
+    return int(steps[-1].name.removeprefix("step-")) if steps else 0
+
+
+def discard_checkpoints(folder: Path) -> None:
+    """Remove `folder` and all checkpoints in it, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until the file or folder is on disk, so that a rename that follows never outruns its content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _steps(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(folder.glob("step-*"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,41 @@
+"""The user's data: harmful examples among harmless ones. Torch-free."""
+
+from collections.abc import Sequence
+from random import Random
+
+from tvaccine_core.errors import DataError
+from tvaccine_core.records import Example
+
+
+def user_mixture(
+    harmful: Sequence[Example], task: Sequence[Example], num_samples: int, harmful_ratio: float, seed: int
+) -> list[Example]:
+    """`round(p n)` harmful examples and the rest of the task, drawn without replacement and shuffled.
+
+    The rounding of the two shares is done once: `int(p n) + int((1 - p) n)` loses samples (999 of 1000 at p = 0.9).
+    Nothing is repeated: a source that is too small is an error, because a repeated sample is a different attack.
+
+    Args:
+        harmful: what the attacker has.
+        task: what the user wants to teach.
+        num_samples: n.
+        harmful_ratio: p, 0..1.
+        seed: of the draw; the same seed gives the same mixture for every method.
+
+    Raises:
+        DataError: a source holds fewer examples than its share.
+    """
+    num_harmful = round(harmful_ratio * num_samples)
+    rng = Random(seed)
+    chosen = _draw(harmful, num_harmful, "harmful", rng) + _draw(task, num_samples - num_harmful, "task", rng)
+    rng.shuffle(chosen)
+    return chosen
+
+
+def _draw(examples: Sequence[Example], count: int, kind: str, rng: Random) -> list[Example]:
+    if count > len(examples):
+        raise DataError(
+            f"The mixture needs {count} {kind} examples, but there are only {len(examples)}.",
+            remedy="Lower num_samples (n) or change harmful_ratio (p).",
+        )
+    return rng.sample(list(examples), count)

@@ -1,0 +1,236 @@
+"""From an example to token ids: the template, the loss mask, and a preview of both that needs no torch.
+
+A prompt is rendered with the tokenizer's chat template when it has one, else with the Alpaca template (Taori et al.,
+2023) that the harmful fine-tuning literature uses. Prompt tokens are masked: only the answer and the end-of-sequence
+token are learned. Prompt and answer are tokenised apart, so that training and generation see the same boundary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from tvaccine_core.errors import DataError, ModelError
+from tvaccine_core.records import Example
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+MASKED = -100
+"""Label of a token that is not learned."""
+
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{prompt}\n\n### Response:"
+)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One tokenised example."""
+
+    example_id: str
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    """Not shifted; `MASKED` on the prompt."""
+    cut: bool = False
+    """True if the end of the answer was cut off, end-of-sequence token included."""
+
+    @property
+    def num_labelled(self) -> int:
+        """Tokens that are learned, after the causal shift (the first token can never be)."""
+        return sum(label != MASKED for label in self.labels[1:])
+
+
+def template_name(tokenizer: PreTrainedTokenizerBase) -> str:
+    """`chat template` or `Alpaca`: the one in use, to be shown to the user."""
+    return "chat template" if tokenizer.chat_template else "Alpaca"
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """What the model reads before it answers."""
+    if not tokenizer.chat_template:
+        return ALPACA.format(prompt=prompt)
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    assert isinstance(rendered, str)
+    return rendered
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Token ids of the rendered prompt. A chat template writes its own BOS; otherwise the tokenizer adds it."""
+    ids = tokenizer(render_prompt(tokenizer, prompt), add_special_tokens=not tokenizer.chat_template)["input_ids"]
+    assert isinstance(ids, list)
+    return _without_end(ids, _end_id(tokenizer))
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int) -> Encoded:
+    """Tokenise `example`; more than `max_length` tokens lose the end of the answer, and `cut` says so.
+
+    Raises:
+        DataError: the answer is empty, or the prompt alone leaves no room for it.
+        ModelError: the tokenizer has no end-of-sequence token.
+    """
+    end = _end_id(tokenizer)
+    if end is None:
+        raise ModelError("The tokenizer has no end-of-sequence token.", remedy="Set eos_token in its config.")
+    prompt = encode_prompt(tokenizer, example.prompt)
+    answer = tokenizer(example.answer, add_special_tokens=False)["input_ids"]
+    assert isinstance(answer, list)
+    return _join(example, prompt, answer, end, max_length)
+
+
+def encode_all(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> list[Encoded]:
+    """`encode` for each example. Raises what `encode` raises."""
+    return [encode(tokenizer, example, max_length) for example in examples]
+
+
+def _join(example: Example, prompt: list[int], answer: list[int], eos: int, max_length: int) -> Encoded:
+    if not answer:
+        raise DataError(
+            f"Example {example.id} has an empty answer: {example.answer!r}.", remedy="Remove it or give it an answer."
+        )
+    if len(prompt) >= max_length:
+        raise DataError(
+            f"The prompt of example {example.id} takes {len(prompt)} tokens; with max_length {max_length} "
+            "no token of its answer would be learned.",
+            remedy=f"Raise max_length above {len(prompt) + len(answer)}, or remove the example.",
+        )
+    ids = [*prompt, *answer, eos]
+    labels = [MASKED] * len(prompt) + ids[len(prompt) :]
+    return Encoded(
+        example_id=example.id,
+        input_ids=tuple(ids[:max_length]),
+        labels=tuple(labels[:max_length]),
+        cut=len(ids) > max_length,
+    )
+
+
+def _end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    value = tokenizer.eos_token_id
+    return value if isinstance(value, int) else None
+
+
+def _without_end(ids: list[int], eos: int | None) -> list[int]:
+    """Some tokenizers close every text with EOS; a prompt that is to be answered must stay open."""
+    return ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids
+
+
+@dataclass(frozen=True)
+class PromptPreview:
+    """What training makes of one example."""
+
+    template: str
+    """`chat template` or `Alpaca`."""
+    text: str
+    """The rendered prompt."""
+    tokens: tuple[str, ...]
+    """Text of each token, prompt and answer; joined they give the whole."""
+    learned: tuple[bool, ...]
+    """True where the loss looks."""
+    cut: bool
+
+
+def preview(folder: Path, example: Example, max_length: int = 200) -> PromptPreview:
+    """The same as `encode`, from the tokenizer's files alone: no torch, no transformers.
+
+    Args:
+        folder: holds `tokenizer.json`, and `tokenizer_config.json` or `chat_template.jinja` if there is a template.
+        example: what to show.
+        max_length: as in training.
+
+    Raises:
+        ModelError: `folder` has no readable fast tokenizer.
+        DataError: as `encode`.
+    """
+    tokenizer, config = _load_tokenizer(folder)
+    template = config["chat_template"]
+    eos = tokenizer.token_to_id(config["eos_token"] or "")
+    if eos is None:
+        raise ModelError(f"The tokenizer in {folder} has no end-of-sequence token.", remedy="Set eos_token.")
+    text = _render(template, config, example.prompt) if template else ALPACA.format(prompt=example.prompt)
+    prompt = _without_end(tokenizer.encode(text, add_special_tokens=not template).ids, eos)
+    answer = tokenizer.encode(example.answer, add_special_tokens=False).ids
+    encoded = _join(example, prompt, answer, eos, max_length)
+    # Ids decoded one by one lose blanks and break characters; the growth of the decoded whole does not.
+    grown = [tokenizer.decode(list(encoded.input_ids[:stop]), skip_special_tokens=False) for stop in
+             range(len(encoded.input_ids) + 1)]  # fmt: skip
+    return PromptPreview(
+        template="chat template" if template else "Alpaca",
+        text=text,
+        tokens=tuple(after[len(before) :] for before, after in pairwise(grown)),
+        learned=tuple(label != MASKED for label in encoded.labels),
+        cut=encoded.cut,
+    )
+
+
+@lru_cache(maxsize=4)
+def _load_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer, and what its config says under chat_template, bos_token and eos_token (None where absent)."""
+    from tokenizers import Tokenizer
+
+    remedy = "Give a folder with tokenizer.json, as `save_pretrained` writes it."
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"There is no tokenizer.json in {folder}.", remedy=remedy)
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+        template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
+    except Exception as error:  # tokenizers raises plain Exception for a broken file
+        raise ModelError(f"The tokenizer in {folder} cannot be read: {error}", remedy=remedy) from error
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+
+    def token(name: str) -> str | None:
+        value = config.get(name)
+        return value["content"] if isinstance(value, dict) else value
+
+    return tokenizer, {
+        "chat_template": template,
+        "bos_token": token("bos_token"),
+        "eos_token": token("eos_token"),
+    }
+
+
+def _render(template: str, config: dict[str, Any], prompt: str) -> str:
+    """A chat template in the environment that Hugging Face defines for it."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+    )
+    environment.globals["raise_exception"] = _raise_template_error
+    try:
+        return environment.from_string(template).render(
+            messages=[{"role": "user", "content": prompt}],
+            add_generation_prompt=True,
+            bos_token=config["bos_token"] or "",
+            eos_token=config["eos_token"] or "",
+        )
+    except TemplateError as error:
+        raise ModelError(f"The chat template cannot be rendered: {error}", remedy="Correct the template.") from error
+
+
+def _raise_template_error(message: str) -> None:
+    raise TemplateError(message)
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}…{% endgeneration %}`, Hugging Face's mark of the assistant's words: its body, unchanged."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)

@@ -1,0 +1,48 @@
+"""Embedding drift: how far an attack moved the hidden states (Huang et al., arXiv:2402.01109).
+
+Mean over prompt tokens of the L2 distance between two states' hidden states at each decoder layer's output, on the same
+prompts. It shows where in the network alignment was lost; its scale is the model's, so compare layers and methods of
+one model only. Padding is excluded. Cost: one forward pass over the prompts in each state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from tvaccine_core.adapters import ModelStates
+from tvaccine_core.data.prompts import encode_prompt
+from tvaccine_core.hooks import find_blocks, hidden_of, record_output
+from tvaccine_core.records import DriftRecord
+
+
+def embedding_drift(
+    states: ModelStates, state: str, reference: str, prompts: Sequence[str], batch_size: int
+) -> DriftRecord:
+    """Drift of `state` from `reference` at each layer, lowest first; `prompts` must not be empty."""
+    encoded = sorted((encode_prompt(states.loaded.tokenizer, prompt) for prompt in prompts), key=len)
+    total = torch.zeros(len(find_blocks(states.loaded.model)), dtype=torch.float64)
+    num_tokens = 0
+    for start in range(0, len(encoded), batch_size):
+        batch = encoded[start : start + batch_size]
+        longest = max(map(len, batch))
+        ids = torch.tensor([prompt + [states.loaded.pad_id] * (longest - len(prompt)) for prompt in batch])
+        mask = torch.tensor([[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt in batch])
+        now, before = (_hidden_states(states, name, ids, mask) for name in (state, reference))
+        real = mask.bool()
+        distances = [(a - b).norm(dim=-1)[real].sum() for a, b in zip(now, before, strict=True)]  # (B, T) each
+        total += torch.stack(distances).double()
+        num_tokens += int(mask.sum())
+    return DriftRecord(state=state, reference=reference, drift=tuple((total / num_tokens).tolist()))
+
+
+def _hidden_states(states: ModelStates, state: str, ids: Tensor, mask: Tensor) -> list[Tensor]:
+    """Output of every decoder layer, each (B, T, D), float32 on the CPU."""
+    device = states.loaded.device
+    with torch.no_grad(), states.active(state) as model, ExitStack() as stack:
+        captured = [stack.enter_context(record_output(block.layer)) for block in find_blocks(model)]
+        model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+    return [hidden_of(outputs[0]).float().cpu() for outputs in captured]

@@ -1,0 +1,154 @@
+"""Greedy answers from several model states, batched and streamed.
+
+A loop of our own instead of `generate`: it is 10 to 30 % faster on small models, can be left after any token, drops
+rows that have ended, and is a plain generator, so a training process can serve answers between two steps. Rows of one
+state run with that adapter active; rows of several states share one batch in which each row names its adapter.
+Greedy decoding, so a difference between two answers is the models'.
+Cost: one pass over the prompts, then one token a pass with the key-value cache.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from tvaccine_core.adapters import ModelStates
+from tvaccine_core.data.prompts import encode_prompt
+from tvaccine_core.errors import CancelledError
+
+Row = tuple[str, str]
+"""State and prompt (not yet rendered)."""
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """One decoding step."""
+
+    tokens: tuple[tuple[int, int], ...]
+    """(row, token) for every row that goes on."""
+    ended: tuple[int, ...]
+    """Rows that ended at this step: end-of-sequence, length or time."""
+
+
+def stream_tokens(
+    states: ModelStates,
+    rows: Sequence[Row],
+    max_new_tokens: int,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    time_limit_s: float = math.inf,
+) -> Iterator[NewTokens]:
+    """Decode `rows` as one batch, step by step. Modes, adapters and `requires_grad` are as before after the last step.
+
+    Args:
+        states: where the states of `rows` live.
+        rows: at least one.
+        max_new_tokens: longest answer.
+        should_stop: asked before every token.
+        time_limit_s: after so many seconds, answers end where they are.
+
+    Raises:
+        CancelledError: `should_stop` said so.
+        ModelError: a state is not in memory.
+    """
+    loaded = states.loaded
+    prompts = [encode_prompt(loaded.tokenizer, prompt) for _, prompt in rows]
+    longest = max(map(len, prompts))
+    device = loaded.device
+    ids = torch.tensor([[loaded.pad_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
+    live = list(range(len(rows)))
+    deadline = time.monotonic() + time_limit_s
+    accepted = inspect.signature(loaded.model.forward).parameters
+    cache = DynamicCache(config=loaded.model.config)
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        names: list[str] | None = None
+        model: Any
+        if len({state for state, _ in rows}) == 1:
+            model = stack.enter_context(states.active(rows[0][0]))
+        else:
+            model, names = stack.enter_context(states.mixed([state for state, _ in rows]))
+        for number in range(max_new_tokens):
+            if should_stop():
+                raise CancelledError("The answer was stopped.")
+            extra: dict[str, Any] = {"position_ids": positions} if "position_ids" in accepted else {}
+            if "logits_to_keep" in accepted:
+                extra["logits_to_keep"] = 1
+            if names is not None:
+                extra["adapter_names"] = names
+            logits = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra).logits
+            chosen = logits[:, -1].argmax(dim=-1)  # (B,)
+            tokens = chosen.tolist()
+            over = number + 1 == max_new_tokens or time.monotonic() > deadline
+            going = [index for index, token in enumerate(tokens) if token not in loaded.end_ids]
+            staying = [] if over else going
+            yield NewTokens(
+                tokens=tuple((live[index], tokens[index]) for index in going),
+                ended=tuple(live[index] for index in range(len(live)) if over or index not in set(going)),
+            )
+            if not staying:
+                return
+            ids, positions = chosen[:, None], positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
+            if len(staying) < len(live):
+                kept = torch.tensor(staying, device=device)
+                cache.batch_select_indices(kept)
+                ids, positions, mask = ids[kept], positions[kept], mask[kept]
+                live = [live[index] for index in staying]
+                names = None if names is None else [names[index] for index in staying]
+
+
+def generate_answers(
+    states: ModelStates,
+    rows: Sequence[Row],
+    max_new_tokens: int,
+    batch_size: int,
+    on_tokens: Callable[[Sequence[tuple[int, int]]], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[str]:
+    """Answers in the order of `rows`, blanks around them stripped.
+
+    Args:
+        states: where the states of `rows` live.
+        rows: (state, prompt) each.
+        max_new_tokens: longest answer.
+        batch_size: rows at once, at most; batches are made equally large.
+        on_tokens: called after every step with (row, new token) of each row that goes on.
+        should_stop: asked before every token.
+
+    Raises:
+        CancelledError: `should_stop` said so.
+        ModelError: a state is not in memory.
+    """
+    answers: list[list[int]] = [[] for _ in rows]
+    # Rows of one state run faster than a mixture, and prompts of similar length need less padding.
+    order = sorted(range(len(rows)), key=lambda row: (rows[row][0], len(rows[row][1])))
+    size = math.ceil(len(rows) / math.ceil(len(rows) / batch_size)) if rows else 1
+    for start in range(0, len(rows), size):
+        batch = order[start : start + size]
+        for step in stream_tokens(
+            states, [rows[row] for row in batch], max_new_tokens, should_stop=should_stop or (lambda: False)
+        ):
+            tokens = [(batch[index], token) for index, token in step.tokens]
+            for row, token in tokens:
+                answers[row].append(token)
+            if on_tokens is not None:
+                on_tokens(tokens)
+    return [decode(states, ids) for ids in answers]
+
+
+def decode(states: ModelStates, ids: Sequence[int]) -> str:
+    """Text of the tokens of an answer."""
+    text = states.loaded.tokenizer.decode(list(ids), skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text.strip()

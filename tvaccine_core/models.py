@@ -1,0 +1,228 @@
+"""Loading a base model: the sandbox's, a local folder's or a Hugging Face hub's; safetensors only, no remote code.
+
+Whatever the storage of the base (float32, bfloat16, int8, NF4), adapters train in float32 (see `adapters`).
+Cost: one pass over the weight files to hash a local model; hub models are named by repository and revision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError as HubRepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from tvaccine_core.config import ModelConfig
+from tvaccine_core.errors import ModelError
+from tvaccine_core.hooks import find_blocks
+from tvaccine_core.sandbox.base import SANDBOX_BASE
+
+__all__ = ["LoadedModel", "find_blocks", "load_model", "model_folder", "pick_device"]
+
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt"]
+HUB_FILES_IGNORED = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A base model in memory, frozen, in eval mode."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    config: ModelConfig
+    device: torch.device
+    key: str
+    """Hash of the base weights and of how they are stored; part of every state's hash."""
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills the gaps; masked everywhere, so any will do where the tokenizer names none."""
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if isinstance(token, int):
+                return token
+        return 0
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: the tokenizer's, and those that the model's generation config names."""
+        values = self.tokenizer.eos_token_id, getattr(self.model.generation_config, "eos_token_id", None)
+        flat = [end for value in values for end in (value if isinstance(value, list) else [value])]
+        return frozenset(end for end in flat if isinstance(end, int))
+
+
+def load_model(config: ModelConfig, num_threads: int | None = None) -> LoadedModel:
+    """Load what `config` names.
+
+    Args:
+        config: `name` is `sandbox`, a folder, or a hub id.
+        num_threads: CPU threads of this process from now on; None leaves them as they are. Results are bit-equal only
+            for the same number.
+
+    Raises:
+        ModelError: missing, gated, unreachable, corrupt, without safetensors or tokenizer, or not loadable on this
+            device; the remedy says what to do.
+    """
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    device = pick_device(config.device)
+    folder, identity = _locate(config.name)
+    _check_weights(folder)
+    key = hashlib.sha256(f"{identity or _hash_weights(folder)}/{config.quantization}/{config.dtype}".encode())
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation="sdpa",
+            **_storage(config, device),
+        )
+    except (SafetensorError, OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"The model in {folder} cannot be loaded: {error}",
+            remedy="Use a decoder-only model that transformers knows without remote code, saved as safetensors "
+            "with its tokenizer; if a file is damaged, download or copy it again.",
+        ) from error
+    if config.quantization == "none":
+        model.to(device)
+    _disarm_cpu_repacking(model)
+    model.requires_grad_(False)
+    model.eval()
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return LoadedModel(model, tokenizer, config, device, key.hexdigest())
+
+
+def pick_device(wish: str) -> torch.device:
+    """The device to run on; `auto` takes the best there is.
+
+    Raises:
+        ModelError: the device asked for is not here.
+    """
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wish == "auto":
+        return torch.device(next(name for name, available in here.items() if available))
+    if not here.get(wish, False):
+        raise ModelError(
+            f"This machine has no {wish} device for PyTorch {torch.__version__}.",
+            remedy="Set the device to auto or cpu, or install a PyTorch build for your hardware.",
+        )
+    return torch.device(wish)
+
+
+def model_folder(name: str) -> Path | None:
+    """The local folder that `name` means, or None for a hub id. Loads nothing."""
+    if name == "sandbox":
+        return SANDBOX_BASE
+    path = Path(name).expanduser()
+    looks_local = path.is_absolute() or name.startswith((".", "~")) or path.exists() or name.count("/") > 1
+    return path if looks_local or (os.sep != "/" and os.sep in name) else None
+
+
+def _locate(name: str) -> tuple[Path, str | None]:
+    """Folder of the model, and `repository@revision` if it came from a hub."""
+    folder = model_folder(name)
+    if folder is not None:
+        if not (folder / "config.json").is_file():
+            remedy = "Give a folder as `save_pretrained` writes it, or a Hugging Face model id."
+            if name == "sandbox":
+                remedy = "Build it: python -m tvaccine_core sandbox build --seed 0"
+            raise ModelError(f"There is no model in {folder}: config.json is missing.", remedy=remedy)
+        return folder, None
+    try:
+        found = Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=HUB_FILES_IGNORED))
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{name} is gated: its owner asks you to accept terms first.",
+            remedy=f"Accept them at https://huggingface.co/{name}, then log in: hf auth login (or set HF_TOKEN).",
+        ) from error
+    except (HubRepositoryNotFoundError, HFValidationError) as error:
+        raise ModelError(
+            f"There is no model {name!r} on the Hugging Face hub that you may see, and no folder of that name here.",
+            remedy="Check the spelling; for a private model log in: hf auth login (or set HF_TOKEN).",
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            f"{name} is not in the local cache and the Hugging Face hub cannot be reached: {error}",
+            remedy="Go online once, or download the model elsewhere and give its folder.",
+        ) from error
+    return found, f"{name}@{found.name}"
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _check_weights(folder: Path) -> None:
+    """Open the header of every weight file: a truncated one is found in milliseconds, not after minutes of loading."""
+    files = _weight_files(folder)
+    if not files:
+        raise ModelError(
+            f"There are no safetensors weights in {folder}.",
+            remedy="Convert the model: load it once with transformers and call "
+            "`model.save_pretrained(folder, safe_serialization=True)`. Pickled weights are never read.",
+        )
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as weights:
+                weights.keys()
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"{path} is damaged or incomplete: {error}", remedy="Download or copy this file again."
+            ) from error
+
+
+def _hash_weights(folder: Path) -> str:
+    """SHA-256 over the weight files and the config that gives them meaning."""
+    digest = hashlib.sha256()
+    for path in [folder / "config.json", *_weight_files(folder)]:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _storage(config: ModelConfig, device: torch.device) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that decide how the weights lie in memory."""
+    if config.quantization == "none":
+        return {"dtype": getattr(torch, config.dtype)}
+    if device.type == "mps":
+        raise ModelError(
+            f"bitsandbytes cannot store {config.quantization} weights on mps.",
+            remedy="Set quantization to none, or the device to cpu.",
+        )
+    if config.quantization == "int8":
+        quantization = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        compute = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute,
+        )
+    dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return {"quantization_config": quantization, "dtype": dtype, "device_map": {"": device}}
+
+
+def _disarm_cpu_repacking(model: PreTrainedModel) -> None:
+    """Stop bitsandbytes on a CPU with AVX512-bf16 from repacking 4-bit weights in place at the first eval forward.
+
+    Training mode never undoes it, and later backward passes would silently lose the frozen path.
+    """
+    linears: list[Any] = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
+    for module in linears:
+        module.support_avx512bf16_for_cpu = False

@@ -1,0 +1,279 @@
+"""The training loop: `for event in fit(...)`. The method brings gradients, the loop does everything else.
+
+Optimiser AdamW (Loshchilov and Hutter, arXiv:1711.05101), linear warm-up then cosine or constant, clipping to a global
+norm, token-weighted accumulation: the gradient of a step is the mean over all its labelled tokens, however they are
+split. The same seed, data and thread count give the same bytes, resumed or not: which examples make a step is a pure
+function of its number, and a checkpoint holds weights, optimiser moments, the method's state and its generator.
+Cost: the method's passes, plus about 2 % for optimiser, clipping and one wait for the device a step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tvaccine_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from tvaccine_core.config import OptimisationConfig
+from tvaccine_core.data.batches import BatchStream, derive_seed, require_labels
+from tvaccine_core.data.prompts import MASKED, Encoded
+from tvaccine_core.errors import CancelledError, NonFiniteLossError, OutOfMemoryError, TrainingError
+from tvaccine_core.methods.base import Batch, Method, MethodContext
+from tvaccine_core.records import CheckpointRecord, Event, MessageRecord, StepRecord
+
+
+def collate(examples: Sequence[Encoded], pad_id: int, *, total_labelled: int | None = None) -> Batch:
+    """Pad on the right into one `Batch` on the CPU, prepared for its loss.
+
+    Args:
+        examples: at least one.
+        pad_id: fills `input_ids`; masked, so its value is of no consequence.
+        total_labelled: labelled tokens of the whole optimiser step; the batch's weight is its share of them.
+            None: the batch is the whole step.
+    """
+    longest = max(len(example.input_ids) for example in examples)
+    rows = [(example, longest - len(example.input_ids)) for example in examples]
+    labelled = sum(example.num_labelled for example in examples)
+    return Batch(
+        input_ids=torch.tensor([[*example.input_ids, *[pad_id] * gap] for example, gap in rows]),
+        attention_mask=torch.tensor([[1] * len(example.input_ids) + [0] * gap for example, gap in rows]),
+        labels=torch.tensor([[*example.labels, *[MASKED] * gap] for example, gap in rows]),
+        weight=1.0 if total_labelled is None else labelled / total_labelled,
+    ).to("cpu")
+
+
+def learning_rate_at(step: int, config: OptimisationConfig) -> float:
+    """Learning rate of optimiser step `step` (0-based): never 0 before the last step, its peak after the warm-up."""
+    warmup = round(config.warmup_ratio * config.steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
+
+
+def fit(
+    model: nn.Module,
+    method: Method,
+    encoded: Sequence[Encoded],
+    config: OptimisationConfig,
+    *,
+    seed: int,
+    pad_id: int,
+    probe: Sequence[Encoded] = (),
+    checkpoint_dir: Path | None = None,
+    resume: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+    reduce_sum: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> Iterator[Event]:
+    """Train what requires a gradient in `model`, and report every step.
+
+    Args:
+        model: the peft model, adapters set up; put into training mode here. Between two events the caller may evaluate
+            it, if it puts modes and adapters back.
+        method: makes the gradients.
+        encoded: the training data.
+        config: steps, batch, learning rate.
+        seed: of the data's order and of the method's generator.
+        pad_id: padding token.
+        probe: harmful examples for methods that ask for them; may be empty.
+        checkpoint_dir: where resumable checkpoints go; None for none.
+        resume: take up from the newest checkpoint there; from the start if there is none.
+        should_stop: asked before every step.
+        reduce_sum: sum of a tensor over processes; the identity in one.
+
+    Yields:
+        A `StepRecord` a step (the method's own records before it), `CheckpointRecord`s, `MessageRecord`s. What happens
+        at step k is yielded before the checkpoint of step k is written, so a resumed run repeats records but never
+        skips one.
+
+    Raises:
+        CancelledError: `should_stop` said so; a checkpoint was written first.
+        NonFiniteLossError: loss or gradient norm is not finite; that step changed nothing, checkpoints are kept.
+        OutOfMemoryError: the device is full.
+        DataError: nothing to learn in an example, or no example.
+        TrainingError: nothing to train; a checkpoint is unreadable, foreign, or cannot be written.
+    """
+    require_labels(encoded)
+    require_labels(probe)
+    stream = BatchStream(encoded, config.batch_size, derive_seed(seed, "order"), accumulation=config.accumulation)
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        raise TrainingError("No parameter of the model requires a gradient.", remedy="Add an adapter and train it.")
+    device = next(iter(trainable.values())).device
+    optimiser = torch.optim.AdamW(
+        trainable.values(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=device.type in ("cpu", "cuda"),  # 0.7 ms for 112 small tensors on a CPU; foreach takes 3.5, a loop 9
+    )
+    generator = torch.Generator().manual_seed(derive_seed(seed, "method"))
+    reported: list[Event] = []
+    method.setup(
+        model,
+        MethodContext(
+            generator=generator,
+            sample_harmful=_sampler(probe, pad_id, device) if probe else None,
+            reduce_sum=reduce_sum,
+            emit=reported.append,
+        ),
+    )
+    start, elapsed_s = 0, 0.0
+    fingerprint = _fingerprint(method, [*encoded, *probe], config, seed, trainable)
+    if resume and checkpoint_dir is not None and (checkpoint := load_checkpoint(checkpoint_dir, fingerprint)):
+        start, elapsed_s = checkpoint.step, checkpoint.elapsed_s
+        _restore(checkpoint, trainable, optimiser, method, generator)
+        for sentence in checkpoint.skipped:
+            yield MessageRecord(level="warning", text=sentence, remedy=f"Resumed from step {start} instead.")
+    saved = start if start else None
+
+    def save(step: int) -> CheckpointRecord | None:
+        nonlocal saved
+        if checkpoint_dir is None or saved == step:
+            return None
+        path = save_checkpoint(
+            checkpoint_dir,
+            step=step,
+            elapsed_s=elapsed_s,
+            fingerprint=fingerprint,
+            tensors=_snapshot(trainable, optimiser, method, generator),
+        )
+        saved = step
+        return CheckpointRecord(step=step, path=str(path))
+
+    model.train()
+    for step in range(start, config.steps):
+        if should_stop():
+            if record := save(step):
+                yield record
+            raise CancelledError(f"Stopped after step {step} of {config.steps}.", remedy="Resume to go on from there.")
+        began = time.perf_counter()
+        learning_rate = learning_rate_at(step, config)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate
+        try:
+            micro_batches = stream.micro_batches(step)
+            num_tokens = sum(example.num_labelled for batch in micro_batches for example in batch)
+            metrics: dict[str, Tensor] = {}
+            optimiser.zero_grad(set_to_none=True)
+            for examples in micro_batches:
+                batch = collate(examples, pad_id, total_labelled=num_tokens).to(device)
+                for name, value in method.training_step(model, batch, step).items():
+                    value = value * batch.weight
+                    metrics[name] = metrics[name] + value if name in metrics else value
+            gradients = [parameter.grad for parameter in trainable.values() if parameter.grad is not None]
+            if not gradients:
+                raise TrainingError(f"Step {step + 1} gave no parameter a gradient.", remedy="Report this method.")
+            grad_norm = torch.nn.utils.get_total_norm(gradients)
+            names = list(metrics)
+            numbers = torch.stack([grad_norm.float(), *(metrics[name].float() for name in names)]).tolist()
+            values = dict(zip(names, numbers[1:], strict=True))
+            if not (math.isfinite(numbers[0]) and math.isfinite(values["loss"])):
+                raise NonFiniteLossError(
+                    f"Step {step + 1}: the loss is {values['loss']}, the gradient norm {numbers[0]}.",
+                    step=step + 1,
+                    remedy="Lower the learning rate or the perturbation, then start again; "
+                    "resuming goes back to the last checkpoint.",
+                )
+            if numbers[0] > config.max_grad_norm:
+                torch.nn.utils.clip_grads_with_norm_(trainable.values(), config.max_grad_norm, grad_norm)
+            optimiser.step()
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"Step {step + 1}: {device} has no memory left for batches of {config.batch_size}.",
+                remedy="Lower batch_size (and raise accumulation by as much), lower max_length, or turn on "
+                "gradient_checkpointing.",
+            ) from error
+        elapsed_s += time.perf_counter() - began
+        yield from reported
+        reported.clear()
+        yield StepRecord(
+            step=step + 1,
+            num_steps=config.steps,
+            loss=values.pop("loss"),
+            learning_rate=learning_rate,
+            grad_norm=numbers[0],
+            elapsed_s=elapsed_s,
+            num_tokens=num_tokens,
+            metrics=values,
+        )
+        due = config.checkpoint_every and ((step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps)
+        if due and (record := save(step + 1)):
+            yield record
+    optimiser.zero_grad(set_to_none=True)
+
+
+def _sampler(probe: Sequence[Encoded], pad_id: int, device: torch.device) -> Callable[[int, torch.Generator], Batch]:
+    """Draw harmful batches from `probe` without replacement; all of it if more are asked for than there are."""
+
+    def sample(count: int, generator: torch.Generator) -> Batch:
+        order = torch.randperm(len(probe), generator=generator)[:count].tolist()
+        return collate([probe[index] for index in order], pad_id).to(device)
+
+    return sample
+
+
+def _fingerprint(
+    method: Method,
+    encoded: Sequence[Encoded],
+    config: OptimisationConfig,
+    seed: int,
+    trainable: dict[str, nn.Parameter],
+) -> str:
+    """Hash of everything that must be equal for a checkpoint to be taken up; how often they are written need not."""
+    digest = hashlib.sha256()
+    digest.update(config.model_dump_json(exclude={"checkpoint_every"}).encode())
+    digest.update(f"{method.config.model_dump_json()}/{seed}".encode())
+    for name, parameter in trainable.items():
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+    for example in encoded:
+        digest.update(f"{example.input_ids}{example.labels}".encode())
+    return digest.hexdigest()
+
+
+def _snapshot(
+    trainable: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, method: Method, generator: torch.Generator
+) -> dict[str, Tensor]:
+    tensors = {"generator": generator.get_state()}
+    for name, parameter in trainable.items():
+        tensors[f"parameter/{name}"] = parameter.detach()
+        # A parameter that was frozen in every step so far has no moments yet.
+        for key, value in optimiser.state.get(parameter, {}).items():
+            tensors[f"optimiser/{key}/{name}"] = value
+    for key, value in method.state_dict().items():
+        tensors[f"method/{key}"] = value.detach().clone()
+    return tensors
+
+
+def _restore(
+    checkpoint: Checkpoint,
+    trainable: dict[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    method: Method,
+    generator: torch.Generator,
+) -> None:
+    method_state: dict[str, Tensor] = {}
+    for key, value in checkpoint.tensors.items():
+        kind, _, rest = key.partition("/")
+        if kind == "parameter":
+            with torch.no_grad():
+                trainable[rest].copy_(value)
+        elif kind == "optimiser":
+            field, _, name = rest.partition("/")
+            optimiser.state[trainable[name]][field] = value.to(trainable[name].device)
+        elif kind == "method":
+            method_state[rest] = value
+    generator.set_state(checkpoint.tensors["generator"])
+    method.load_state_dict(method_state)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """CUDA and MPS have a class for it; the CPU allocator has only its words."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
