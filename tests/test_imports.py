@@ -31,7 +31,7 @@ LAYERS = (
     {"errors", "records"},
     {"config"},
     {"database", "rows", "jobs", "store"},
-    {"hooks", "grads", "losses", "passes"},
+    {"hooks", "grads", "losses", "merged", "passes"},
     {"models", "adapters", "data", "sandbox"},
     {"methods"},
     {"training"},

@@ -12,7 +12,7 @@ something must stay on until backward is done, and one that captures must keep t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,27 +174,31 @@ def record_output(module: nn.Module) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def replace_forward(modules: Sequence[nn.Module], output: Any) -> Iterator[None]:
+def replace_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Let each module run another function instead of its forward. Its hooks and its place in the model stay."""
+    before = {module: module.__dict__.get("forward") for module in forwards}
+    for module, forward in forwards.items():
+        module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        for module, forward in before.items():
+            if forward is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = forward
+
+
+def skip_to(modules: Sequence[nn.Module], output: Any) -> AbstractContextManager[None]:
     """Let every one of `modules` return `output` instead of running.
 
-    Their own hooks and their place in the model stay, so masks, positions and per-layer settings that the model
-    computes around them are untouched.
+    Masks, positions and per-layer settings that the model computes around them are untouched.
     """
 
     def skip(*args: Any, **kwargs: Any) -> Any:
         return output
 
-    before = [module.__dict__.get("forward") for module in modules]
-    for module in modules:
-        module.__dict__["forward"] = skip
-    try:
-        yield
-    finally:
-        for module, forward in zip(modules, before, strict=True):
-            if forward is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = forward
+    return replace_forwards(dict.fromkeys(modules, skip))
 
 
 @contextmanager

@@ -17,8 +17,8 @@ shift is the worst one for the very loss that is descended. (The authors' code d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from tvaccine_core import hooks
 from tvaccine_core.errors import ModelError
 from tvaccine_core.losses import LabelledTokens, cross_entropy
+from tvaccine_core.merged import mergeable, merged_adapters
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,7 @@ class Passes:
         self.blocks = self.anatomy.blocks
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.device = next(model.parameters()).device
+        self._mergeable = mergeable(model)
         embedded = {id(parameter) for parameter in self.anatomy.embedding.parameters()}
         self._embedding_trains = any(id(parameter) in embedded for parameter in self.parameters)
         for block in self.blocks:
@@ -64,6 +66,16 @@ class Passes:
                     "Reentrant gradient checkpointing cannot give gradients at hidden states.",
                     remedy='Enable it with gradient_checkpointing_kwargs={"use_reentrant": False}.',
                 )
+
+    @contextmanager
+    def scope(self, generator: torch.Generator) -> Iterator[None]:
+        """What a step's passes, backward included, run inside.
+
+        Dropout draws from a seed of `generator` and torch's global random state is kept; adapters are lean.
+        """
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with hooks.isolated_randomness(self.device, seed), merged_adapters(self._mergeable):
+            yield
 
     def loss(self, tokens: LabelledTokens) -> Tensor:
         """Forward only: mean cross-entropy over the labelled tokens, with its graph."""
@@ -117,7 +129,7 @@ class Passes:
             started.restore()
             if clean.floor:
                 lower = [block.layer for block in self.blocks[: clean.floor]]
-                stack.enter_context(hooks.replace_forward(lower, clean.floor_input))
+                stack.enter_context(hooks.skip_to(lower, clean.floor_input))
                 stack.enter_context(hooks.on_entry(self.blocks[clean.floor].layer, entered.restore))
             stack.enter_context(hooks.perturb_hidden(attentions, shifts))
             loss = self.loss(tokens)

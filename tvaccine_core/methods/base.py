@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from tvaccine_core import hooks
 from tvaccine_core.config import Config
 from tvaccine_core.grads import joint_norm, l2_norm, scale_to_radius
 from tvaccine_core.losses import LabelledTokens
@@ -114,11 +112,6 @@ class Method(ABC, Generic[ConfigT]):
         """Take up where `state_dict` left off. Call it after `setup`."""
         self.context.generator.set_state(state["generator"])
 
-    def isolated_randomness(self) -> AbstractContextManager[None]:
-        """Dropout inside the block draws from a seed of the method's own generator; torch's global state is kept."""
-        seed = int(torch.randint(2**62, (), generator=self.context.generator))
-        return hooks.isolated_randomness(self.passes.device, seed)
-
     def perturbed_step(
         self, batch: Batch, layers: Sequence[int], *, floor: int, frozen: Sequence[nn.Parameter], rho: float
     ) -> dict[str, Tensor]:
@@ -127,7 +120,7 @@ class Method(ABC, Generic[ConfigT]):
         Nothing below layer `floor` trains; `frozen` are the parameters from there up that do not train either.
         """
         tokens = batch.prepare()
-        with self.isolated_randomness():
+        with self.passes.scope(self.context.generator):
             clean = self.passes.clean(tokens, layers, floor)
             norms = {layer: l2_norm(gradient) for layer, gradient in clean.gradients.items()}
             norm = joint_norm(norms, self.context.reduce_sum)

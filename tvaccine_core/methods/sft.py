@@ -17,7 +17,7 @@ class SFT(Method[SFTConfig]):
     """Descend the alignment loss."""
 
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
-        with self.isolated_randomness():
+        with self.passes.scope(self.context.generator):
             loss = self.passes.loss(batch.prepare())
             (loss * batch.weight).backward()
         return {"loss": loss.detach()}

@@ -87,7 +87,7 @@ class TVaccine(Method[TVaccineConfig]):
 
     def score_layers(self, harmful: Batch) -> tuple[Tensor, Tensor]:
         """Gradient norm of the harmful loss at every attention output, (L,), and that loss, 0-dim."""
-        with self.isolated_randomness():
+        with self.passes.scope(self.context.generator):
             clean = self.passes.clean(harmful.prepare(), range(self._num_blocks), floor=0)
         norms = torch.stack([l2_norm(gradient) for gradient in clean.gradients.values()])
         return self.context.reduce_sum(norms.square()).sqrt(), clean.loss
