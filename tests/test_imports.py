@@ -32,7 +32,7 @@ LAYERS = (
     {"config"},
     {"database", "rows", "jobs", "store"},
     {"hooks", "grads", "losses", "merged", "passes"},
-    {"models", "adapters", "data", "sandbox"},
+    {"models", "adapters", "adapter_files", "checkpoints", "data", "sandbox"},
     {"methods"},
     {"training"},
     {"attack", "evaluation", "conformance"},
