@@ -59,7 +59,7 @@ TORCH_FREE = (
 )
 
 METHOD_FILE_MAY_IMPORT = {"errors", "records", "config", "hooks", "grads", "losses", "passes", "methods", "methods.base"}
-STORE_READERS = {"store", "worker", "supervisor", "bench", "cli", "__main__"}
+STORE_READERS = {"store", "engine", "worker", "supervisor", "bench", "cli", "__main__"}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tvaccine_core.config import LabConfig, ModelConfig, parse_config
 from tvaccine_core.errors import RunNotFoundError
 from tvaccine_core.records import Event, parse_event
 
-JobKind = Literal["baseline", "align", "attack", "generate"]
+JobKind = Literal["baseline", "align", "attack", "evaluate", "generate"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 RunStatus = Literal["new", "queued", "running", "done", "failed", "cancelled", "interrupted"]
 
@@ -116,7 +116,8 @@ class JobRow:
     @property
     def title(self) -> str:
         """What the job does, in words: `align tvaccine`."""
-        return " ".join([self.kind, *(str(self.params[key]) for key in ("method", "attack_id") if key in self.params)])
+        keys = ("method", "attack_id", "state")
+        return " ".join([self.kind, *(str(self.params[key]) for key in keys if key in self.params)])
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ transactions a second, made outside the training thread.
 import contextlib
 import gc
 import logging
+import math
 import os
 import secrets
 import signal
@@ -48,19 +49,17 @@ ShouldStop = Callable[[], bool]
 class Engine(Protocol):
     """What a worker needs of the engine; `TorchEngine` in life."""
 
-    def warm_up(self) -> None:
-        """Import what is slow to import."""
-        ...
-
     def run(self, store: Store, job: JobRow, config: LabConfig, should_stop: ShouldStop) -> Iterator[Event]:
-        """Do a `baseline`, `align` or `attack` job. Between two events the model may be used to answer.
+        """Do any job but `generate`. Between two events the model may be used to answer.
 
         Raises `CancelledError` within a step after `should_stop()` turned true.
         """
         ...
 
-    def answer(self, store: Store, job: JobRow, config: LabConfig, should_stop: ShouldStop) -> Iterator[AnswerRecord]:
-        """Do a `generate` job. Changes nothing that a running job's training depends on."""
+    def answer(
+        self, store: Store, job: JobRow, config: LabConfig, should_stop: ShouldStop, time_limit_s: float
+    ) -> Iterator[AnswerRecord]:
+        """Do a `generate` job, in `time_limit_s` at most. Changes nothing that a running job's training depends on."""
         ...
 
     def release(self) -> None:
@@ -173,7 +172,7 @@ class Worker:
         if job is None:
             return False
         if job.kind == "generate":
-            self._answer(job, time_box_s=None)
+            self._answer(job, math.inf)
         else:
             self._work(job)
         return True
@@ -201,30 +200,24 @@ class Worker:
             return
         job = self.store.claim(self.id, ["generate"], model)
         if job is not None:
-            self._answer(job, time_box_s=SERVE_FOR_S)
+            self._answer(job, SERVE_FOR_S)
 
-    def _answer(self, job: JobRow, time_box_s: float | None) -> None:
+    def _answer(self, job: JobRow, time_limit_s: float) -> None:
         report = Report(self.store, job, self.id)
-        deadline = None if time_box_s is None else time.monotonic() + time_box_s
-
-        def out_of_time() -> bool:
-            return deadline is not None and time.monotonic() > deadline
 
         def should_stop() -> bool:
-            return self.stop.is_set() or report.lost or out_of_time() or self.store.cancel_requested(job.id)
+            return self.stop.is_set() or report.lost or self.store.cancel_requested(job.id)
 
         def body() -> None:
             config = self.store.run(job.run_id).config
-            try:
-                for record in self.engine.answer(self.store, job, config, should_stop):
-                    report.add(record)
-            except CancelledError:
-                if self.stop.is_set() or not out_of_time():
-                    raise
+            began = time.monotonic()
+            for record in self.engine.answer(self.store, job, config, should_stop, time_limit_s):
+                report.add(record)
+            if time.monotonic() - began > time_limit_s:
                 report.add(
                     MessageRecord(
                         level="warning",
-                        text=f"This answer was cut after {time_box_s:.0f} s, because training goes on.",
+                        text=f"The answers end after {time_limit_s:.0f} s, because training goes on.",
                         remedy="Ask again when the training has ended.",
                     )
                 )
@@ -285,20 +278,22 @@ def _short(error: Exception) -> str:
 
 def run_worker(
     home: Path,
-    engine: Engine,
+    make_engine: Callable[[], Engine],
     *,
     kinds: Collection[JobKind] | None = None,
     supervised: bool = False,
 ) -> None:
-    """The life of a worker process: until SIGTERM, SIGINT or, if `supervised`, the end of its standard input."""
+    """The life of a worker process: until SIGTERM, SIGINT or, if `supervised`, the end of its standard input.
+
+    `make_engine` may take seconds (it imports torch); until it is done a signal ends the process at once.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     stop = threading.Event()
     if supervised:
         if sys.platform != "win32":
             os.nice(5)  # the page must stay quick while every core trains
         threading.Thread(target=_wait_for_the_parents_end, args=(stop,), name="parent", daemon=True).start()
-    # Until the first job may be claimed, a signal ends the process at once.
-    engine.warm_up()
+    engine = make_engine()
 
     def handle(number: int, _frame: FrameType | None) -> None:
         stop.set()

@@ -23,9 +23,6 @@ class FakeEngine:
         self.steps: list[int] = []
         self.released = 0
 
-    def warm_up(self) -> None:
-        """Nothing to import."""
-
     def run(self, store: Store, job: JobRow, config: LabConfig, should_stop: Callable[[], bool]) -> Iterator[Event]:
         """Count from the checkpoint to `steps`."""
         path = store.run_dir(job.run_id) / "checkpoints" / f"{job.id}.txt"
@@ -49,13 +46,15 @@ class FakeEngine:
                 yield CheckpointRecord(step=step, path=str(path))
 
     def answer(
-        self, store: Store, job: JobRow, config: LabConfig, should_stop: Callable[[], bool]
+        self, store: Store, job: JobRow, config: LabConfig, should_stop: Callable[[], bool], time_limit_s: float
     ) -> Iterator[AnswerRecord]:
         """Say `words` words, one every `step_s`."""
         if job.params.get("fail"):
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.")
-        words = job.params.get("words", 3)
+        words, deadline = job.params.get("words", 3), time.monotonic() + time_limit_s
         for word in range(1, words + 1):
+            if time.monotonic() > deadline:
+                return
             if should_stop():
                 raise CancelledError("Stopped.")
             time.sleep(job.params.get("step_s", 0.0))
@@ -80,4 +79,4 @@ class FakeEngine:
 
 
 if __name__ == "__main__":
-    run_worker(Path(sys.argv[1]), FakeEngine(), supervised="--supervised" in sys.argv)
+    run_worker(Path(sys.argv[1]), FakeEngine, supervised="--supervised" in sys.argv)

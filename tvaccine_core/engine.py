@@ -1,0 +1,161 @@
+"""What a worker process runs jobs with: one base model in memory, the pipeline on top. Imports torch.
+
+The base is loaded once and kept until a job needs another. What jobs train lives in memory only while they run: each
+job reads the states it builds on from its run's folder, so that no job ever works on another run's adapter of the same
+name. Answers have adapters of their own, read from the saved states under names no job uses; they touch nothing that
+trains.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from tvaccine_core import pipeline
+from tvaccine_core.adapters import BASE, ModelStates
+from tvaccine_core.config import AttackConfig, LabConfig, ModelConfig, parse_config
+from tvaccine_core.data.sources import load_lab_data
+from tvaccine_core.evaluation.scores import evaluate_state
+from tvaccine_core.models import LoadedModel, load_model
+from tvaccine_core.pipeline import Session, state_folder
+from tvaccine_core.records import AnswerRecord, Event, GeneratedAnswer
+from tvaccine_core.store import JobRow, Store
+
+ASKED = "asked"
+"""First part of the names of states that are in memory to answer prompts."""
+NUM_ASKED = 12
+"""So many of them are kept; the oldest go first."""
+
+ShouldStop = Callable[[], bool]
+
+
+class TorchEngine:
+    """Runs jobs on one base model at a time.
+
+    Args:
+        num_threads: torch's CPU threads; results are bit-equal only for the same number.
+    """
+
+    def __init__(self, num_threads: int | None = None) -> None:
+        self._num_threads = num_threads
+        self._states: ModelStates | None = None
+        self._asked: dict[str, tuple[int, ...]] = {}
+        """State kept for answers -> identity of the file it was read from; oldest use first."""
+
+    def run(self, store: Store, job: JobRow, config: LabConfig, should_stop: ShouldStop) -> Iterator[Event]:
+        """Do a `baseline`, `align`, `attack` or `evaluate` job; see the functions of `pipeline`."""
+        states = self._load(config.model)
+        self._forget_jobs(states)
+        session = _session(states, store, job)
+        params = job.params
+        match job.kind:
+            case "baseline":
+                yield from pipeline.baseline(session, config, should_stop=should_stop)
+            case "align":
+                yield from pipeline.align(
+                    session, config, params["method"], should_stop=should_stop, resume=job.resumed
+                )
+            case "attack":
+                yield from pipeline.attack(
+                    session,
+                    config,
+                    params["method"],
+                    parse_config(AttackConfig, params["attack"]),
+                    params["attack_id"],
+                    should_stop=should_stop,
+                    resume=job.resumed,
+                )
+            case "evaluate":
+                yield from _evaluate(session, config, params["state"], params["step"], should_stop)
+            case "generate":
+                yield from self.answer(store, job, config, should_stop, float("inf"))
+
+    def answer(
+        self, store: Store, job: JobRow, config: LabConfig, should_stop: ShouldStop, time_limit_s: float
+    ) -> Iterator[AnswerRecord]:
+        """Do a `generate` job; see `pipeline.answer`."""
+        states = self._load(config.model)
+        wanted = {
+            self._ask(states, store.run_dir(job.run_id), job.run_id, state): state for state in job.params["states"]
+        }
+        for record in pipeline.answer(
+            _session(states, store, job),
+            config,
+            list(wanted),
+            job.params["prompt"],
+            max_new_tokens=job.params.get("max_new_tokens"),
+            should_stop=should_stop,
+            time_limit_s=time_limit_s,
+        ):
+            yield record.model_copy(update={"state": wanted[record.state]})
+
+    def release(self) -> None:
+        """Drop the model and give its memory back."""
+        self._states = None
+        self._asked.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _load(self, model: ModelConfig) -> ModelStates:
+        if self._states is None or self._states.loaded.config != model:
+            self.release()  # before loading: two bases may not fit
+            loaded: LoadedModel = load_model(model, self._num_threads)
+            self._states = ModelStates(loaded)
+        return self._states
+
+    def _forget_jobs(self, states: ModelStates) -> None:
+        """Drop what earlier jobs left in memory; what is needed of it is on disk, and may be newer there."""
+        for name in states.names:
+            if name != BASE and not name.startswith(f"{ASKED}/"):
+                states.drop(name)
+
+    def _ask(self, states: ModelStates, run_dir: Path, run_id: str, state: str) -> str:
+        """Have `state` of a run in memory as it is saved now; the name it has there."""
+        if state == BASE:
+            return BASE
+        name = f"{ASKED}/{run_id}/{state}"
+        folder = state_folder(run_dir, state)
+        version = _version(folder)
+        if self._asked.pop(name, None) != version:
+            states.drop(name)
+        states.ensure(name, folder)
+        self._asked[name] = version
+        for old in list(self._asked)[:-NUM_ASKED]:
+            states.drop(old)
+            del self._asked[old]
+        return name
+
+
+def _session(states: ModelStates, store: Store, job: JobRow) -> Session:
+    def save(answers: list[GeneratedAnswer]) -> None:
+        store.save_answers(job.run_id, answers)
+
+    return Session(states.loaded, states, store.run_dir(job.run_id), save)
+
+
+def _evaluate(session: Session, config: LabConfig, state: str, step: int, should_stop: ShouldStop) -> Iterator[Event]:
+    """Measure a saved state again, on every set and task."""
+    if state != BASE:
+        session.states.ensure(state, state_folder(session.run_dir, state))
+    data = load_lab_data(config)
+    yield from evaluate_state(
+        session.states,
+        state,
+        data,
+        config.evaluation,
+        list(data.tasks),
+        step,
+        session.save_answers,
+        should_stop=should_stop,
+    )
+
+
+def _version(folder: Path) -> tuple[int, ...]:
+    """Changes when the folder is replaced; empty if there is none."""
+    try:
+        stat = (folder / "adapter_model.safetensors").stat()
+    except FileNotFoundError:
+        return ()
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
