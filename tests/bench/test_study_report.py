@@ -7,6 +7,7 @@ import pytest
 
 from tvaccine_core.bench import study, study_report
 from tvaccine_core.config import PRESETS
+from tvaccine_core.errors import DataError
 from tvaccine_core.records import Proportion
 
 
@@ -122,3 +123,14 @@ def test_report_renders_table_and_figure(tmp_path: Path) -> None:
     assert "4 of 4" in text
     study_report.draw_figure(results, tmp_path / "study.svg")
     assert (tmp_path / "study.svg").read_text().count("<path") > 10
+
+
+def test_readme_gets_the_results_between_its_markers(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"a\n{study_report.README_BEGIN}\nold\n{study_report.README_END}\nb\n")
+    study_report.update_readme(readme, "new\n")
+    study_report.update_readme(readme, "newer\n")
+    assert readme.read_text() == f"a\n{study_report.README_BEGIN}\nnewer\n{study_report.README_END}\nb\n"
+    readme.write_text("no markers")
+    with pytest.raises(DataError, match="lacks the markers"):
+        study_report.update_readme(readme, "x")
