@@ -12,8 +12,9 @@ here every look at a state puts modes, active adapters and `requires_grad` back 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,14 @@ from torch import Tensor, nn
 from tvaccine_core.adapter_files import PlainAdapter, hash_adapter, make_lora_config, read_adapter, write_adapter
 from tvaccine_core.config import AdapterConfig
 from tvaccine_core.errors import ModelError
+from tvaccine_core.hooks import replace_forwards
+from tvaccine_core.merged import mergeable
 from tvaccine_core.models import LoadedModel
 from tvaccine_core.records import StateRecord
 
 BASE = "base"
+MERGED_LIMIT_BYTES = 2**28
+"""Evaluations merge adapters into copies of the linears' weights while these are no larger in all."""
 _PREFIX = "base_model.model."
 _BASE_ROW = "__base__"
 """What peft calls a row of a mixed batch that uses no adapter."""
@@ -164,7 +169,8 @@ class ModelStates:
         with self._undisturbed():
             self._activate(() if name is None else (name,))
             self.loaded.model.eval()
-            yield self.loaded.model
+            with replace_forwards(self._merged_forwards(name)):
+                yield self.loaded.model
 
     @contextmanager
     def mixed(self, states: Sequence[str]) -> Iterator[tuple[nn.Module, list[str]]]:
@@ -283,6 +289,25 @@ class ModelStates:
                 layer.set_adapter(list(adapters), inference_mode=True)
         self._tell_peft(adapters)
 
+    def _merged_forwards(self, name: str | None) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+        """For small models, linears with `name` merged into a copy of their weight: a quarter less time to generate.
+
+        The base's own weights are not touched. Without an adapter this is the bare base model. Tokens are the same as
+        without it, logits differ by rounding.
+        """
+        modules: list[Any] = mergeable(self.loaded.model)
+        if sum(module.base_layer.weight.nbytes for module in modules) > MERGED_LIMIT_BYTES:
+            return {}
+        forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
+        for module in modules:
+            base = module.base_layer
+            weight = base.weight.detach()
+            if name is not None and name in module.lora_A:
+                a, b = _factors(module, name)
+                weight = torch.addmm(weight, b.detach(), a.detach(), alpha=module.scaling[name])
+            forwards[module] = partial(_linear, weight=weight, bias=base.bias)
+        return forwards
+
     def _require_grad(self, name: str, required: bool) -> None:
         for layer in self._layers.values():
             if name in layer.lora_A:
@@ -329,6 +354,10 @@ class ModelStates:
 def _flat_name(state: str) -> str:
     """Adapter that stands for a stack in evaluations."""
     return f"{state}/flat"
+
+
+def _linear(x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return nn.functional.linear(x, weight, bias)
 
 
 def _factors(layer: LoraLayer, name: str) -> tuple[Tensor, Tensor]:
