@@ -30,7 +30,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tvaccine_core.bench.memory import LiveTensors, SavedActivations
@@ -120,7 +120,7 @@ RATIO_PARTS = ("time_ratio", "time_ratio_min", "time_ratio_max", "saved_activati
 
 
 def build_model(settings: StepBenchSettings) -> PeftModel:
-    """A random Llama with random adapters: with peft's own start (B = 0) half of the gradients would be zero."""
+    """A random Llama with adapters as if they had trained a little: where B = 0, the gradient of A would be zero."""
     torch.manual_seed(settings.seed)
     num_heads = max(1, settings.hidden // 64)
     config = LlamaConfig(
@@ -132,11 +132,12 @@ def build_model(settings: StepBenchSettings) -> PeftModel:
         num_key_value_heads=num_heads,
         max_position_embeddings=settings.length,
     )
-    lora = LoraConfig(
-        r=8, lora_alpha=16, lora_dropout=0.0, target_modules=list(LINEAR_MODULES), init_lora_weights=False
-    )
+    lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=list(LINEAR_MODULES))
     model = get_peft_model(LlamaForCausalLM(config), lora)
     assert isinstance(model, PeftModel)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.02)
     return model.train()
 
 
