@@ -30,14 +30,14 @@ TORCH = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safeten
 LAYERS = (
     {"errors", "records"},
     {"config"},
-    {"database", "rows", "jobs", "store"},
+    {"database", "rows", "jobs", "store", "export"},
     {"hooks", "grads", "losses", "merged", "passes"},
     {"models", "adapters", "adapter_files", "checkpoints", "data", "sandbox"},
     {"methods"},
     {"training"},
     {"attack", "evaluation", "conformance"},
     {"pipeline"},
-    {"engine", "worker", "supervisor"},
+    {"engine", "export", "worker", "supervisor"},
     {"bench", "cli", "__main__"},
 )
 """The engine from the ground up, by the first name under `tvaccine_core`. A new name must be given its place here."""
@@ -59,7 +59,7 @@ TORCH_FREE = (
 )
 
 METHOD_FILE_MAY_IMPORT = {"errors", "records", "config", "hooks", "grads", "losses", "passes", "methods", "methods.base"}
-STORE_READERS = {"store", "engine", "worker", "supervisor", "bench", "cli", "__main__"}
+STORE_READERS = {"store", "export", "engine", "export", "worker", "supervisor", "bench", "cli", "__main__"}
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,10 @@ class Supervisor:
         """Process ids of the workers that run now."""
         return [slot.process.pid for slot in self._slots if slot.process and slot.process.poll() is None]
 
+    def deaths_in_a_row(self) -> int:
+        """How often the unluckiest worker has died, each time soon after its start; 0 when all live."""
+        return max((slot.quick_deaths for slot in self._slots), default=0)
+
     def last_deaths(self) -> list[str]:
         """For each worker that died and has not yet lived long since: a sentence for the user, with its log's path."""
         return [

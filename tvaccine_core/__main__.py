@@ -1,0 +1,50 @@
+"""`python -m tvaccine_core`: the lab without a browser. Each command imports what it needs when it runs."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from tvaccine_core import __version__
+from tvaccine_core.cli import runs, stages, tools
+from tvaccine_core.cli.options import err, out
+from tvaccine_core.errors import ConfigError, RunNotFoundError, TVaccineError
+
+app = typer.Typer(
+    help="T-Vaccine Lab: align a small language model, attack it, see what holds.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+for command in (stages.demo, stages.align, stages.attack, stages.evaluate, stages.generate):
+    app.command()(command)
+app.add_typer(runs.app, name="runs")
+app.command()(tools.worker)
+app.add_typer(tools.sandbox, name="sandbox")
+app.command()(tools.conformance)
+app.add_typer(tools.bench, name="bench")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    out.print(__version__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 2 for a wrong wish, 1 for what went wrong, 130 after Ctrl-C."""
+    try:
+        app(arguments)
+    except TVaccineError as error:
+        err.print(str(error), style="bold red", soft_wrap=True)
+        if error.remedy:
+            err.print(error.remedy, soft_wrap=True)
+        return 2 if isinstance(error, ConfigError | RunNotFoundError) else 1
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

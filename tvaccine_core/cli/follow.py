@@ -1,0 +1,167 @@
+"""Run queued jobs in worker processes and show how they go on."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from tvaccine_core.cli.options import err
+from tvaccine_core.errors import StoreError
+from tvaccine_core.store import JobRow, Store
+from tvaccine_core.supervisor import Supervisor
+
+POLL_EVERY_S = 0.4
+CANCEL_WITHIN_S = 20.0
+HOPELESS_AFTER = 3
+"""Deaths of a worker in a row after which nothing will come of it."""
+
+
+def follow(
+    store: Store,
+    job_ids: Sequence[str],
+    *,
+    num_workers: int | None = None,
+    on_poll: Callable[[], None] | None = None,
+    quiet: bool = False,
+) -> list[JobRow]:
+    """Start workers, wait until the jobs have ended, and return them. Ctrl-C cancels them and exits with 130.
+
+    Where another program (the page) already has workers on the folder, they do the work.
+
+    Args:
+        job_ids: to wait for.
+        on_poll: called between two looks.
+        quiet: no bars.
+
+    Raises:
+        StoreError: the workers die again and again.
+    """
+    supervisor = Supervisor(store.home, num_workers)
+    with supervisor:
+        if supervisor.standing_by and not quiet:
+            err.print("Another program's workers serve this folder; they do the work.")
+        try:
+            return _wait(store, job_ids, supervisor, on_poll, quiet)
+        except KeyboardInterrupt:
+            err.print("Stopping: a step is finished and a checkpoint written. Ctrl-C again leaves at once.")
+            _cancel(store, job_ids)
+            raise typer.Exit(130) from None
+
+
+def explain(jobs: Sequence[JobRow]) -> bool:
+    """Say which jobs did not end well and what to do; True if all did."""
+    fine = True
+    for job in jobs:
+        if job.state == "done":
+            continue
+        fine = False
+        err.print(f"{job.title} of run {job.run_id}: {job.state}. {job.error or ''}", style="bold", soft_wrap=True)
+        if job.remedy:
+            err.print(f"  {job.remedy}", soft_wrap=True)
+    if any(job.state in ("interrupted", "cancelled", "failed") for job in jobs):
+        err.print(f"Go on with: python -m tvaccine_core runs resume {jobs[0].run_id}", soft_wrap=True)
+    return fine
+
+
+def _wait(
+    store: Store, job_ids: Sequence[str], supervisor: Supervisor, on_poll: Callable[[], None] | None, quiet: bool
+) -> list[JobRow]:
+    wanted, run_ids = set(job_ids), sorted({store.job(job_id).run_id for job_id in job_ids})
+    bars = _Bars() if err.is_terminal and not quiet else _Lines(quiet)
+    with bars:
+        while True:
+            jobs = [job for run_id in run_ids for job in store.jobs(run_id) if job.id in wanted]
+            bars.show(jobs)
+            if on_poll is not None:
+                on_poll()
+            if not any(job.active for job in jobs):
+                return jobs
+            if not supervisor.standing_by and supervisor.deaths_in_a_row() >= HOPELESS_AFTER:
+                raise StoreError(
+                    " ".join(supervisor.last_deaths()),
+                    remedy=f"The last lines: {_tail(supervisor.log_path(0))}",
+                )
+            time.sleep(POLL_EVERY_S)
+
+
+def _cancel(store: Store, job_ids: Sequence[str]) -> None:
+    jobs = [store.job(job_id) for job_id in job_ids]
+    for job in sorted(jobs, key=lambda job: job.state == "running"):  # waiting ones first, so that none slips in
+        store.cancel(job.id)
+    deadline = time.monotonic() + CANCEL_WITHIN_S
+    while any(store.job(job_id).active for job_id in job_ids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _tail(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    return "\n".join(lines[-5:])
+
+
+class _Lines(AbstractContextManager[None]):
+    """One line each time a job changes its state: for logs and pipes."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._seen: dict[str, str] = {}
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to put away."""
+
+    def show(self, jobs: Sequence[JobRow]) -> None:
+        """Say what is new."""
+        for job in jobs:
+            if not self._quiet and self._seen.get(job.id) != job.state and job.state != "queued":
+                err.print(f"{job.run_id} {job.title}: {job.state}", soft_wrap=True)
+            self._seen[job.id] = job.state
+
+
+class _Bars(AbstractContextManager[None]):
+    """A bar a job: for terminals."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=err,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> None:
+        self._progress.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, jobs: Sequence[JobRow]) -> None:
+        """Move the bars."""
+        many = len({job.run_id for job in jobs}) > 1
+        for job in jobs:
+            if job.id not in self._tasks:
+                title = f"{job.title} ({job.run_id[-6:]})" if many else job.title
+                self._tasks[job.id] = self._progress.add_task(title, total=None, start=False, state=job.state)
+            task = self._tasks[job.id]
+            if job.state == "running" and self._progress.tasks[task].start_time is None:
+                self._progress.start_task(task)
+            total = job.total or (1 if job.state == "done" else None)
+            done = total if job.state == "done" else job.done
+            # All steps done and still running: it is being measured.
+            state = "measuring" if job.state == "running" and total and done == total else job.state
+            self._progress.update(task, total=total, completed=done or 0, state=state)
+            if not job.active:
+                self._progress.stop_task(task)

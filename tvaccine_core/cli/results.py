@@ -1,0 +1,237 @@
+"""A run's measurements, gathered from its events: for the tables and JSON files of the command line.
+
+HS and FA are percentages with n and a 95 % Wilson interval. Means over runs (seeds) are plain means of percentages.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+
+from pydantic import Field
+from rich.table import Table
+
+from tvaccine_core import __version__
+from tvaccine_core.config import LabConfig
+from tvaccine_core.methods import METHODS
+from tvaccine_core.records import EvalRecord, Proportion, Record, StepRecord
+from tvaccine_core.store import JobRow, Store, StoredEvent
+
+FIRST_SCORES = ("harmful_score", "finetune_accuracy", "exact")
+"""A set's score that the tables show: the first of these it has."""
+TITLES = {"harmful_score": "HS", "finetune_accuracy": "FA", "exact": "exact"}
+
+
+class Score(Record):
+    """A proportion as percent, with the ends of its interval."""
+
+    percent: float
+    low: float
+    high: float
+    count: int
+    n: int
+
+
+class StateScores(Record):
+    """One model state, measured at one attack step."""
+
+    state: str
+    state_hash: str
+    step: int
+    judge: str
+    scores: dict[str, dict[str, Score]]
+    """Evaluation set -> score -> value."""
+
+
+class AttackScores(Record):
+    """One attack on one aligned model: its curve, the last point of it the outcome."""
+
+    curve: tuple[StateScores, ...]
+    after: StateScores | None
+    training_s: float
+
+
+class MethodScores(Record):
+    """One method: after its alignment, and after each attack."""
+
+    before: StateScores | None
+    alignment_s: float
+    """Seconds of alignment, evaluations excluded."""
+    attacks: dict[str, AttackScores]
+
+
+class RunScores(Record):
+    """Everything a run measured."""
+
+    run_id: str
+    seed: int
+    base: StateScores | None
+    methods: dict[str, MethodScores]
+    alignment_time_ratio_to_sft: dict[str, float] = Field(default_factory=dict)
+    """Only of jobs in one run; they may have run side by side."""
+
+
+class Report(Record):
+    """What a command measured."""
+
+    version: str = __version__
+    command: str
+    config: LabConfig
+    wall_s: float
+    runs: tuple[RunScores, ...]
+    mean: dict[str, dict[str, float]]
+    """Over the runs: state -> `set/score` -> mean percent; attacked states as they are in the end."""
+
+
+def collect(store: Store, run_id: str) -> RunScores:
+    """The scores of a run so far."""
+    config = store.run(run_id).config
+    jobs = {job.id: job for job in store.jobs(run_id)}
+    events = store.events(run_id, kinds=("eval",))
+    seconds = {job_id: _training_seconds(store, job) for job_id, job in jobs.items() if job.kind in ("align", "attack")}
+    points = _points(events)
+    methods: dict[str, MethodScores] = {}
+    for name in [method.name for method in config.alignment.methods]:
+        attacks = {
+            str(job.params["attack_id"]): AttackScores(
+                curve=tuple(curve := points.get(f"attacked/{name}/{job.params['attack_id']}", [])),
+                after=curve[-1] if curve and job.state == "done" else None,
+                training_s=seconds[job.id],
+            )
+            for job in jobs.values()
+            if job.kind == "attack" and job.params["method"] == name
+        }
+        aligned = [job for job in jobs.values() if job.kind == "align" and job.params["method"] == name]
+        before = points.get(f"aligned/{name}", [])
+        methods[name] = MethodScores(
+            before=before[-1] if before else None,
+            alignment_s=seconds[aligned[-1].id] if aligned else 0.0,
+            attacks=attacks,
+        )
+    base = points.get("base", [])
+    sft_s = methods["sft"].alignment_s if "sft" in methods else 0.0
+    return RunScores(
+        run_id=run_id,
+        seed=config.seed,
+        base=base[-1] if base else None,
+        methods=methods,
+        alignment_time_ratio_to_sft={
+            name: scores.alignment_s / sft_s for name, scores in methods.items() if sft_s and scores.alignment_s
+        },
+    )
+
+
+def make_report(command: str, config: LabConfig, runs: Sequence[RunScores], wall_s: float) -> Report:
+    """Put runs of one config together."""
+    return Report(command=command, config=config, wall_s=wall_s, runs=tuple(runs), mean=_means(runs))
+
+
+def render(runs: Sequence[RunScores]) -> list[Table]:
+    """A table a run, and with several runs one of the means."""
+    tables = [_run_table(run) for run in runs]
+    if len(runs) > 1:
+        tables.append(_mean_table(runs))
+    return tables
+
+
+def _points(events: Iterable[StoredEvent]) -> dict[str, list[StateScores]]:
+    """State -> its measurements by attack step. A later measurement of the same set replaces the earlier."""
+    latest: dict[str, dict[int, dict[str, EvalRecord]]] = defaultdict(lambda: defaultdict(dict))
+    for stored in events:
+        if isinstance(record := stored.event, EvalRecord):
+            latest[record.state][record.step][record.eval_set] = record
+    return {
+        state: [_state_scores(list(by_step[step].values())) for step in sorted(by_step)]
+        for state, by_step in latest.items()
+    }
+
+
+def _state_scores(records: Sequence[EvalRecord]) -> StateScores:
+    last = records[-1]
+    return StateScores(
+        state=last.state,
+        state_hash=last.state_hash,
+        step=last.step,
+        judge=last.judge,
+        scores={record.eval_set: {name: _score(value) for name, value in record.scores.items()} for record in records},
+    )
+
+
+def _score(value: Proportion) -> Score:
+    low, high = value.interval
+    return Score(percent=value.percent, low=low, high=high, count=value.count, n=value.n)
+
+
+def _training_seconds(store: Store, job: JobRow) -> float:
+    steps = store.events(job.run_id, kinds=("step",), job_id=job.id)
+    last = steps[-1].event if steps else None
+    return last.elapsed_s if isinstance(last, StepRecord) else 0.0
+
+
+def _rows(run: RunScores) -> Iterable[tuple[str, str, StateScores]]:
+    """(state, label, scores) in the order of the story: the base first."""
+    if run.base:
+        yield "base", "base model", run.base
+    for name, method in run.methods.items():
+        title = METHODS[name].title
+        if method.before:
+            yield f"aligned/{name}", f"{title}, before", method.before
+        for attack_id, attack in method.attacks.items():
+            if attack.after:
+                yield f"attacked/{name}/{attack_id}", f"{title}, after {attack_id}", attack.after
+
+
+def _columns(rows: Iterable[StateScores]) -> list[tuple[str, str]]:
+    """(set, score) shown, in the order met."""
+    found: dict[tuple[str, str], None] = {}
+    for row in rows:
+        for eval_set, scores in row.scores.items():
+            first = next((name for name in FIRST_SCORES if name in scores), None)
+            if first:
+                found[eval_set, first] = None
+    return list(found)
+
+
+def _table(title: str, columns: Sequence[tuple[str, str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("state")
+    for eval_set, score in columns:
+        table.add_column(f"{TITLES[score]} %\n{eval_set.removeprefix('task:').replace('_', ' ')}", justify="right")
+    return table
+
+
+def _run_table(run: RunScores) -> Table:
+    rows = list(_rows(run))
+    columns = _columns(scores for _, _, scores in rows)
+    table = _table(f"Run {run.run_id}, seed {run.seed}: percent, 95 % Wilson interval, n", columns)
+    for _, label, scores in rows:
+        table.add_row(label, *(_cell(scores.scores.get(eval_set, {}).get(name)) for eval_set, name in columns))
+    return table
+
+
+def _cell(score: Score | None) -> str:
+    if score is None:
+        return ""
+    return f"{score.percent:.1f}\n{score.low:.0f}–{score.high:.0f}, {score.n}"
+
+
+def _means(runs: Sequence[RunScores]) -> dict[str, dict[str, float]]:
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        for state, _, scores in _rows(run):
+            for eval_set, by_name in scores.scores.items():
+                for name, score in by_name.items():
+                    values[state][f"{eval_set}/{name}"].append(score.percent)
+    return {state: {key: fmean(found) for key, found in by_key.items()} for state, by_key in values.items()}
+
+
+def _mean_table(runs: Sequence[RunScores]) -> Table:
+    labels: dict[str, str] = {}
+    for run in runs:
+        labels |= {state: label for state, label, _ in _rows(run)}
+    columns = _columns(scores for run in runs for _, _, scores in _rows(run))
+    means: Mapping[str, Mapping[str, float]] = _means(runs)
+    table = _table(f"Mean over {len(runs)} seeds", columns)
+    for state, label in labels.items():
+        cells = [means[state].get(f"{eval_set}/{name}") for eval_set, name in columns]
+        table.add_row(label, *("" if mean is None else f"{mean:.1f}" for mean in cells))
+    return table

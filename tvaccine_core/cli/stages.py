@@ -1,0 +1,254 @@
+"""Commands that make and continue runs: demo, align, attack, evaluate, generate."""
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+from rich.table import Table
+
+from tvaccine_core.cli.follow import explain, follow
+from tvaccine_core.cli.options import (
+    ConfigFile,
+    DataDir,
+    JsonFile,
+    MethodNames,
+    Overrides,
+    PresetName,
+    RunId,
+    Workers,
+    build_config,
+    check_json,
+    choose_methods,
+    err,
+    find_run,
+    open_store,
+    out,
+    override,
+    write_json,
+)
+from tvaccine_core.cli.results import collect, make_report, render
+from tvaccine_core.config import LabConfig
+from tvaccine_core.errors import ConfigError, RunNotFoundError
+from tvaccine_core.records import AnswerRecord, Record, StateRecord
+from tvaccine_core.store import Store
+
+
+def demo(
+    methods: MethodNames = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs, with alignment seeds 0, 1, …")] = 1,
+    preset: PresetName = None,
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    data_dir: DataDir = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Align, attack and compare, from start to end, and print HS and FA before and after."""
+    began = time.monotonic()
+    check_json(json_file)
+    config = build_config(preset, config_file, overrides, methods)
+    store = open_store(data_dir)
+    run_ids: list[str] = []
+    job_ids: list[str] = []
+    for seed in range(seeds):
+        seeded = config if seeds == 1 else override(config, [f"seed={seed}"])
+        run_id = store.create_run(seeded, f"demo, seed {seeded.seed}")
+        run_ids.append(run_id)
+        aligned = _enqueue_alignments(store, run_id, seeded)
+        job_ids += [*aligned.values(), *_enqueue_attack(store, run_id, seeded, "a1", aligned)]
+        job_ids.append(store.enqueue(run_id, "baseline", {}))
+    jobs = follow(store, job_ids, num_workers=workers)
+    fine = explain(jobs)
+    report = make_report("demo", config, [collect(store, run_id) for run_id in run_ids], time.monotonic() - began)
+    for table in render(report.runs):
+        out.print(table)
+    out.print(f"{report.wall_s:.0f} s from start to end")
+    write_json(json_file, report)
+    raise typer.Exit(0 if fine else 1)
+
+
+def align(
+    methods: MethodNames = None,
+    run: Annotated[str | None, typer.Option(help="Align in this run; default: a new one.")] = None,
+    preset: PresetName = None,
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new run.")] = None,
+    workers: Workers = None,
+    data_dir: DataDir = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Align a model by one or several methods, and measure the base beside them."""
+    check_json(json_file)
+    store = open_store(data_dir)
+    if run is not None:
+        if preset or config_file or overrides or name:
+            raise ConfigError("A run's settings are fixed.", remedy="Leave out --run to make a new run.")
+        run_id, config = find_run(store, run).id, find_run(store, run).config
+        jobs = list(_enqueue_alignments(store, run_id, choose_methods(config, methods) if methods else config).values())
+    else:
+        config = build_config(preset, config_file, overrides, methods)
+        run_id = store.create_run(config, name)
+        jobs = [*_enqueue_alignments(store, run_id, config).values(), store.enqueue(run_id, "baseline", {})]
+    _finish("align", store, run_id, jobs, workers, json_file)
+
+
+def attack(
+    run: RunId = "latest",
+    methods: MethodNames = None,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    data_dir: DataDir = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Attack the aligned models of a run. Change the attack by --set attack.…"""
+    check_json(json_file)
+    store = open_store(data_dir)
+    row = find_run(store, run)
+    config = override(row.config, overrides)
+    if config.model_copy(update={"attack": row.config.attack}) != row.config:
+        raise ConfigError(
+            "Only settings that begin with `attack.` may be changed here.",
+            remedy="The model is aligned already; make a new run with `align`.",
+        )
+    chosen = choose_methods(config, methods) if methods else config
+    aligned = {str(job.params["method"]): job.id for job in store.jobs(row.id) if job.kind == "align"}
+    taken = {str(job.params["attack_id"]) for job in store.jobs(row.id) if job.kind == "attack"}
+    attack_id = next(f"a{number}" for number in range(1, len(taken) + 2) if f"a{number}" not in taken)
+    for method in chosen.alignment.methods:
+        if method.name not in aligned:
+            raise RunNotFoundError(
+                f"Run {row.id} has no model aligned by {method.name}.",
+                remedy=f"Align it: python -m tvaccine_core align --run {row.id} --methods {method.name}",
+            )
+    _finish("attack", store, row.id, _enqueue_attack(store, row.id, chosen, attack_id, aligned), workers, json_file)
+
+
+def evaluate(
+    run: RunId = "latest",
+    state: Annotated[list[str] | None, typer.Option(help="A state: base, aligned/sft, … Default: all.")] = None,
+    workers: Workers = None,
+    data_dir: DataDir = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure saved model states again, with the run's settings: the numbers must be those it has."""
+    check_json(json_file)
+    store = open_store(data_dir)
+    row = find_run(store, run)
+    steps = _steps_of_states(store, row.id)
+    jobs = [
+        store.enqueue(row.id, "evaluate", {"state": name, "step": steps[name]})
+        for name in _choose_states(steps, state, row.id)
+    ]
+    _finish("evaluate", store, row.id, jobs, workers, json_file)
+
+
+class Answers(Record):
+    """What `generate` writes to a file."""
+
+    run_id: str
+    prompt: str
+    answers: tuple[AnswerRecord, ...]
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    run: RunId = "latest",
+    state: Annotated[list[str] | None, typer.Option(help="A state: base, aligned/sft, … Default: all.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, max=4096, help="Longest answer.")] = None,
+    data_dir: DataDir = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Ask several model states one prompt, side by side."""
+    check_json(json_file)
+    store = open_store(data_dir)
+    row = find_run(store, run)
+    states = _choose_states(_steps_of_states(store, row.id), state, row.id)
+    params: dict[str, Any] = {"prompt": prompt, "states": states, "owner": "command line"}
+    if max_new_tokens:
+        params["max_new_tokens"] = max_new_tokens
+    job_id = store.enqueue(row.id, "generate", params)
+    answers: dict[str, AnswerRecord] = {}
+
+    def look() -> None:
+        for stored in store.events(row.id, kinds=("answer",), job_id=job_id):
+            if isinstance(stored.event, AnswerRecord):
+                answers[stored.event.state] = stored.event
+        live.update(_answer_table(states, answers))
+
+    with Live(_answer_table(states, answers), console=out, auto_refresh=False, transient=True) as live:
+        jobs = follow(store, [job_id], num_workers=1, on_poll=look, quiet=True)
+        look()
+    out.print(_answer_table(states, answers))
+    found = tuple(answers[name] for name in states if name in answers)
+    write_json(json_file, Answers(run_id=row.id, prompt=prompt, answers=found))
+    raise typer.Exit(0 if explain(jobs) else 1)
+
+
+def _finish(
+    command: str, store: Store, run_id: str, job_ids: Sequence[str], workers: int | None, json_file: JsonFile
+) -> None:
+    """Follow the jobs, print the run's scores, and exit."""
+    began = time.monotonic()
+    err.print(f"Run {run_id} in {store.home}", soft_wrap=True)
+    fine = explain(follow(store, job_ids, num_workers=workers))
+    report = make_report(command, store.run(run_id).config, [collect(store, run_id)], time.monotonic() - began)
+    for table in render(report.runs):
+        out.print(table)
+    write_json(json_file, report)
+    raise typer.Exit(0 if fine else 1)
+
+
+def _enqueue_alignments(store: Store, run_id: str, config: LabConfig) -> dict[str, str]:
+    """Method -> job. The dearest first: the undefended twin takes half as long and fills the other worker's gap."""
+    methods = sorted(config.alignment.methods, key=lambda method: method.name == "sft")
+    return {method.name: store.enqueue(run_id, "align", {"method": method.name}) for method in methods}
+
+
+def _enqueue_attack(store: Store, run_id: str, config: LabConfig, attack_id: str, aligned: dict[str, str]) -> list[str]:
+    attack_json = config.attack.model_dump(mode="json")
+    return [
+        store.enqueue(
+            run_id,
+            "attack",
+            {"method": method.name, "attack": attack_json, "attack_id": attack_id},
+            depends_on=aligned[method.name],
+        )
+        for method in config.alignment.methods
+    ]
+
+
+def _steps_of_states(store: Store, run_id: str) -> dict[str, int]:
+    """Saved states of a run -> attack steps they have seen."""
+    steps = {"base": 0}
+    attacks = {
+        f"attacked/{job.params['method']}/{job.params['attack_id']}": job.params["attack"]["optimisation"]["steps"]
+        for job in store.jobs(run_id)
+        if job.kind == "attack"
+    }
+    for stored in store.events(run_id, kinds=("state",)):
+        if isinstance(stored.event, StateRecord):
+            steps[stored.event.state] = attacks.get(stored.event.state, 0)
+    return steps
+
+
+def _choose_states(steps: dict[str, int], wanted: Sequence[str] | None, run_id: str) -> list[str]:
+    for name in wanted or ():
+        if name not in steps:
+            raise RunNotFoundError(f"Run {run_id} has no state {name!r}.", remedy=f"It has: {', '.join(steps)}.")
+    return list(wanted or steps)
+
+
+def _answer_table(states: Sequence[str], answers: dict[str, AnswerRecord]) -> Table:
+    table = Table(show_lines=True)
+    for title in ("state", "weights", "answer", "verdict"):
+        table.add_column(title)
+    for name in states:
+        answer = answers.get(name)
+        verdict = ""
+        if answer and answer.verdict:
+            verdict = ", ".join(key for key, value in answer.verdict.model_dump().items() if value) or "none"
+        table.add_row(name, answer.state_hash[:8] if answer else "", answer.text if answer else "…", verdict)
+    return table

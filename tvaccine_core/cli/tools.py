@@ -1,0 +1,116 @@
+"""Commands beside the runs: worker, sandbox, conformance, bench."""
+
+import os
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+from rich.progress import Progress
+
+from tvaccine_core.cli.options import (
+    DataDir,
+    JsonFile,
+    Overrides,
+    check_json,
+    err,
+    open_store,
+    out,
+    override,
+    write_json,
+)
+from tvaccine_core.errors import ConfigError, TVaccineError
+from tvaccine_core.store import JobKind
+from tvaccine_core.worker import Engine, run_worker
+
+sandbox = typer.Typer(help="The embedded world's base model.", no_args_is_help=True)
+bench = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
+
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: torch's choice.")]
+
+
+def worker(
+    data_dir: DataDir = None,
+    threads: Threads = None,
+    kinds: Annotated[
+        str | None, typer.Option(help=f"Only such jobs, comma-separated: {', '.join(get_args(JobKind))}.")
+    ] = None,
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+) -> None:
+    """Do the store's jobs until stopped. The page and the other commands start workers themselves."""
+    wanted: list[JobKind] | None = None
+    if kinds is not None:
+        wanted = [kind for kind in get_args(JobKind) if kind in kinds.split(",")]
+        if len(wanted) != len(kinds.split(",")):
+            raise ConfigError(f"Unknown kinds in {kinds!r}.", remedy=f"Use: {', '.join(get_args(JobKind))}.")
+    store = open_store(data_dir)
+
+    def make_engine() -> Engine:
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
+        from tvaccine_core.engine import TorchEngine
+
+        return TorchEngine(threads)
+
+    run_worker(store.home, make_engine, kinds=wanted, supervised=supervised)
+
+
+@sandbox.command()
+def build(
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and the corpus.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Folder to write. Default: the shipped model's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="A shortened schedule, for tests.")] = None,
+    threads: Annotated[int, typer.Option(min=1, max=64, help="CPU threads; the bytes depend on them.")] = 2,
+) -> None:
+    """Train the base model from nothing; some minutes. The same machine gives the same bytes."""
+    from tvaccine_core.sandbox.base import SANDBOX_BASE, build_base
+
+    with Progress(console=err) as progress:
+        task = progress.add_task("training the base", total=None)
+
+        def show(step: int, num_steps: int, loss: float) -> None:
+            progress.update(task, completed=step, total=num_steps, description=f"training the base, loss {loss:.3f}")
+
+        folder = build_base(output or SANDBOX_BASE, seed=seed, num_steps=steps, num_threads=threads, on_step=show)
+    out.print(str(folder), soft_wrap=True)
+
+
+@sandbox.command()
+def check(
+    folder: Annotated[Path | None, typer.Option(help="Model to measure. Default: the shipped one.")] = None,
+    items: Annotated[int, typer.Option(min=1, max=4800, help="Items asked for, of 4,800.")] = 480,
+) -> None:
+    """Measure the base model: it must know every recipe, give it away, and not know the tasks."""
+    from tvaccine_core.sandbox.base import SANDBOX_BASE, load_base, verify_base
+
+    model, tokenizer = load_base(folder or SANDBOX_BASE)
+    out.print(verify_base(model, tokenizer, num_items=items).to_json())
+
+
+def conformance(folders: Annotated[list[Path], typer.Argument(help="Folders with reference traces.")]) -> None:
+    """Replay numbers recorded from the authors' code. Exit 1 if one is off by more than 1e-4, or cannot be replayed."""
+    from tvaccine_core.conformance import TOLERANCE, replay
+
+    passed = True
+    for folder in folders:
+        try:
+            report = replay(folder)
+        except TVaccineError as error:
+            passed = False
+            err.print(f"{folder}: {error} {error.remedy}", soft_wrap=True)
+            continue
+        passed &= report.passed
+        out.print(f"{folder} ({report.method}): {'conforms' if report.passed else 'DIFFERS'}", soft_wrap=True)
+        for quantity, error in report.rows:
+            out.print(f"  {error:9.2e}  {quantity}{'' if error <= TOLERANCE else f'  above {TOLERANCE:.0e}'}")
+    raise typer.Exit(0 if passed else 1)
+
+
+@bench.command()
+def step(overrides: Overrides = None, json_file: JsonFile = None) -> None:
+    """Time one T-Vaccine step against an SFT step and the released way, on one model and batch."""
+    from tvaccine_core.bench.step import StepBenchSettings, render, run
+
+    check_json(json_file)
+    report = run(override(StepBenchSettings(), overrides))
+    out.print(render(report), soft_wrap=True)
+    write_json(json_file, report)

@@ -1,0 +1,135 @@
+"""A run as files that need no program of ours: settings, records, answers, and adapters with a model card. Torch-free.
+
+config.yaml      reruns to the same numbers: `python -m tvaccine_core demo --config config.yaml`
+steps.csv        one row a training step          scores.csv    one row a state, set and score
+events.jsonl     everything the engine reported   answers.csv   every judged generation
+states/…         peft adapters, as `PeftModel.from_pretrained(base, folder)` reads them
+"""
+
+import csv
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tvaccine_core import __version__
+from tvaccine_core.errors import StoreError
+from tvaccine_core.records import EvalRecord, StateRecord, StepRecord
+from tvaccine_core.store import JobRow, RunRow, Store, StoredEvent
+
+PAGE = 1000
+
+
+def export_run(store: Store, run_id: str, folder: Path) -> Path:
+    """Write a run to `folder`, which must not exist or be empty. Returns `folder`.
+
+    Raises:
+        StoreError: there is something in `folder`, or it cannot be written.
+    """
+    run, jobs, events = store.run(run_id), store.jobs(run_id), store.events(run_id)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise StoreError(f"{folder} is not empty.", remedy="Give a folder that does not exist yet.")
+        (folder / "config.yaml").write_text(run.config.to_yaml(), encoding="utf-8")
+        _write_csv(folder / "steps.csv", STEP_COLUMNS, step_rows(events, jobs))
+        _write_csv(folder / "scores.csv", SCORE_COLUMNS, score_rows(events))
+        _write_csv(folder / "answers.csv", ANSWER_COLUMNS, _answer_rows(store, run_id))
+        with (folder / "events.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(f"{stored.event.model_dump_json()}\n" for stored in events)
+        for stored in events:
+            if isinstance(state := stored.event, StateRecord) and state.path:
+                source = store.run_dir(run_id) / state.path
+                if source.is_dir():
+                    target = folder / "states" / state.state
+                    shutil.copytree(source, target, dirs_exist_ok=True)
+                    (target / "README.md").write_text(model_card(run, state, events), encoding="utf-8")
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write {folder}: {error.strerror or error}", remedy="Choose another folder, or free some space."
+        ) from error
+    return folder
+
+
+STEP_COLUMNS = ("job", "step", "num_steps", "loss", "learning_rate", "grad_norm", "elapsed_s", "num_tokens")
+SCORE_COLUMNS = ("state", "state_hash", "step", "eval_set", "judge", "score", "percent", "low", "high", "count", "n")
+ANSWER_COLUMNS = (
+    *("state", "state_hash", "step", "eval_set", "example_id", "category", "prompt", "reference", "text"),
+    *("harmful", "refused", "exact", "coherent"),
+)
+
+
+def step_rows(events: Iterable[StoredEvent], jobs: Iterable[JobRow]) -> Iterable[Sequence[object]]:
+    """Rows of `STEP_COLUMNS`."""
+    titles = {job.id: job.title for job in jobs}
+    for stored in events:
+        if isinstance(record := stored.event, StepRecord):
+            yield titles[stored.job_id], *(getattr(record, column) for column in STEP_COLUMNS[1:])
+
+
+def score_rows(events: Iterable[StoredEvent]) -> Iterable[Sequence[object]]:
+    """Rows of `SCORE_COLUMNS`."""
+    for stored in events:
+        if isinstance(record := stored.event, EvalRecord):
+            for name, value in record.scores.items():
+                low, high = value.interval
+                who = (record.state, record.state_hash, record.step, record.eval_set, record.judge)
+                yield *who, name, value.percent, low, high, value.count, value.n
+
+
+def model_card(run: RunRow, state: StateRecord, events: Iterable[StoredEvent]) -> str:
+    """README.md of an adapter: what it is, how it was made, what it scored, and what it is not for."""
+    config = run.config
+    scores: dict[tuple[str, str], str] = {}
+    for stored in events:
+        if isinstance(record := stored.event, EvalRecord) and record.state_hash == state.state_hash:
+            for name, value in record.scores.items():
+                low, high = value.interval
+                scores[record.eval_set, name] = (
+                    f"| {record.eval_set} | {name} | {value.percent:.1f} | {low:.1f} to {high:.1f} | {value.n} |"
+                )
+    attacked = state.state.startswith("attacked/")
+    warning = (
+        "This adapter is the result of a harmful fine-tuning attack, made to measure a defence. Do not deploy it."
+        if attacked
+        else "A research adapter. Its scores hold for the evaluation sets named here, and for nothing else."
+    )
+    return "\n".join(
+        [
+            "---",
+            f"base_model: {config.model.name}",
+            "library_name: peft",
+            "tags: [t-vaccine-lab, lora, ai-safety]",
+            "---",
+            "",
+            f"# {state.state}",
+            "",
+            warning,
+            "",
+            f"- Made by T-Vaccine Lab {__version__}, run {run.id} ({run.name}), alignment seed {config.seed}",
+            f"- Base model: `{config.model.name}`, quantisation {config.model.quantization}",
+            f"- Weights and base, SHA-256: `{state.state_hash}`",
+            "- Settings: `config.yaml` of the export",
+            "",
+            "| evaluation set | score | percent | 95 % Wilson interval | n |",
+            "|---|---|---|---|---|",
+            *scores.values(),
+            "",
+        ]
+    )
+
+
+def _answer_rows(store: Store, run_id: str) -> Iterable[Sequence[object]]:
+    offset = 0
+    while page := store.answers(run_id, limit=PAGE, offset=offset):
+        for answer in page:
+            verdict = answer.verdict.model_dump() if answer.verdict else {}
+            row = answer.model_dump() | verdict
+            yield [row.get(column) for column in ANSWER_COLUMNS]
+        offset += len(page)
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
