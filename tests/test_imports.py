@@ -58,7 +58,17 @@ TORCH_FREE = (
     "app.services",
 )
 
-METHOD_FILE_MAY_IMPORT = {"errors", "records", "config", "hooks", "grads", "losses", "passes", "methods", "methods.base"}
+METHOD_FILE_MAY_IMPORT = {
+    "errors",
+    "records",
+    "config",
+    "hooks",
+    "grads",
+    "losses",
+    "passes",
+    "methods",
+    "methods.base",
+}
 STORE_READERS = {"store", "export", "engine", "export", "worker", "supervisor", "bench", "cli", "__main__"}
 
 

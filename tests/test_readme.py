@@ -76,7 +76,7 @@ def test_command_exists_with_its_options(line: str) -> None:
     if arguments == ["--help"]:
         return
     command, context = get_command(app), None
-    while hasattr(command, "commands"):
+    while arguments and hasattr(command, "commands"):
         context = command.make_context(command.name, [], parent=context, resilient_parsing=True)
         found = command.get_command(context, arguments[0])
         assert found is not None, f"no command {arguments[0]!r}"
