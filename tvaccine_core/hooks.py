@@ -49,11 +49,13 @@ def causal_model(model: nn.Module) -> nn.Module:
 
 
 def _only_child(layer: nn.Module, words: tuple[str, ...]) -> nn.Module | None:
-    """The direct child whose name holds one of `words` and is no norm; None if there is not exactly one."""
+    """The direct child with weights whose name holds one of `words`, norms aside; None if there is not exactly one."""
     found = [
         child
         for name, child in layer.named_children()
-        if any(word in name for word in words) and "norm" not in name and "norm" not in type(child).__name__.lower()
+        if any(word in name for word in words)
+        and "norm" not in name + type(child).__name__.lower()
+        and any(True for _ in child.parameters())
     ]
     return found[0] if len(found) == 1 else None
 
@@ -228,6 +230,21 @@ def detach_input(module: nn.Module) -> Iterator[None]:
     handle = module.register_forward_pre_hook(hook)
     try:
         yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def capture_input(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the hidden states that `module` is given, one entry a run."""
+    captured: list[Tensor] = []
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        captured.append(inputs[0])
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield captured
     finally:
         handle.remove()
 

@@ -57,8 +57,6 @@ class Passes:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.device = next(model.parameters()).device
         self._mergeable = mergeable(model)
-        embedded = {id(parameter) for parameter in self.anatomy.embedding.parameters()}
-        self._embedding_trains = any(id(parameter) in embedded for parameter in self.parameters)
         for block in self.blocks:
             checkpoint = getattr(block.layer, "_gradient_checkpointing_func", None)
             if getattr(checkpoint, "keywords", {}).get("use_reentrant", False):
@@ -66,6 +64,8 @@ class Passes:
                     "Reentrant gradient checkpointing cannot give gradients at hidden states.",
                     remedy='Enable it with gradient_checkpointing_kwargs={"use_reentrant": False}.',
                 )
+        self.below_blocks = self._find_below_blocks()
+        """Those of `parameters` that act on the input of layer 0, by id: embeddings, projections of them."""
 
     @contextmanager
     def scope(self, generator: torch.Generator) -> Iterator[None]:
@@ -80,7 +80,7 @@ class Passes:
     def loss(self, tokens: LabelledTokens) -> Tensor:
         """Forward only: mean cross-entropy over the labelled tokens, with its graph."""
         with ExitStack() as stack:
-            if not self._embedding_trains:
+            if not self.below_blocks:
                 stack.enter_context(hooks.detach_input(self.blocks[0].layer))
             stack.enter_context(hooks.gather_input(self.anatomy.head, tokens.positions))
             logits = self.anatomy.causal(
@@ -135,3 +135,27 @@ class Passes:
             loss = self.loss(tokens)
             (loss * weight).backward()
         return loss.detach()
+
+    def _find_below_blocks(self) -> set[int]:
+        """Read off the graph of one token's embedding; nothing is run where only layers train."""
+        inside = {id(parameter) for block in self.blocks for parameter in block.layer.parameters()}
+        if all(id(parameter) in inside for parameter in self.parameters):
+            return set()
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        state = hooks.RandomState(self.device)
+        with torch.enable_grad(), hooks.capture_input(self.blocks[0].layer) as inputs:
+            self.anatomy.causal(input_ids=token, use_cache=False)
+        state.restore()
+        found: set[int] = set()
+        seen: set[Any] = set()
+        nodes: list[Any] = [inputs[0].grad_fn]
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            variable = getattr(node, "variable", None)  # of an AccumulateGrad node: the leaf
+            if variable is not None:
+                found.add(id(variable))
+            nodes.extend(following for following, _ in node.next_functions)
+        return found & {id(parameter) for parameter in self.parameters}

@@ -12,8 +12,8 @@ backward halves from the lowest drawn layer up (see `passes`); a scoring pass ev
 
 Freezing has two readings. `layer` is the paper's: everything outside the drawn layers is frozen. `attention` is the
 released code's: attention adapters train in the drawn layers only, all others in every layer that the gradient reaches,
-which is from the lowest drawn layer up, and in models of more than 26 layers from the one below it. What trains outside
-the layers (a head, say) is frozen by `layer`; by `attention` it trains, an input embedding only if layer 0 is reached.
+which is from the lowest drawn layer up, and in models of more than 26 layers from the one below it. What else trains is
+frozen by `layer`; by `attention` it trains where the gradient reaches it: a head does, an embedding if layer 0 is.
 
 Departures from the authors' code: both passes share dropout masks; the layers are scored on a batch
 (`probe_batch_size`) rather than on one sample; the norm is that of one micro-batch.
@@ -190,16 +190,15 @@ class TVaccine(Method[TVaccineConfig]):
         layer, part = place
         if self.config.freezing == "layer" or part == "attention":
             return layer in layers
-        if part == "embedding":
+        if part == "below":
             return self._floor(layers) == 0
         return layer is None or layer >= self._floor(layers)
 
     def _locate_parameters(self) -> list[tuple[int | None, str]]:
-        """(layer or None, part) of every parameter that may train."""
-        places: dict[int, tuple[int | None, str]] = {
-            id(parameter): (None, "embedding") for parameter in self.passes.anatomy.embedding.parameters()
-        }
+        """(layer, part) of every parameter that may train; `below` is what acts on the input of layer 0 alone."""
+        in_head = {id(parameter) for parameter in self.passes.anatomy.head.parameters()}
+        places: dict[int, tuple[int | None, str]] = dict.fromkeys(self.passes.below_blocks - in_head, (None, "below"))
         for index, block in enumerate(self.passes.blocks):
             places.update({id(parameter): (index, "other") for parameter in block.layer.parameters()})
             places.update({id(parameter): (index, "attention") for parameter in block.attention.parameters()})
-        return [places.get(id(parameter), (None, "other")) for parameter in self.passes.parameters]
+        return [places.get(id(parameter), (None, "above")) for parameter in self.passes.parameters]
