@@ -1,0 +1,1 @@
+"""One file a screen: its components, then its handlers, then their wiring."""

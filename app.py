@@ -1,0 +1,39 @@
+"""Start the lab: the page, and the workers that train beside it. `python app.py --help` lists the flags."""
+
+import argparse
+import signal
+import sys
+import threading
+from contextlib import nullcontext
+from pathlib import Path
+
+from app import build_app, launch_options
+from app.services import Supervisor, TVaccineError, default_home
+
+
+def main() -> None:
+    """Serve until Ctrl-C or SIGTERM, then end the workers."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (0.0.0.0: the whole network)")
+    parser.add_argument("--port", type=int, default=None, help="default: the first free one from 7860")
+    parser.add_argument("--data-dir", type=Path, default=default_home(), help="runs and models (TVACCINE_HOME)")
+    parser.add_argument("--no-worker", action="store_true", help="start no worker processes")
+    parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers")
+    given = parser.parse_args()
+    over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: over.set())
+    blocks = build_app(given.data_dir).queue()
+    options = launch_options(given.data_dir) | {"server_name": given.host, "server_port": given.port}
+    _, url, _ = blocks.launch(prevent_thread_lock=True, share=given.share, **options)
+    print(f"T-Vaccine Lab: {url}  (data: {given.data_dir}; Ctrl-C ends it)", flush=True)
+    with nullcontext() if given.no_worker else Supervisor(given.data_dir):
+        over.wait()
+    blocks.close()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except TVaccineError as error:
+        sys.exit(f"{error}\n{error.remedy}")

@@ -1,0 +1,64 @@
+"""The lab's face: a Gradio page on the run store. Knows screens, knows nothing of torch."""
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio import themes
+
+from app import rail, text
+from app.api import add_endpoints
+from app.draft import Draft
+from app.exports import routes
+from app.page import Page
+from app.services import PRESETS, Lab
+from app.tabs import align, attack, choose, compare, runs
+
+FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
+FONT_MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
+CACHE_S = 3600
+"""Age at which files that handlers left in Gradio's cache are deleted, and how often that is looked for."""
+
+
+def build_app(data_dir: Path) -> gr.Blocks:
+    """The whole page on the run store in `data_dir`. Starts nothing."""
+    lab = Lab(data_dir)
+    with gr.Blocks(
+        title=text.TITLE, analytics_enabled=False, delete_cache=(CACHE_S, CACHE_S), fill_width=True
+    ) as blocks:
+        page = Page(lab)
+        draft = Draft(next(iter(PRESETS.values())).config)
+        with gr.Row(elem_id="shell"):
+            with gr.Column(elem_id="rail-column", min_width=0):
+                page.rail.render()
+            with gr.Column(elem_id="stage", min_width=0), gr.Walkthrough(selected=1, elem_id="steps") as walkthrough:
+                with gr.Step(text.STEPS[1], id=1):
+                    choose.build(page, draft)
+                with gr.Step(text.STEPS[2], id=2):
+                    align.build(page, draft)
+                with gr.Step(text.STEPS[3], id=3):
+                    attack.build(page, draft)
+                with gr.Step(text.STEPS[4], id=4):
+                    compare.build(page)
+                with gr.Step(text.STEPS[5], id=5):
+                    runs.build(page, draft)
+        rail.build(page)
+        page.finish(blocks, walkthrough, draft)
+        add_endpoints(page)
+    return blocks
+
+
+def launch_options(data_dir: Path) -> dict[str, Any]:
+    """What `launch` needs beside host and port: theme, local files, and nothing that leaves this machine."""
+    neutral = themes.colors.stone
+    return {
+        "theme": themes.Base(
+            primary_hue=neutral, secondary_hue=neutral, neutral_hue=neutral, font=list(FONT), font_mono=list(FONT_MONO)
+        ),
+        "head": '<link rel="stylesheet" href="lab/lab.css"><script src="lab/lab.js"></script>',
+        "app_kwargs": {"routes": routes(Lab(data_dir))},
+        "footer_links": ["api"],
+        "run_history": False,
+        "ssr_mode": False,
+        "quiet": True,
+    }

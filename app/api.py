@@ -1,0 +1,93 @@
+"""The lab for scripts: named endpoints with plain arguments, beside the page's own (private) events.
+
+client = gradio_client.Client("http://127.0.0.1:7860")
+run = client.predict("sandbox-quick", ["sft", "tvaccine"], api_name="/start_alignment")
+"""
+
+import time
+from typing import Any
+
+from gradio.events import api
+
+from app import text
+from app.guard import guarded
+from app.markup import verdict_word
+from app.page import Page
+from app.panes import by_state, states_of
+from app.services import PRESETS, ConfigError, StoreError, default_method, new_owner, replace_methods
+from app.views import aligned, attacked
+
+ANSWER_WAIT_S = 300.0
+
+
+def add_endpoints(page: Page) -> None:
+    """Add the endpoints to the Blocks being built."""
+    lab = page.lab
+
+    def list_runs() -> list[dict[str, str]]:
+        """Every run, newest first: id, name, status."""
+        return [{"id": run.id, "name": run.name, "status": run.status} for run in lab.runs()]
+
+    def start_alignment(preset: str, methods: list[str]) -> str:
+        """Start a run from a preset (its own methods if `methods` is empty); returns the run's id."""
+        if preset not in PRESETS:
+            raise ConfigError(f"There is no preset {preset!r}.", remedy=f"Choose one of: {', '.join(PRESETS)}.")
+        config = PRESETS[preset].config
+        return lab.start_alignment(replace_methods(config, [default_method(m) for m in methods]) if methods else config)
+
+    def start_attack(run_id: str, harmful_ratio: float, num_samples: int) -> str:
+        """Attack every aligned model of a run; its other settings are the run's own. Returns the attack's id."""
+        attack = lab.run(run_id).config.attack.model_copy(
+            update={"harmful_ratio": harmful_ratio, "num_samples": int(num_samples)}
+        )
+        return lab.start_attack(run_id, type(attack).model_validate(attack.model_dump()))
+
+    def stop(run_id: str) -> int:
+        """Stop everything of a run; returns how many jobs were asked to."""
+        return lab.stop(run_id, ("baseline", "align", "attack", "generate"))
+
+    def run_status(run_id: str) -> dict[str, Any]:
+        """Jobs with their progress, and the newest scores of every model."""
+        view = page.views.view(run_id, fresh=True)
+        states = [name for m in view.methods for name in (aligned(m), *(attacked(m, a) for a in view.attack_ids))]
+        return {
+            "status": view.run.status,
+            "jobs": [
+                {"work": job.title, "state": job.state, "done": job.done, "total": job.total, "error": job.error}
+                for job in view.jobs
+                if job.kind != "generate"
+            ],
+            "scores": {
+                f"{state} {where} {name}": score.percent
+                for state in ("base", *states)
+                for where in view.eval_sets
+                if (record := view.final(state, where))
+                for name, score in record.scores.items()
+            },
+        }
+
+    def ask(run_id: str, prompt: str) -> list[dict[str, str]]:
+        """One prompt to every model of a run; waits for the answers: state, hash, text, verdict."""
+        view = page.views.view(run_id, fresh=True)
+        owner = new_owner()
+        states = states_of(view, view.choose_attack(None), with_base=True)
+        job_id = lab.ask(run_id, prompt, states, owner, view.config.evaluation.max_new_tokens)
+        deadline = time.monotonic() + ANSWER_WAIT_S
+        while time.monotonic() < deadline:
+            question = lab.store.job(job_id)
+            if not question.active:
+                break
+            time.sleep(0.1)
+        else:
+            lab.store.cancel(job_id)
+            raise StoreError(text.NO_ANSWER, remedy=text.NO_WORKER_REMEDY.format(home="…"))
+        if question.state != "done":
+            raise StoreError(question.error or text.PANE_STOPPED, remedy=question.remedy or "")
+        found = by_state(lab.answer_records(question))
+        return [
+            {"state": state, "hash": record.state_hash, "text": record.text, "verdict": verdict_word(record.verdict)}
+            for state, record in found.items()
+        ]
+
+    for endpoint in (list_runs, start_alignment, start_attack, stop, run_status, ask):
+        api(guarded(endpoint), api_name=endpoint.__name__, concurrency_limit=8)

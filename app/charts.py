@@ -1,0 +1,362 @@
+"""Records to plotly figures: pure functions that return a figure's JSON, drawn in the browser by plotly.js.
+
+Beside plotly's `data` and `layout` a spec has `meta`: `label` (what a screen reader says), `height` in pixels, `key`
+(the legend, drawn as HTML so that it wraps on a phone), `log` (which axis a button may switch to a logarithm) or
+`empty` (a sentence instead of a figure). Colours that begin with `--` are CSS variables: one spec, light and dark.
+Methods differ by colour and marker, quantities by dash: no meaning is carried by colour alone.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from app import text
+from app.services import METHODS, DriftRecord, EvalRecord, Proportion
+from app.views import Track
+
+Spec = dict[str, Any]
+
+MAX_POINTS = 300
+"""Points a line is thinned to: more cannot be seen, and a tick sends them all."""
+MAX_DRAWS = 80
+MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
+DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+def empty(sentence: str, height: int = 320) -> Spec:
+    """No figure yet; `sentence` says what to do."""
+    return {"data": [], "layout": {}, "meta": {"empty": sentence, "height": height, "label": sentence}}
+
+
+def loss(tracks: Mapping[str, Track]) -> Spec:
+    """Training loss of each method against steps: the raw values pale, their running mean over them."""
+    data: list[Spec] = []
+    key: list[Spec] = []
+    for method, track in tracks.items():
+        if not track.steps:
+            continue
+        steps = sorted(track.steps)
+        values = [track.steps[step].loss for step in steps]
+        colour = METHODS[method].colour
+        line = {"type": "scatter", "mode": "lines", "x": thin(steps), "name": METHODS[method].title}
+        data.append(
+            line
+            | {
+                "y": thin(rounded(values)),
+                "line": {"color": colour, "width": 1},
+                "opacity": 0.3,
+                "hoverinfo": "skip",
+            }
+        )
+        data.append(
+            line
+            | {
+                "y": thin(rounded(running_mean(values))),
+                "line": {"color": colour, "width": 2.2, "dash": dash_of(method)},
+            }
+        )
+        key.append({"text": METHODS[method].title, "colour": colour, "dash": dash_of(method)})
+    if not data:
+        return empty(text.LOSS_EMPTY, 240)
+    layout = {
+        "xaxis": axis(text.AXIS_STEP),
+        "yaxis": axis(text.AXIS_LOSS, type="log", exponentformat="power", dtick=1),
+        "hovermode": "x unified",
+    }
+    return figure(data, layout, text.LOSS_LABEL, 240, key=key, log="yaxis")
+
+
+def layer_heatmap(track: Track, num_steps: int) -> Spec:
+    """Layers x scorings: gradient norm of the harmful loss at each attention output; dots mark the drawn layers."""
+    if not track.scores:
+        return empty(text.HEATMAP_EMPTY, 360)
+    steps = sorted(track.scores)
+    scores = [track.scores[step].layer_scores for step in steps]
+    num_layers = len(scores[0])
+    floor = min((value for column in scores for value in column if value > 0), default=1.0)
+    logs = [[math.log10(max(column[layer], floor)) for column in scores] for layer in range(num_layers)]
+    end = max(num_steps, steps[-1] + 1)
+    low, high = min(map(min, logs)), max(map(max, logs))
+    ticks = [power for power in range(math.floor(low), math.ceil(high) + 1)]
+    heat = {
+        "type": "heatmap",
+        "x": [*steps, end],
+        "y": list(range(num_layers)),
+        "z": [rounded(row) for row in logs],
+        "customdata": [rounded([column[layer] for column in scores]) for layer in range(num_layers)],
+        "colorscale": "Cividis",
+        "xgap": 1,
+        "ygap": 1,
+        "hovertemplate": "layer %{y}<br>gradient norm %{customdata:.4g}<extra></extra>",
+        "colorbar": {
+            "title": {"text": text.HEATMAP_BAR, "side": "right"},
+            "tickvals": ticks,
+            "ticktext": [f"{10.0**power:g}" for power in ticks],
+            "thickness": 10,
+            "outlinewidth": 0,
+        },
+    }
+    draws = sorted(track.draws)[-MAX_DRAWS:]
+    marks = [(step, layer) for step in draws for layer in track.draws[step].layers]
+    gaps = [after - before for before, after in pairwise(draws)]
+    shift = min(gaps) / 2 if gaps else 0.0
+    dots = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [step + shift for step, _ in marks],
+        "y": [layer for _, layer in marks],
+        "name": text.HEATMAP_DRAWN,
+        "marker": {
+            "symbol": "circle",
+            "size": 6 if len(draws) > 24 else 8,
+            "color": "#FFFFFF",
+            "line": {"color": "#16181D", "width": 1},
+        },
+        "hovertemplate": "layer %{y} drawn<extra></extra>",
+    }
+    layout = {
+        "xaxis": axis(text.AXIS_STEP, range=[steps[0], end], showgrid=False),
+        "yaxis": axis(text.AXIS_LAYER, dtick=1 if num_layers <= 16 else 4, showgrid=False, zeroline=False),
+    }
+    key = [{"text": text.HEATMAP_DRAWN, "colour": "--lab-ink", "symbol": "circle"}]
+    return figure([heat, dots], layout, text.HEATMAP_LABEL, max(300, min(720, 150 + 26 * num_layers)), key=key)
+
+
+def layer_bars(track: Track) -> Spec:
+    """The newest scoring: each layer's score (logarithmic) and the probability that it is drawn; drawn layers solid."""
+    if not track.scores:
+        return empty(text.BARS_EMPTY, 240)
+    record = track.scores[max(track.scores)]
+    drawn = set(track.draws[max(track.draws)].layers) if track.draws else set()
+    layers = list(range(len(record.layer_scores)))
+    colour = METHODS["tvaccine"].colour
+    marker = {
+        "color": [colour if layer in drawn else "--lab-faint" for layer in layers],
+        "line": {"color": colour, "width": 1},
+        "pattern": {"shape": ["" if layer in drawn else "/" for layer in layers], "fgcolor": colour, "size": 5},
+    }
+    bar = {"type": "bar", "orientation": "h", "y": layers, "marker": marker}
+    data = [
+        bar
+        | {
+            "x": rounded(record.layer_scores),
+            "hovertemplate": "layer %{y}<br>score %{x:.4g}<extra></extra>",
+        },
+        bar
+        | {
+            "x": rounded([100 * share for share in record.layer_probabilities]),
+            "xaxis": "x2",
+            "hovertemplate": "layer %{y}<br>probability %{x:.3g} %<extra></extra>",
+        },
+    ]
+    layout = {
+        "xaxis": axis(text.AXIS_SCORE, type="log", exponentformat="power", dtick=1, domain=[0, 0.46]),
+        "xaxis2": axis(text.AXIS_PROBABILITY, domain=[0.54, 1], anchor="y", rangemode="tozero"),
+        "yaxis": axis(text.AXIS_LAYER, dtick=1 if len(layers) <= 16 else 4, showgrid=False),
+        "bargap": 0.25,
+    }
+    key = [
+        {"text": text.BARS_DRAWN, "colour": colour, "fill": True},
+        {"text": text.BARS_UNDRAWN, "colour": colour, "fill": True, "hatch": True},
+    ]
+    return figure(data, layout, text.BARS_LABEL, max(240, min(560, 110 + 18 * len(layers))), key=key)
+
+
+def attack_curves(curves: Mapping[str, Mapping[str, Sequence[EvalRecord]]], task: str, num_steps: int) -> Spec:
+    """HS and FA of each method against attack steps, on one axis of percent.
+
+    Args:
+        curves: by method, by evaluation set: records in order of their step.
+        task: the evaluation set that yields FA.
+        num_steps: length of the attack.
+    """
+    sets = list(dict.fromkeys(where for sets in curves.values() for where in sets))
+    dashes = dict(zip([where for where in sets if where != task], DASHES, strict=False))
+    data: list[Spec] = []
+    for method, by_set in curves.items():
+        for where, records in by_set.items():
+            measure = "finetune_accuracy" if where == task else "harmful_score"
+            points = [(record.step, record.scores[measure]) for record in records if measure in record.scores]
+            if not points:
+                continue
+            is_task = where == task
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "name": f"{METHODS[method].title}, {text.measure_of(where)}",
+                    "x": [step for step, _ in points],
+                    "y": rounded([score.percent for _, score in points]),
+                    "customdata": [[*rounded(score.interval), score.n] for _, score in points],
+                    "line": {
+                        "color": METHODS[method].colour,
+                        "width": 1.4 if is_task else 2.4,
+                        "dash": "dot" if is_task else dashes[where],
+                    },
+                    "marker": {
+                        "symbol": marker_of(method) + ("-open" if is_task else ""),
+                        "size": 7,
+                        "line": {"width": 1.5},
+                    },
+                    "hovertemplate": "%{y:.0f} (%{customdata[0]:.0f}–%{customdata[1]:.0f}), n %{customdata[2]}",
+                }
+            )
+    if not data:
+        return empty(text.CURVES_EMPTY, 400)
+    key = [
+        {"text": METHODS[method].title, "colour": METHODS[method].colour, "symbol": marker_of(method)}
+        for method in curves
+    ]
+    key += [{"text": text.measure_of(where), "colour": "--lab-ink", "dash": dashes[where]} for where in dashes]
+    key += [{"text": text.measure_of(task), "colour": "--lab-ink", "dash": "dot"}] if task in sets else []
+    layout = {
+        "xaxis": axis(text.AXIS_ATTACK_STEP, range=[-0.02 * num_steps, 1.02 * num_steps]),
+        "yaxis": axis(text.AXIS_PERCENT, range=[-3, 103], dtick=25),
+        "hovermode": "x unified",
+    }
+    return figure(data, layout, text.CURVES_LABEL, 400, key=key)
+
+
+def score_bars(rows: Sequence[tuple[str, str, Mapping[str, Proportion]]]) -> Spec:
+    """Bars with 95 % intervals: HS by set and FA, before (hatched) and after (solid) the attack.
+
+    Args:
+        rows: method, `before` or `after`, and scores by evaluation set.
+    """
+    data: list[Spec] = []
+    key: dict[str, Spec] = {}
+    for method, when, scores in rows:
+        if not scores:
+            continue
+        colour = METHODS[method].colour
+        percents = [score.percent for score in scores.values()]
+        data.append(
+            {
+                "type": "bar",
+                "name": f"{METHODS[method].title}, {text.WHEN[when]}",
+                "x": [text.measure_of(where) for where in scores],
+                "y": rounded(percents),
+                "error_y": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": rounded([s.interval[1] - s.percent for s in scores.values()]),
+                    "arrayminus": rounded([s.percent - s.interval[0] for s in scores.values()]),
+                    "thickness": 1.2,
+                    "width": 3,
+                    "color": "--lab-ink",
+                },
+                "marker": {
+                    "color": "--lab-surface" if when == "before" else colour,
+                    "line": {"color": colour, "width": 1.5},
+                    "pattern": {"shape": "/" if when == "before" else "", "fgcolor": colour, "size": 6},
+                },
+                "customdata": [score.n for score in scores.values()],
+                "hovertemplate": "%{y:.0f} %, n %{customdata}<extra>%{fullData.name}</extra>",
+            }
+        )
+        key[f"{method} {when}"] = {
+            "text": f"{METHODS[method].title}, {text.WHEN[when]}",
+            "colour": colour,
+            "fill": True,
+            "hatch": when == "before",
+        }
+    if not data:
+        return empty(text.SCORES_EMPTY, 320)
+    layout = {
+        "barmode": "group",
+        "bargap": 0.3,
+        "bargroupgap": 0.08,
+        "xaxis": axis(""),
+        "yaxis": axis(text.AXIS_PERCENT, range=[0, 105], dtick=25),
+    }
+    return figure(data, layout, text.SCORES_LABEL, 340, key=list(key.values()))
+
+
+def drift(records: Mapping[str, DriftRecord]) -> Spec:
+    """Embedding drift by layer, a line a method (records by method)."""
+    if not records:
+        return empty(text.DRIFT_EMPTY, 300)
+    data: list[Spec] = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": METHODS[method].title,
+            "x": list(range(len(record.drift))),
+            "y": rounded(record.drift),
+            "line": {"color": METHODS[method].colour, "width": 2.2, "dash": dash_of(method)},
+            "marker": {"symbol": marker_of(method), "size": 7},
+        }
+        for method, record in records.items()
+    ]
+    key = [
+        {"text": METHODS[m].title, "colour": METHODS[m].colour, "symbol": marker_of(m), "dash": dash_of(m)}
+        for m in records
+    ]
+    layout = {
+        "xaxis": axis(text.AXIS_LAYER, dtick=1 if len(data[0]["x"]) <= 16 else 4),
+        "yaxis": axis(text.AXIS_DRIFT, rangemode="tozero"),
+        "hovermode": "x unified",
+    }
+    return figure(data, layout, text.DRIFT_LABEL, 300, key=key)
+
+
+def figure(data: list[Spec], layout: Spec, label: str, height: int, **meta: Any) -> Spec:
+    """A spec in the house style; `uirevision` keeps the viewer's zoom when data arrive."""
+    base = {
+        "height": height,
+        "margin": {"l": 56, "r": 16, "t": 10, "b": 46},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": "--lab-muted", "family": "--lab-font", "size": 12},
+        "hoverlabel": {"bgcolor": "--lab-surface", "bordercolor": "--lab-line", "font": {"color": "--lab-ink"}},
+        "showlegend": False,
+        "uirevision": "keep",
+    }
+    return {"data": data, "layout": base | layout, "meta": {"label": label, "height": height, **meta}}
+
+
+def axis(title: str, **settings: Any) -> Spec:
+    """An axis in the house style."""
+    return {
+        "title": {"text": title, "standoff": 8},
+        "gridcolor": "--lab-line",
+        "linecolor": "--lab-line",
+        "zerolinecolor": "--lab-line",
+        "automargin": True,
+        **settings,
+    }
+
+
+def marker_of(method: str) -> str:
+    """The marker that means this method, beside its colour."""
+    return MARKERS[list(METHODS).index(method) % len(MARKERS)]
+
+
+def dash_of(method: str) -> str:
+    """The dash that means this method where lines carry no markers."""
+    return DASHES[list(METHODS).index(method) % len(DASHES)]
+
+
+def running_mean(values: Sequence[float], decay: float = 0.95) -> list[float]:
+    """Exponential running mean, corrected for its start (Adam's correction), so that it begins at the first value."""
+    mean, weight, found = 0.0, 0.0, []
+    for value in values:
+        mean = decay * mean + (1 - decay) * value
+        weight = decay * weight + (1 - decay)
+        found.append(mean / weight)
+    return found
+
+
+def thin(values: Sequence[Any], limit: int = MAX_POINTS) -> list[Any]:
+    """Every k-th value so that at most `limit` remain; the last is always kept."""
+    if len(values) <= limit:
+        return list(values)
+    stride = math.ceil(len(values) / (limit - 1))
+    kept = list(values[::stride])
+    return kept if (len(values) - 1) % stride == 0 else [*kept, values[-1]]
+
+
+def rounded(values: Sequence[float]) -> list[float | None]:
+    """Four significant digits, enough for a screen; None (a gap in plotly) for what is not finite."""
+    return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values]

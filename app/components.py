@@ -1,0 +1,102 @@
+"""The page's own components: `gr.HTML` with a fixed template, its data drawn by `assets/lab.js`.
+
+The template never changes, so the nodes stay while values come and go: a figure keeps its zoom, a pane its reveal.
+"""
+
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from app.services import METHODS
+
+
+class Figure(gr.HTML):
+    """A plotly figure whose value is a spec of `app.charts`."""
+
+    def __init__(self, value: dict[str, Any], *, elem_id: str) -> None:
+        super().__init__(
+            value,
+            html_template='<div class="lab-figure"></div>',
+            js_on_load="lab.figure(element, props, watch)",
+            apply_default_css=False,
+            elem_id=elem_id,
+        )
+
+    def get_block_name(self) -> str:
+        return "html"
+
+
+class Panes(gr.HTML):
+    """Streaming answers side by side; see `app.tabs.compare` for the value."""
+
+    def __init__(self, value: dict[str, Any], *, elem_id: str) -> None:
+        super().__init__(
+            value,
+            html_template='<div class="lab-panes"></div>',
+            js_on_load="lab.panes(element, props, watch)",
+            apply_default_css=False,
+            elem_id=elem_id,
+        )
+
+    def get_block_name(self) -> str:
+        return "html"
+
+
+class Rail(gr.HTML):
+    """Steps with their state. Events: `go` when a step is chosen (`window.labStep`), `look` when the reader is back."""
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        super().__init__(
+            value,
+            html_template='<div class="lab-rail"></div>',
+            js_on_load="lab.rail(element, props, watch, {go: () => trigger('go'), look: () => trigger('look')})",
+            apply_default_css=False,
+            elem_id="rail",
+            render=False,  # placed in its column; everything else may already refer to it
+        )
+
+    def get_block_name(self) -> str:
+        return "html"
+
+
+class Markup(gr.HTML):
+    """Markup made in Python (`app.markup`, which escapes). A click on `data-choice` raises `choose`."""
+
+    def __init__(self, value: str = "", *, elem_id: str | None = None, visible: bool = True) -> None:
+        super().__init__(
+            value,
+            js_on_load="lab.choices(element, (choice) => trigger('choose', {choice}))",
+            apply_default_css=False,
+            elem_id=elem_id,
+            visible=visible,
+        )
+
+    def get_block_name(self) -> str:
+        return "html"
+
+
+def heading(name: str, why: str) -> str:
+    """A screen's title and the line that says why it is there."""
+    return f'<h1 class="lab-title">{escape(name)}</h1><p class="lab-why">{escape(why)}</p>'
+
+
+def section(name: str, note: str = "") -> str:
+    """Title of a part of a screen."""
+    return f'<h2 class="lab-section">{escape(name)}</h2>' + (f'<p class="lab-note">{escape(note)}</p>' if note else "")
+
+
+def method_label(method: str) -> gr.HTML:
+    """A method's name with its colour, above its settings."""
+    return gr.HTML(method_chip(method), apply_default_css=False, padding=True)
+
+
+def method_chip(method: str) -> str:
+    """A method's name with its colour."""
+    info = METHODS[method]
+    return f'<span class="lab-method" style="--method:{info.colour}">{escape(info.title)}</span>'
+
+
+def go_js(step: int) -> str:
+    """Script that opens a step at once, without asking the server."""
+    return f"() => {{ document.dispatchEvent(new CustomEvent('lab-go', {{detail: {step}}})) }}"

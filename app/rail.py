@@ -1,0 +1,61 @@
+"""The rail: each step with its state and what is going on in it, and the run that is open."""
+
+from typing import Any
+
+from app import text
+from app.page import Glance, Page
+from app.services import JobRow
+from app.views import RunView, progress_of
+
+ORDER = ("running", "queued", "failed", "interrupted", "cancelled", "done")
+"""State of several jobs together: the first of these that one of them is in."""
+
+
+def build(page: Page) -> None:
+    """Keep the rail at the state of the run."""
+    page.rail.value = rail_value(page.glance(None))
+    page.show(page.rail, lambda glance: glance.stamp("jobs", "state"), rail_value)
+
+
+def rail_value(glance: Glance) -> dict[str, Any]:
+    """What `lab.rail` draws."""
+    view = glance.view
+    aligned = [job for job in (view.align_job(method) for method in view.methods) if job] if view else []
+    attacked = (
+        [job for method in view.attacked_methods(glance.attack) if (job := view.attack_job(glance.attack, method))]
+        if view and glance.attack
+        else []
+    )
+    steps = [
+        {"state": "done" if view else "todo", "share": 0.0, "note": ""},
+        work_step(view, aligned),
+        work_step(view, attacked),
+        {"state": "ready" if view and view.states else "todo", "share": 0.0, "note": ""},
+        {"state": "todo", "share": 0.0, "note": ""},
+    ]
+    for (number, name), step in zip(text.STEPS.items(), steps, strict=True):
+        step |= {"id": number, "name": name}
+    return {
+        "title": text.TITLE,
+        "steps": steps,
+        "run": {"id": view.run.id, "name": view.run.name} if view else None,
+        "words": {
+            "theme": text.THEME,
+            "reveal": text.REVEAL,
+            "link": text.COPY_LINK,
+            "copied": text.LINK_COPIED,
+            "no_run": text.NO_RUN,
+        },
+    }
+
+
+def work_step(view: RunView | None, jobs: list[JobRow]) -> dict[str, Any]:
+    """State of a step whose work is `jobs`, how much is done, and a few words."""
+    if view is None or not jobs:
+        return {"state": "todo", "share": 0.0, "note": ""}
+    state = next(state for state in ORDER if any(job.state == state for job in jobs))
+    share, left = progress_of(view, jobs)
+    note = text.STATE_WORDS[state]
+    if state == "running":
+        note = f"{100 * share:.0f} %" + (f", {text.duration(left)} left" if left is not None else "")
+    return {"state": state, "share": share, "note": note}

@@ -1,0 +1,322 @@
+"""The face's only door to the engine: the run store, configs, data previews and method metadata. Torch-free.
+
+Every other module of `app` takes the engine's names from here. Nothing here draws; nothing here trains.
+"""
+
+import json
+import secrets
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from tvaccine_core.config import (
+    PRESETS,
+    AlignmentConfig,
+    AttackConfig,
+    Config,
+    LabConfig,
+    Preset,
+    parse_config,
+)
+from tvaccine_core.data.mixtures import user_mixture
+from tvaccine_core.data.prompts import PromptPreview, preview
+from tvaccine_core.data.sources import LabData, load_lab_data
+from tvaccine_core.errors import ConfigError, DataError, RunNotFoundError, StoreError, TVaccineError
+from tvaccine_core.export import SCORE_COLUMNS, STEP_COLUMNS, export_run, score_rows, step_rows
+from tvaccine_core.methods import METHODS, MethodInfo
+from tvaccine_core.records import (
+    AnswerRecord,
+    DriftRecord,
+    EvalRecord,
+    Example,
+    LayerDrawRecord,
+    LayerScoreRecord,
+    MessageRecord,
+    Proportion,
+    StateRecord,
+    StepRecord,
+    Verdict,
+)
+from tvaccine_core.store import JobKind, JobRow, RunRow, Store, StoredEvent, default_home
+from tvaccine_core.supervisor import Supervisor
+
+__all__ = [
+    "METHODS",
+    "PRESETS",
+    "SCORE_COLUMNS",
+    "STEP_COLUMNS",
+    "AnswerRecord",
+    "AttackConfig",
+    "Config",
+    "ConfigError",
+    "DriftRecord",
+    "EvalRecord",
+    "Example",
+    "JobRow",
+    "Lab",
+    "LabConfig",
+    "LabData",
+    "LayerDrawRecord",
+    "LayerScoreRecord",
+    "MessageRecord",
+    "MethodInfo",
+    "Preset",
+    "PromptPreview",
+    "Proportion",
+    "RunNotFoundError",
+    "RunRow",
+    "StateRecord",
+    "StepRecord",
+    "StoreError",
+    "StoredEvent",
+    "Supervisor",
+    "TVaccineError",
+    "Verdict",
+    "default_home",
+    "export_run",
+    "parse_config",
+    "score_rows",
+    "step_rows",
+]
+
+ASSETS = Path(__file__).parents[1] / "assets"
+VIEW_KINDS = ("step", "layer_scores", "layer_draw", "eval", "drift", "state", "message")
+"""Events the screens draw; streamed answers are read by the one who asked."""
+
+
+class Lab:
+    """The lab in one data folder, as the screens use it. Safe to share between threads.
+
+    Every method may raise a `TVaccineError` whose `remedy` is meant for the user.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.store = Store(home)
+
+    # Runs
+
+    def runs(self) -> list[RunRow]:
+        """Every run, newest first."""
+        return self.store.runs()
+
+    def run(self, run_id: str) -> RunRow:
+        """One run."""
+        return self.store.run(run_id)
+
+    def repeatable(self, run_id: str) -> tuple[LabConfig, list[dict[str, str]]]:
+        """What repeats a run: its config with its first attack, and of each later attack the settings that differ."""
+        config = self.run(run_id).config
+        attacks: dict[str, AttackConfig] = {}
+        for job in self.store.jobs(run_id):
+            if job.kind == "attack":
+                attacks[str(job.params["attack_id"])] = parse_config(AttackConfig, job.params["attack"])
+        if not attacks:
+            return config, []
+        first, *later = attacks.values()
+        repeated = config.model_copy(update={"attack": first})
+        known = flatten(first)
+        differing = [{key: value for key, value in flatten(item).items() if value != known[key]} for item in later]
+        return repeated, differing
+
+    def delete_run(self, run_id: str) -> None:
+        """Stop what waits, then delete the run and its files."""
+        for job in self.store.jobs(run_id):
+            if job.state == "queued":
+                self.store.cancel(job.id)
+        self.store.delete_run(run_id)
+
+    # Work
+
+    def start_alignment(self, config: LabConfig, name: str | None = None) -> str:
+        """Make a run and queue its alignments, then the measurement of the base. Returns the run's id."""
+        load_lab_data(config)  # a task that does not exist must fail here, not in a worker
+        run_id = self.store.create_run(config, name)
+        # The dearest first: with two workers the cheap ones then run beside it instead of before it.
+        for method in sorted(config.alignment.methods, key=lambda method: method.name == "sft"):
+            self.store.enqueue(run_id, "align", {"method": method.name})
+        self.store.enqueue(run_id, "baseline", {})
+        return run_id
+
+    def start_attack(self, run_id: str, attack: AttackConfig, methods: Sequence[str] = ()) -> str:
+        """Queue the same attack on each method's aligned model (all of the run's by default). Returns the attack's id.
+
+        Raises:
+            StoreError: a method was not aligned in this run, or its alignment did not end well.
+            DataError: the mixture asks for more samples than there are.
+        """
+        config = self.run(run_id).config.model_copy(update={"attack": attack})
+        mixture(config, attack)
+        jobs = self.store.jobs(run_id)
+        aligned = latest(jobs, "align")
+        chosen = tuple(methods) or tuple(method.name for method in config.alignment.methods)
+        for method in chosen:
+            if method not in aligned or aligned[method].state not in ("queued", "running", "interrupted", "done"):
+                raise StoreError(
+                    f"{METHODS[method].title} is not aligned in this run.", remedy="Align it first, on the Align step."
+                )
+        taken = {str(job.params["attack_id"]) for job in jobs if job.kind == "attack"}
+        attack_id = next(f"a{number}" for number in range(1, len(taken) + 2) if f"a{number}" not in taken)
+        for method in chosen:
+            self.store.enqueue(
+                run_id,
+                "attack",
+                {"method": method, "attack_id": attack_id, "attack": attack.model_dump(mode="json")},
+                depends_on=aligned[method].id,
+            )
+        return attack_id
+
+    def stop(self, run_id: str, kinds: Collection[JobKind]) -> int:
+        """Ask the run's jobs of these kinds to stop; returns how many. Waiting ones first, so that none slips in."""
+        active = [job for job in self.store.jobs(run_id, states=("queued", "running")) if job.kind in kinds]
+        for job in sorted(active, key=lambda job: job.state == "running"):
+            self.store.cancel(job.id)
+        return len(active)
+
+    def resume(self, run_id: str, kinds: Collection[JobKind]) -> int:
+        """Queue again what did not end well, alignments first; returns how many."""
+        jobs = self.store.jobs(run_id)
+        stopped = [
+            job
+            for kind in ("baseline", "align", "attack")
+            if kind in kinds
+            for job in latest(jobs, kind).values()
+            if job.state in ("failed", "cancelled", "interrupted")
+        ]
+        for job in stopped:
+            self.store.resume(job.id)
+        return len(stopped)
+
+    def queue_position(self, job_id: str) -> int | None:
+        """Jobs that go before a waiting one; None if it does not wait."""
+        return self.store.queue_position(job_id)
+
+    # Questions
+
+    def ask(self, run_id: str, prompt: str, states: Sequence[str], owner: str, max_new_tokens: int) -> str:
+        """Queue one prompt for several model states and drop the owner's unanswered ones. Returns the job's id.
+
+        Raises:
+            DataError: the prompt is empty or longer than 2,000 characters.
+        """
+        prompt = prompt.strip()
+        if not 1 <= len(prompt) <= MAX_PROMPT:
+            raise DataError(
+                f"A prompt has 1 to {MAX_PROMPT} characters, not {len(prompt)}.",
+                remedy="Type a question, or choose a suggested one.",
+            )
+        for job in self.store.jobs(run_id, states=("queued", "running")):
+            if job.kind == "generate" and job.params.get("owner") == owner:
+                self.store.cancel(job.id)
+        params = {"prompt": prompt, "states": list(states), "max_new_tokens": max_new_tokens, "owner": owner}
+        return self.store.enqueue(run_id, "generate", params)
+
+    def answer_records(self, question: JobRow) -> list[AnswerRecord]:
+        """The panes' texts of a question, as far as they are, in the order in which they changed."""
+        stored = self.store.events(question.run_id, kinds=("answer",), job_id=question.id)
+        return [item.event for item in stored if isinstance(item.event, AnswerRecord)]
+
+    def states(self, run_id: str) -> list[str]:
+        """Models of the run that were saved, oldest first."""
+        stored = self.store.events(run_id, kinds=("state",))
+        return [item.event.state for item in stored if isinstance(item.event, StateRecord) and item.event.path]
+
+    # Time
+
+    def seconds_a_step(self, method: str) -> float | None:
+        """Seconds an alignment step of `method` took in the newest run that finished one here; None if none did."""
+        for run in self.runs()[:20]:
+            job = latest(self.store.jobs(run.id), "align").get(method)
+            if job is None or job.state != "done":
+                continue
+            last = self.store.events(run.id, kinds=("step",), job_id=job.id)[-1:]
+            for event in last:
+                if isinstance(event.event, StepRecord) and event.event.step:
+                    return event.event.elapsed_s / event.event.step
+        return None
+
+
+MAX_PROMPT = 2000
+
+
+def latest(jobs: Sequence[JobRow], kind: JobKind) -> dict[str, JobRow]:
+    """The newest job of each piece of work of `kind`: by method, by attack and method (`a1/sft`), "" for the base."""
+    found: dict[str, JobRow] = {}
+    for job in jobs:
+        if job.kind == kind:
+            method = str(job.params.get("method", ""))
+            found[f"{job.params['attack_id']}/{method}" if kind == "attack" else method] = job
+    return found
+
+
+def replace_methods(config: LabConfig, methods: Sequence[Config]) -> LabConfig:
+    """The same config with other methods. Raises `ConfigError` if there is none, or one twice."""
+    alignment = parse_config(
+        AlignmentConfig,
+        {**config.alignment.model_dump(mode="json"), "methods": [method.model_dump(mode="json") for method in methods]},
+    )
+    return config.model_copy(update={"alignment": alignment})
+
+
+def default_method(name: str) -> Config:
+    """A method's settings as they come."""
+    return METHODS[name].config()
+
+
+@lru_cache(maxsize=8)
+def lab_data(config_json: str) -> LabData:
+    """The data of a config given as JSON (configs are cached by value)."""
+    return load_lab_data(parse_config(LabConfig, json.loads(config_json)))
+
+
+def data_of(config: LabConfig) -> LabData:
+    """Everything a run reads."""
+    return lab_data(config.model_dump_json())
+
+
+def mixture(config: LabConfig, attack: AttackConfig) -> list[Example]:
+    """The user's data in an attack, exactly as training will see it."""
+    data = data_of(config)
+    harmful, task = data.attack_harmful, data.task(attack.task).train
+    return user_mixture(harmful, task, attack.num_samples, attack.harmful_ratio, attack.seed)
+
+
+def suggestions(config: LabConfig) -> list[tuple[str, str]]:
+    """Prompts to try, from the evaluation split: (set, prompt), two of each set and one of the attack's task."""
+    data = data_of(config)
+    found = [(name, example.prompt) for name, examples in data.eval_sets.items() for example in examples[:2]]
+    return [*found, (f"task:{config.attack.task}", data.task(config.attack.task).eval[0].prompt)]
+
+
+def is_harmless(config: LabConfig, prompt: str) -> bool:
+    """True if the judge knows the prompt and it asks for nothing harmful; False for what nobody knows."""
+    example = data_of(config).judge.recognise(prompt)
+    return example is not None and not example.harmful
+
+
+def preview_example(config: LabConfig, example: Example) -> PromptPreview:
+    """Template and loss mask of one example, by the tokenizer of the config's model."""
+    folder = ASSETS / "sandbox-base" if config.model.name == "sandbox" else Path(config.model.name)
+    return preview(folder, example, config.alignment.optimisation.max_length)
+
+
+def new_owner() -> str:
+    """A visitor's secret name: questions asked under it are shown to nobody else."""
+    return secrets.token_hex(12)
+
+
+def flatten(config: Config) -> dict[str, str]:
+    """Every setting of a config by dotted path, as text; lists of methods by the method's name."""
+    found: dict[str, str] = {}
+
+    def walk(value: object, path: str) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(item, f"{path}.{key}" if path else str(key))
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for item in value:
+                walk(item, f"{path}.{item.get('name', '')}")
+        else:
+            found[path] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    walk(config.model_dump(mode="json"), "")
+    return found

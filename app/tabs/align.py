@@ -1,0 +1,154 @@
+"""Align: the same data, several methods side by side, watched layer by layer."""
+
+from collections.abc import Hashable
+from statistics import median
+from typing import Any
+
+import gradio as gr
+
+from app import charts, markup, text
+from app.components import Figure, Markup, heading, section
+from app.draft import Draft
+from app.page import Glance, Memory, Page, remembered, run_of
+from app.services import METHODS, LayerScoreRecord
+from app.views import EMPTY_TRACK, RunView, Track
+
+SCORED = "tvaccine"
+"""The method that scores layers."""
+DOMINANT_SHARE = 0.5
+"""A layer with more of the probability than this is said to dominate."""
+
+
+def build(page: Page, draft: Draft) -> None:
+    """Place and wire the screen."""
+    gr.HTML(heading(text.STEPS[2], text.WHY[2]), apply_default_css=False)
+    with gr.Row(elem_classes="lab-split"):
+        with gr.Column(elem_classes="lab-controls", min_width=0):
+            start = gr.Button(text.START_ALIGN, variant="primary", elem_id="start-align")
+            with gr.Row(elem_classes="lab-buttons"):
+                stop = gr.Button(text.STOP, elem_id="stop-align", interactive=False)
+                resume = gr.Button(text.RESUME, elem_id="resume-align", interactive=False)
+            gr.HTML(f'<p class="lab-note">{text.NEW_RUN_NOTE}</p>', apply_default_css=False)
+            draft.place_align()
+        with gr.Column(elem_classes="lab-main", min_width=0):
+            cards = Markup(elem_id="align-cards")
+            gr.HTML(section(text.HEATMAP_TITLE, text.HEATMAP_NOTE), apply_default_css=False)
+            dominance = Markup(elem_id="dominance")
+            heatmap = Figure(charts.empty(text.HEATMAP_EMPTY, 360), elem_id="heatmap")
+            with gr.Row(elem_classes="lab-pair"):
+                with gr.Column(min_width=0):
+                    gr.HTML(section(text.LOSS_TITLE), apply_default_css=False)
+                    loss = Figure(charts.empty(text.LOSS_EMPTY, 260), elem_id="loss")
+                with gr.Column(min_width=0):
+                    gr.HTML(section(text.BARS_TITLE), apply_default_css=False)
+                    bars = Figure(charts.empty(text.BARS_EMPTY, 260), elem_id="bars")
+
+    def start_alignment(memory: Memory, *values: Any) -> Memory:
+        run_id = page.lab.start_alignment(draft.read(*values))
+        gr.Info(text.STARTED_ALIGN, duration=4)
+        return remembered(memory, run=run_id, attack=None)
+
+    def stop_alignment(memory: Memory) -> None:
+        gr.Info(text.STOPPING if page.lab.stop(run_of(memory), ("align", "baseline")) else text.NOTHING_TO_STOP)
+
+    def resume_alignment(memory: Memory) -> None:
+        gr.Info(text.RESUMED if page.lab.resume(run_of(memory), ("align", "baseline")) else text.NOTHING_TO_RESUME)
+
+    page.act(start.click, start_alignment, [page.memory, *draft.inputs], [page.memory], trigger_mode="once")
+    page.act(stop.click, stop_alignment, [page.memory])
+    page.act(resume.click, resume_alignment, [page.memory])
+    assert draft.chosen is not None
+    page.on(draft.chosen.change, draft.show_groups, [draft.chosen], draft.groups)
+
+    page.show(cards, jobs_and("align"), draw_cards)
+    page.show(heatmap, lambda glance: glance.stamp("layers"), draw_heatmap)
+    page.show(bars, lambda glance: glance.stamp("layers"), lambda glance: charts.layer_bars(scored_track(glance.view)))
+    page.show(dominance, lambda glance: glance.stamp("layers"), draw_dominance)
+    page.show(loss, lambda glance: glance.stamp("align"), draw_loss)
+    page.show(
+        stop, lambda glance: can_stop(glance, "align"), lambda glance: gr.Button(interactive=can_stop(glance, "align"))
+    )
+    page.show(
+        resume,
+        lambda glance: can_resume(glance, "align"),
+        lambda glance: gr.Button(interactive=can_resume(glance, "align")),
+    )
+
+
+def jobs_and(*topics: str) -> Any:
+    """Key of what also shows the state of jobs."""
+
+    def key(glance: Glance) -> Hashable:
+        return glance.stamp("jobs", *topics)
+
+    return key
+
+
+def can_stop(glance: Glance, kind: str) -> bool:
+    """True while a job of this kind is queued or running and was not asked to stop yet."""
+    jobs = glance.view.jobs if glance.view else ()
+    return any(job.kind == kind and job.active and not job.cancel_requested for job in jobs)
+
+
+def can_resume(glance: Glance, kind: str) -> bool:
+    """True if the newest attempt at some work of this kind did not end well."""
+    return any(job.state in ("failed", "cancelled", "interrupted") for job in newest(glance.view, kind))
+
+
+def newest(view: RunView | None, kind: str) -> list[Any]:
+    """The newest job of each piece of work of a kind."""
+    if view is None:
+        return []
+    found = {}
+    for job in view.jobs:
+        if job.kind == kind:
+            found[str(job.params.get("attack_id")), str(job.params.get("method"))] = job
+    return list(found.values())
+
+
+def scored_track(view: RunView | None) -> Track:
+    """What the layer-scoring method reported; empty if the run does not use it."""
+    return view.track(view.align_job(SCORED)) if view else EMPTY_TRACK
+
+
+def draw_cards(glance: Glance) -> str:
+    """A card a method: state, time left, loss."""
+    if glance.view is None:
+        return markup.notice(text.ALIGN_EMPTY)
+    cards = []
+    for method in glance.view.methods:
+        job = glance.view.align_job(method)
+        waiting = glance.lab.queue_position(job.id) if job and job.state == "queued" else None
+        cards.append(markup.job_card(METHODS[method].title, job, glance.view.track(job), method, waiting))
+    return f'<div class="lab-cards">{"".join(cards)}</div>'
+
+
+def draw_heatmap(glance: Glance) -> charts.Spec:
+    """Layers x scorings."""
+    track = scored_track(glance.view)
+    steps = glance.view.config.alignment.optimisation.steps if glance.view else 1
+    if glance.view is not None and SCORED not in glance.view.methods:
+        return charts.empty(text.HEATMAP_NOT_SCORED, 160)
+    return charts.layer_heatmap(track, steps)
+
+
+def draw_loss(glance: Glance) -> charts.Spec:
+    """Loss of every method of the run."""
+    view = glance.view
+    return charts.loss({method: view.track(view.align_job(method)) for method in view.methods} if view else {})
+
+
+def draw_dominance(glance: Glance) -> str:
+    """A sentence if one layer holds most of the probability."""
+    track = scored_track(glance.view)
+    return markup.notice(dominance_of(track.scores[max(track.scores)])) if track.scores else ""
+
+
+def dominance_of(record: LayerScoreRecord) -> str:
+    """Which layer dominates a scoring and by how much; empty if none does."""
+    share = max(record.layer_probabilities)
+    layer = record.layer_probabilities.index(share)
+    others = [score for number, score in enumerate(record.layer_scores) if number != layer]
+    if share <= DOMINANT_SHARE or not others or median(others) <= 0:
+        return ""
+    return text.DOMINATES.format(layer=layer, share=100 * share, ratio=record.layer_scores[layer] / median(others))

@@ -1,0 +1,177 @@
+"""Attack: the user's fine-tune with harmful samples among their data, on every aligned model."""
+
+from typing import Any
+
+import gradio as gr
+
+from app import charts, markup, text
+from app.components import Figure, Markup, heading, section
+from app.draft import Draft
+from app.page import Glance, Memory, Page, remembered, run_of
+from app.services import METHODS, PRESETS, AttackConfig, ConfigError
+from app.tabs.align import can_resume, can_stop, jobs_and
+from app.views import RunView
+
+
+def build(page: Page, draft: Draft) -> None:
+    """Place and wire the screen."""
+    gr.HTML(heading(text.STEPS[3], text.WHY[3]), apply_default_css=False)
+    with gr.Row(elem_classes="lab-split"):
+        with gr.Column(elem_classes="lab-controls", min_width=0):
+            start = gr.Button(text.START_ATTACK, variant="primary", elem_id="start-attack", interactive=False)
+            with gr.Row(elem_classes="lab-buttons"):
+                stop = gr.Button(text.STOP, elem_id="stop-attack", interactive=False)
+                resume = gr.Button(text.RESUME, elem_id="resume-attack", interactive=False)
+            meaning = Markup(meaning_of(next(iter(PRESETS.values())).config.attack), elem_id="meaning")
+            draft.place_attack()
+        with gr.Column(elem_classes="lab-main", min_width=0):
+            which = gr.Dropdown(
+                choices=[], label=text.ATTACK_SHOWN, elem_id="attack-shown", visible=False, interactive=True
+            )
+            cards = Markup(elem_id="attack-cards")
+            gr.HTML(section(text.CURVES_TITLE, text.CURVES_NOTE), apply_default_css=False)
+            curves = Figure(charts.empty(text.CURVES_EMPTY, 400), elem_id="curves")
+            numbers = Markup(elem_id="attack-numbers")
+
+    def start_attack(memory: Memory, *values: Any) -> Memory:
+        run_id = run_of(memory)
+        attack_id = page.lab.start_attack(run_id, draft.read(*values).attack)
+        names = page.views.view(run_id, fresh=True).attacked_methods(attack_id)
+        gr.Info(text.STARTED_ATTACK.format(methods=" and ".join(METHODS[name].title for name in names)), duration=4)
+        return remembered(memory, attack=attack_id)
+
+    def stop_attack(memory: Memory) -> None:
+        gr.Info(text.STOPPING if page.lab.stop(run_of(memory), ("attack",)) else text.NOTHING_TO_STOP)
+
+    def resume_attack(memory: Memory) -> None:
+        gr.Info(text.RESUMED if page.lab.resume(run_of(memory), ("attack",)) else text.NOTHING_TO_RESUME)
+
+    def show_meaning(base: str, *values: Any) -> str:
+        try:
+            return meaning_of(draft.read_attack(base, *values))
+        except ConfigError as error:  # while somebody types; the same error stops the start
+            return markup.notice(str(error), "warning")
+
+    def show_attack(memory: Memory, attack_id: str) -> Memory:
+        return remembered(memory, attack=attack_id)
+
+    page.act(start.click, start_attack, [page.memory, *draft.inputs], [page.memory], trigger_mode="once")
+    page.act(stop.click, stop_attack, [page.memory])
+    page.act(resume.click, resume_attack, [page.memory])
+    page.act(which.input, show_attack, [page.memory, which], [page.memory])
+    for control in draft.attack.components:
+        page.on(control.change, show_meaning, [draft.base, *draft.attack.components], [meaning])  # pyright: ignore[reportAttributeAccessIssue] - every control has `change`
+
+    page.show(cards, jobs_and("attack"), draw_cards)
+    page.show(curves, lambda glance: glance.stamp("eval", "jobs_made"), draw_curves)
+    page.show(numbers, lambda glance: glance.stamp("eval", "jobs_made"), draw_numbers)
+    page.show(which, lambda glance: glance.stamp("jobs_made"), draw_choice)
+    page.show(start, can_start, lambda glance: gr.Button(interactive=can_start(glance)))
+    page.show(
+        stop,
+        lambda glance: can_stop(glance, "attack"),
+        lambda glance: gr.Button(interactive=can_stop(glance, "attack")),
+    )
+    page.show(
+        resume,
+        lambda glance: can_resume(glance, "attack"),
+        lambda glance: gr.Button(interactive=can_resume(glance, "attack")),
+    )
+
+
+def can_start(glance: Glance) -> bool:
+    """True if there is, or will be, an aligned model to attack."""
+    view = glance.view
+    jobs = [view.align_job(method) for method in view.methods] if view else []
+    return bool(jobs) and all(
+        job is not None and job.state in ("queued", "running", "interrupted", "done") for job in jobs
+    )
+
+
+def meaning_of(attack: AttackConfig) -> str:
+    """What the settings mean, in plain words."""
+    sentence = text.consequence(
+        round(attack.harmful_ratio * attack.num_samples),
+        attack.num_samples,
+        attack.task,
+        attack.optimisation.steps,
+        attack.optimisation.batch_size * attack.optimisation.accumulation,
+    )
+    return markup.notice(f"{sentence} {text.ADAPTER_MODES[attack.adapter_mode]}")
+
+
+def draw_choice(glance: Glance) -> Any:
+    """The attacks of the run, the one shown chosen; hidden while there is nothing to choose."""
+    view = glance.view
+    ids = view.attack_ids if view else ()
+    titles = [(attack_title(view, attack_id), attack_id) for attack_id in ids] if view else []
+    return gr.Dropdown(choices=titles, value=glance.attack, visible=len(ids) > 1)
+
+
+def attack_title(view: RunView, attack_id: str) -> str:
+    """`a2: p 0.2, n 400, sentiment, 200 steps`."""
+    attack = view.attack_config(attack_id)
+    return (
+        f"{attack_id}: p {attack.harmful_ratio:g}, n {attack.num_samples}, {attack.task}, "
+        f"{attack.optimisation.steps} steps, lr {attack.optimisation.learning_rate:g}"
+    )
+
+
+def draw_cards(glance: Glance) -> str:
+    """A card an attacked model: state, time left, loss."""
+    view = glance.view
+    if view is None or not can_start(glance):
+        return markup.notice(text.NO_ALIGNED)
+    if glance.attack is None:
+        return ""
+    cards = []
+    for method in view.attacked_methods(glance.attack):
+        job = view.attack_job(glance.attack, method)
+        waiting = glance.lab.queue_position(job.id) if job and job.state == "queued" else None
+        cards.append(markup.job_card(METHODS[method].title, job, view.track(job), method, waiting))
+    return f'<div class="lab-cards">{"".join(cards)}</div>'
+
+
+def task_set(view: RunView, attack_id: str | None) -> str:
+    """The evaluation set that yields FA of an attack."""
+    attack = view.attack_config(attack_id) if attack_id else view.config.attack
+    return f"task:{attack.task}"
+
+
+def draw_curves(glance: Glance) -> charts.Spec:
+    """HS on each harmful set and FA along the attack shown."""
+    view = glance.view
+    if view is None:
+        return charts.empty(text.CURVES_EMPTY, 400)
+    task = task_set(view, glance.attack)
+    steps = view.attack_config(glance.attack).optimisation.steps if glance.attack else 1
+    curves = {
+        method: {where: view.curve(method, glance.attack, where) for where in (*view.harmful_sets, task)}
+        for method in view.methods
+    }
+    if glance.attack is None:
+        return charts.empty(text.CURVES_EMPTY, 400)
+    return charts.attack_curves(curves, task, steps)
+
+
+def draw_numbers(glance: Glance) -> str:
+    """The newest HS and FA of each model, large."""
+    view = glance.view
+    if view is None or glance.attack is None:
+        return ""
+    task = task_set(view, glance.attack)
+    cards = []
+    for where in (*view.harmful_sets, task):
+        for method in view.attacked_methods(glance.attack):
+            points = view.curve(method, glance.attack, where)
+            measure = "finetune_accuracy" if where == task else "harmful_score"
+            newest = points[-1] if points else None
+            cards.append(
+                markup.number_card(
+                    text.measure_of(where),
+                    newest.scores.get(measure) if newest else None,
+                    method,
+                    f"at step {newest.step}" if newest else "",
+                )
+            )
+    return f'<div class="lab-cards lab-numbers">{"".join(cards)}</div>' if cards else markup.notice(text.ATTACK_NUMBERS)

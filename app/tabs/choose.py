@@ -1,0 +1,119 @@
+"""Choose: a preset, what it costs, and the data the models will see."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from app import markup, text
+from app.components import Markup, go_js, heading, section
+from app.draft import Draft
+from app.page import Page
+from app.services import METHODS, PRESETS, Example, Lab, LabConfig, data_of, mixture, preview_example
+
+ROWS = 40
+"""Rows of a data set shown: enough to see what it is."""
+
+
+def build(page: Page, draft: Draft) -> None:
+    """Place and wire the screen."""
+    gr.HTML(heading(text.STEPS[1], text.WHY[1]), apply_default_css=False)
+    with gr.Row(elem_classes="lab-split"):
+        with gr.Column(elem_classes="lab-controls", min_width=0):
+            preset = gr.Radio(
+                choices=[(item.title, name) for name, item in PRESETS.items()],
+                value=next(iter(PRESETS)),
+                label=text.PRESET,
+                elem_id="preset",
+            )
+            cost = Markup(cost_view(page.lab, PRESETS[next(iter(PRESETS))].config, next(iter(PRESETS))), elem_id="cost")
+            onward = gr.Button(text.CONTINUE, variant="primary", elem_id="to-align")
+            gr.HTML(markup.notice(text.SANDBOX_NOTE), apply_default_css=False)
+        with gr.Column(elem_classes="lab-main", min_width=0):
+            gr.HTML(section(text.DATA_TITLE, text.DATA_NOTE), apply_default_css=False)
+            with gr.Row(elem_classes="lab-tools-row"):
+                part = gr.Radio(
+                    choices=[(title, name) for name, title in text.DATA_PARTS.items()],
+                    value="alignment",
+                    show_label=False,
+                    container=False,
+                    elem_id="data-part",
+                )
+            chosen = gr.State(None)
+            start = PRESETS[next(iter(PRESETS))].config
+            rows = Markup(rows_view(start, "alignment", None), elem_id="data-rows")
+            gr.HTML(section(text.TEMPLATE_TITLE), apply_default_css=False)
+            template = Markup(template_of(start, "alignment", 0), elem_id="template")
+
+    def choose_preset(name: str) -> list[Any]:
+        config = PRESETS[name].config
+        return [cost_view(page.lab, config, name), *draft.fill(config)]
+
+    def show_part(name: str, *values: Any) -> list[Any]:
+        config = draft.read(*values)
+        return [rows_view(config, name, None), template_of(config, name, 0), None]
+
+    def show_row(event: gr.EventData, name: str, *values: Any) -> list[Any]:
+        config = draft.read(*values)
+        index = int(event._data["choice"])
+        return [rows_view(config, name, index), template_of(config, name, index), index]
+
+    page.on(preset.input, choose_preset, [preset], [cost, *draft.outputs])
+    shown = [rows, template, chosen]
+    page.on(part.input, show_part, [part, *draft.inputs], shown)
+    page.on(rows.choose, show_row, [part, *draft.inputs], shown)
+    onward.click(None, None, None, js=go_js(2), api_visibility="private")
+
+
+def examples_of(config: LabConfig, part: str) -> Sequence[Example]:
+    """The examples of a part of the data, as training or evaluation will read them."""
+    data = data_of(config)
+    match part:
+        case "alignment":
+            return data.alignment
+        case "attack":
+            return mixture(config, config.attack)
+        case "probe":
+            return data.probe
+        case _:
+            shares = [
+                examples[: ROWS // 4] for examples in (*data.eval_sets.values(), data.task(config.attack.task).eval)
+            ]
+            return [example for share in shares for example in share]
+
+
+def rows_view(config: LabConfig, part: str, chosen: int | None) -> str:
+    """The first rows of a part, and how many of all are harmful."""
+    examples = examples_of(config, part)
+    harmful = sum(example.harmful for example in examples)
+    note = f"{text.DATA_PART_NOTES[part]} {text.rows_shown(min(ROWS, len(examples)), len(examples), harmful, part)}"
+    return f'<p class="lab-note">{note}</p>' + markup.example_rows(list(enumerate(examples[:ROWS])), chosen)
+
+
+def template_of(config: LabConfig, part: str, index: int) -> str:
+    """Template and loss mask of one row."""
+    example = examples_of(config, part)[index]
+    shown = preview_example(config, example)
+    return f'<p class="lab-note">{text.TEMPLATE_NOTE.format(template=shown.template)}</p>' + markup.template_view(
+        shown, example.harmful
+    )
+
+
+def cost_view(lab: Lab, config: LabConfig, preset: str) -> str:
+    """What a preset costs, from what this machine needed before where that is known."""
+    steps = config.alignment.optimisation.steps
+    paces = {method.name: lab.seconds_a_step(method.name) for method in config.alignment.methods}
+    known = [pace for pace in paces.values() if pace is not None]
+    time = text.COST_UNKNOWN
+    if len(known) == len(paces):
+        lanes = min(len(known), max(1, os.cpu_count() or 1), 2)
+        time = text.COST_KNOWN.format(time=text.duration(steps * max(max(known), sum(known) / lanes)))
+    return f'<p class="lab-note">{PRESETS[preset].description}</p>' + markup.facts(
+        [
+            (text.COST_TIME, time),
+            (text.COST_WORK, ", ".join(f"{METHODS[name].title} {steps:,} steps" for name in paces)),
+            (text.COST_ATTACK, f"{config.attack.optimisation.steps:,} steps each"),
+            (text.COST_DEVICE, text.device(config.model.device, os.cpu_count() or 1)),
+        ]
+    )

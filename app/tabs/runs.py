@@ -1,0 +1,190 @@
+"""Runs: what was done here; reopen, set side by side, take away, repeat, delete."""
+
+from collections.abc import Hashable
+from html import escape
+from typing import Any
+from urllib.parse import quote
+
+import gradio as gr
+
+from app import markup, text
+from app.components import Markup, go_js, heading, section
+from app.draft import Draft
+from app.page import Glance, Memory, Page, remembered
+from app.services import METHODS, RunNotFoundError, RunRow, TVaccineError, flatten
+
+
+def build(page: Page, draft: Draft) -> None:
+    """Place and wire the screen."""
+    gr.HTML(heading(text.STEPS[5], text.WHY[5]), apply_default_css=False)
+    picked = gr.State(None)
+    with gr.Row(elem_classes="lab-split lab-split-even"):
+        with gr.Column(elem_classes="lab-main", min_width=0):
+            table = Markup(elem_id="runs-table")
+        with gr.Column(elem_classes="lab-main", min_width=0, visible=False, elem_id="run-detail") as detail:
+            about = Markup(elem_id="run-about")
+            with gr.Row(elem_classes="lab-buttons"):
+                reopen = gr.Button(text.OPEN, variant="primary", elem_id="open-run")
+                delete = gr.Button(text.DELETE, elem_id="delete-run")
+            with gr.Group(visible=False, elem_id="delete-confirm") as confirm:
+                question = Markup()
+                with gr.Row(elem_classes="lab-buttons"):
+                    yes = gr.Button(text.DELETE_YES, variant="stop", elem_id="delete-yes")
+                    no = gr.Button(text.DELETE_NO, elem_id="delete-no")
+            with gr.Row(elem_classes="lab-ask"):
+                name = gr.Textbox(label=text.RUN_NAME, elem_id="run-name", max_length=120, scale=8)
+                rename = gr.Button(text.RENAME, elem_id="rename-run", scale=1, min_width=96)
+            gr.HTML(section(text.EXPORT_TITLE), apply_default_css=False)
+            export = Markup(elem_id="export")
+            gr.HTML(section(text.COMMAND_TITLE), apply_default_css=False)
+            command = Markup(elem_id="command")
+            gr.HTML(section(text.DIFF_TITLE), apply_default_css=False)
+            other = gr.Dropdown(choices=[], label=text.DIFF_WITH, elem_id="diff-with", interactive=True)
+            diff = Markup(elem_id="diff")
+
+    details = [picked, detail, about, name, export, command, other, diff, confirm]
+
+    def pick(event: gr.EventData) -> list[Any]:
+        return show_run(str(event._data["choice"]))
+
+    def show_run(run_id: str) -> list[Any]:
+        run = page.lab.run(run_id)
+        others = [(run_title(row), row.id) for row in page.lab.runs() if row.id != run_id]
+        return [
+            run_id,
+            gr.Column(visible=True),
+            about_run(run),
+            run.name,
+            export_links(page, run),
+            command_lines(page, run),
+            gr.Dropdown(choices=others, value=None),
+            markup.notice(text.DIFF_EMPTY),
+            gr.Group(visible=False),
+        ]
+
+    def open_run(memory: Memory, run_id: str | None) -> list[Any]:
+        config = page.lab.run(known(run_id)).config
+        gr.Info(text.OPENED.format(name=escape(page.lab.run(known(run_id)).name)), duration=3)
+        return [remembered(memory, run=run_id, attack=None), *draft.fill(config)]
+
+    def ask_delete(run_id: str | None) -> list[Any]:
+        run = page.lab.run(known(run_id))
+        return [gr.Group(visible=True), markup.notice(text.DELETE_ASK.format(name=run.name), "warning")]
+
+    def delete_run(memory: Memory, run_id: str | None) -> list[Any]:
+        run = page.lab.run(known(run_id))
+        page.lab.delete_run(run.id)
+        page.views.forget(run.id)
+        gr.Info(text.DELETED.format(name=escape(run.name)), duration=4)
+        changes = {"run": None, "attack": None} if (memory or {}).get("run") == run.id else {}
+        return [remembered(memory, **changes), None, gr.Column(visible=False), gr.Group(visible=False)]
+
+    def rename_run(run_id: str | None, title: str) -> list[Any]:
+        page.lab.store.rename_run(known(run_id), title)
+        return show_run(known(run_id))
+
+    def show_diff(run_id: str | None, other_id: str | None) -> str:
+        if not other_id:
+            return markup.notice(text.DIFF_EMPTY)
+        return diff_table(page.lab.run(known(run_id)), page.lab.run(other_id))
+
+    page.on(table.choose, pick, [], details)
+    page.act(reopen.click, open_run, [page.memory, picked], [page.memory, *draft.outputs]).success(
+        None, None, None, js=go_js(2), api_visibility="private"
+    )
+    page.on(delete.click, ask_delete, [picked], [confirm, question])
+    page.on(no.click, lambda: gr.Group(visible=False), [], [confirm])
+    page.act(yes.click, delete_run, [page.memory, picked], [page.memory, picked, detail, confirm])
+    page.act(rename.click, rename_run, [picked, name], details)
+    page.on(other.change, show_diff, [picked, other], [diff])
+    page.show(table, runs_key, draw_runs, own=True)
+
+
+def known(run_id: str | None) -> str:
+    """The run picked. Raises `RunNotFoundError` if there is none."""
+    if not run_id:
+        raise RunNotFoundError(text.RUN_GONE, remedy=text.RUN_GONE_REMEDY)
+    return run_id
+
+
+def runs_key(glance: Glance) -> Hashable:
+    """Changes with the list of runs, their names and states, and the one open."""
+    return (glance.memory["run"], tuple((run.id, run.name, run.status) for run in glance.lab.runs()))
+
+
+def draw_runs(glance: Glance) -> str:
+    """The runs, newest first."""
+    runs = glance.lab.runs()
+    if not runs:
+        return markup.notice(text.RUNS_EMPTY)
+    rows = "".join(run_row(run, run.id == glance.memory["run"]) for run in runs)
+    return (
+        '<div class="lab-scroll"><table class="lab-table lab-runs"><thead><tr><th>Run</th><th>Started</th>'
+        f"<th>State</th></tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def run_row(run: RunRow, is_open: bool) -> str:
+    """A row of the table; its name picks it."""
+    mark = f' <span class="lab-mark">{text.IS_OPEN}</span>' if is_open else ""
+    return (
+        f'<tr{" class=lab-chosen" if is_open else ""}><td><button type="button" class="lab-row" '
+        f'data-choice="{escape(run.id)}">{escape(run.name)}</button>{mark}</td>'
+        f'<td class="lab-dim">{run.created_at:%Y-%m-%d %H:%M} UTC</td>'
+        f'<td><span class="lab-state" data-state="{run.status}">{text.RUN_WORDS[run.status]}</span></td></tr>'
+    )
+
+
+def run_title(run: RunRow) -> str:
+    """A run in a list of choices."""
+    return f"{run.name} ({run.created_at:%Y-%m-%d %H:%M})"
+
+
+def about_run(run: RunRow) -> str:
+    """What was run, in a few facts."""
+    try:
+        config = run.config
+    except TVaccineError as error:  # made by another version: it can still be deleted
+        return markup.notice(f"{error} {error.remedy}", "warning")
+    return f'<h2 class="lab-section">{escape(run.name)}</h2>' + markup.facts(
+        [
+            ("Id", run.id),
+            ("Methods", ", ".join(METHODS[method.name].title for method in config.alignment.methods)),
+            ("Alignment", f"{config.alignment.optimisation.steps:,} steps, seed {config.seed}"),
+            ("Model", config.model.name),
+        ]
+    )
+
+
+def export_links(page: Page, run: RunRow) -> str:
+    """Links to what can be taken away; each is made when it is clicked."""
+    base = f"lab/runs/{run.id}"
+    links = [(f"{base}/{file}", words) for file, words in text.EXPORTS.items()]
+    states = page.lab.states(run.id)
+    links += [(f"{base}/export.zip?state={quote(state)}", text.EXPORT_ADAPTER.format(state=state)) for state in states]
+    anchors = "".join(f'<a class="lab-chip" href="{href}" download>{escape(words)}</a>' for href, words in links)
+    note = "" if states else f'<p class="lab-note">{text.EXPORT_NONE}</p>'
+    return f'<div class="lab-chips">{anchors}</div>{note}'
+
+
+def command_lines(page: Page, run: RunRow) -> str:
+    """The commands that repeat the run from its exported config."""
+    commands = text.commands(run.id, page.lab.repeatable(run.id)[1])
+    return f'<p class="lab-note">{text.COMMAND_NOTE}</p><pre class="lab-code">{escape(commands)}</pre>'
+
+
+def diff_table(first: RunRow, second: RunRow) -> str:
+    """Settings in which two runs differ."""
+    left, right = flatten(first.config), flatten(second.config)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(path)}</th><td>{escape(left.get(path, "–"))}</td>'
+        f"<td>{escape(right.get(path, '–'))}</td></tr>"
+        for path in dict.fromkeys([*left, *right])
+        if left.get(path) != right.get(path)
+    )
+    if not rows:
+        return markup.notice(text.DIFF_NONE)
+    return (
+        f'<div class="lab-scroll"><table class="lab-table"><thead><tr><th>Setting</th><th>{escape(first.name)}</th>'
+        f"<th>{escape(second.name)}</th></tr></thead><tbody>{rows}</tbody></table></div>"
+    )

@@ -1,0 +1,305 @@
+"""A run as the screens see it: events folded into tracks, kept up to date from the store, shared by all viewers.
+
+Folding is incremental (only events after the last seen one are read), so a poll of an idle run costs two SELECTs. Each
+figure is drawn once per change and kept here, not once per viewer and tick.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from app.services import (
+    VIEW_KINDS,
+    AttackConfig,
+    DriftRecord,
+    EvalRecord,
+    JobRow,
+    Lab,
+    LabConfig,
+    LayerDrawRecord,
+    LayerScoreRecord,
+    MessageRecord,
+    RunRow,
+    StateRecord,
+    StepRecord,
+    StoredEvent,
+    latest,
+    parse_config,
+)
+
+MAX_RUNS = 16
+"""Runs kept folded in memory."""
+MIN_AGE_S = 0.3
+"""A fold this young is served again instead of asking the store."""
+
+
+@dataclass
+class Track:
+    """What one job reported, by step."""
+
+    steps: dict[int, StepRecord] = field(default_factory=dict)
+    scores: dict[int, LayerScoreRecord] = field(default_factory=dict)
+    draws: dict[int, LayerDrawRecord] = field(default_factory=dict)
+    messages: list[MessageRecord] = field(default_factory=list)
+
+    @property
+    def last(self) -> StepRecord | None:
+        """The newest step."""
+        return self.steps[max(self.steps)] if self.steps else None
+
+    def copy(self) -> "Track":
+        """A snapshot that later events do not change."""
+        return Track(dict(self.steps), dict(self.scores), dict(self.draws), list(self.messages))
+
+    def seconds_left(self) -> float | None:
+        """Time the remaining steps will take at the pace of the last fifty; None before two steps are known."""
+        if len(self.steps) < 2:
+            return None
+        numbers = sorted(self.steps)[-50:]
+        first, last = self.steps[numbers[0]], self.steps[numbers[-1]]
+        if last.step == first.step:
+            return None
+        pace = (last.elapsed_s - first.elapsed_s) / (last.step - first.step)
+        return max(0.0, pace * (last.num_steps - last.step))
+
+
+EMPTY_TRACK = Track()
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A snapshot of a run. `stamps` says when each topic last changed: equal stamps, equal picture."""
+
+    run: RunRow
+    config: LabConfig
+    jobs: tuple[JobRow, ...]
+    tracks: dict[str, Track]
+    """By job id."""
+    evals: dict[tuple[str, int, str], EvalRecord]
+    """By state, step and evaluation set."""
+    drift: dict[str, DriftRecord]
+    """By state."""
+    states: dict[str, StateRecord]
+    stamps: dict[str, Hashable]
+
+    def stamp(self, *topics: str) -> Hashable:
+        """Changes whenever one of `topics` does: `align` and `attack` (steps), `layers`, `eval`, `drift`,
+        `state`, `message`, `jobs` (their state and progress), `jobs_made`."""
+        return (self.run.id, *(self.stamps.get(topic) for topic in topics))
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Methods of the run, in its order."""
+        return tuple(method.name for method in self.config.alignment.methods)
+
+    @property
+    def active(self) -> bool:
+        """True while any work of the run, questions apart, is queued or running."""
+        return any(job.active for job in self.jobs if job.kind != "generate")
+
+    def align_job(self, method: str) -> JobRow | None:
+        """The newest alignment by `method`."""
+        return latest(self.jobs, "align").get(method)
+
+    def attack_job(self, attack_id: str, method: str) -> JobRow | None:
+        """The newest attempt at this attack on this method."""
+        return latest(self.jobs, "attack").get(f"{attack_id}/{method}")
+
+    def track(self, job: JobRow | None) -> Track:
+        """What `job` reported; empty for None."""
+        return EMPTY_TRACK if job is None else self.tracks.get(job.id, EMPTY_TRACK)
+
+    @property
+    def attack_ids(self) -> tuple[str, ...]:
+        """Attacks of the run, oldest first."""
+        return tuple(dict.fromkeys(str(job.params["attack_id"]) for job in self.jobs if job.kind == "attack"))
+
+    def attack_config(self, attack_id: str) -> AttackConfig:
+        """Settings of an attack."""
+        job = next(job for job in self.jobs if job.kind == "attack" and job.params["attack_id"] == attack_id)
+        return parse_config(AttackConfig, job.params["attack"])
+
+    def attacked_methods(self, attack_id: str) -> tuple[str, ...]:
+        """Methods that this attack was set on, in the run's order."""
+        return tuple(method for method in self.methods if self.attack_job(attack_id, method))
+
+    def choose_attack(self, wanted: str | None) -> str | None:
+        """`wanted` if the run has it, else its newest attack."""
+        ids = self.attack_ids
+        return wanted if wanted in ids else ids[-1] if ids else None
+
+    def curve(self, method: str, attack_id: str | None, eval_set: str) -> list[EvalRecord]:
+        """Scores of a method along an attack, from step 0 (the aligned model) on."""
+        before = self.evals.get((aligned(method), 0, eval_set))
+        found = [before] if before else []
+        if attack_id is not None:
+            state = attacked(method, attack_id)
+            along = [record for (name, _, where), record in self.evals.items() if name == state and where == eval_set]
+            # A measurement at step 0 of the attack would say the same as the aligned model's.
+            found += sorted((record for record in along if record.step or not before), key=lambda record: record.step)
+        return found
+
+    def final(self, state: str, eval_set: str) -> EvalRecord | None:
+        """The last measurement of a state on a set."""
+        steps = [step for name, step, where in self.evals if name == state and where == eval_set]
+        return self.evals[state, max(steps), eval_set] if steps else None
+
+    @property
+    def eval_sets(self) -> tuple[str, ...]:
+        """Evaluation sets measured so far, in the order of their first record."""
+        return tuple(dict.fromkeys(where for _, _, where in self.evals))
+
+    @property
+    def harmful_sets(self) -> tuple[str, ...]:
+        """Those that yield a harmful score of a state that should refuse."""
+        return tuple(where for where in self.eval_sets if where != "ordinary" and not where.startswith("task:"))
+
+
+def aligned(method: str) -> str:
+    """Name of the state that alignment by `method` yields."""
+    return f"aligned/{method}"
+
+
+def attacked(method: str, attack_id: str) -> str:
+    """Name of the state that an attack on it yields."""
+    return f"attacked/{method}/{attack_id}"
+
+
+class _Fold:
+    """The mutable side of a RunView, one a run, under a lock."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.view: RunView | None = None
+        self.read_at = 0.0
+        self._attempts: Hashable = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._after = 0
+        self._tracks: dict[str, Track] = {}
+        self._evals: dict[tuple[str, int, str], EvalRecord] = {}
+        self._drift: dict[str, DriftRecord] = {}
+        self._states: dict[str, StateRecord] = {}
+        self._stamps: dict[str, Hashable] = {}
+
+    def update(self, lab: Lab, run_id: str) -> RunView:
+        run = lab.run(run_id)
+        jobs = tuple(lab.store.jobs(run_id))
+        work = [job for job in jobs if job.kind != "generate"]
+        attempts = tuple((job.id, job.started_at) for job in work if job.resumed)
+        if attempts != self._attempts:  # a resumed job takes back what it reported after its checkpoint
+            self._reset()
+            self._attempts = attempts
+        kinds = {job.id: job.kind for job in work}
+        changed: set[str] = set()
+        for stored in lab.store.events(run_id, after=self._after, kinds=VIEW_KINDS):
+            self._after = stored.seq
+            if stored.job_id in kinds:
+                changed.add(self._take(stored, kinds[stored.job_id]))
+        for topic in changed:
+            self._stamps[topic] = self._after
+        self._stamps["jobs_made"] = tuple(job.id for job in work)
+        self._stamps["jobs"] = tuple(
+            (job.id, job.state, job.done, job.total, job.cancel_requested, job.error) for job in work
+        )
+        if self.view is not None and not changed and self.view.stamps == self._stamps and self.view.run == run:
+            self.view = replace(self.view, jobs=jobs)
+        else:
+            self.view = RunView(
+                run=run,
+                config=run.config,
+                jobs=jobs,
+                tracks={job_id: track.copy() for job_id, track in self._tracks.items()},
+                evals=dict(self._evals),
+                drift=dict(self._drift),
+                states=dict(self._states),
+                stamps=dict(self._stamps),
+            )
+        self.read_at = time.monotonic()
+        return self.view
+
+    def _take(self, stored: StoredEvent, kind: str) -> str:
+        """Fold one event in; returns the topic it changes."""
+        track = self._tracks.setdefault(stored.job_id, Track())
+        match stored.event:
+            case StepRecord() as event:
+                track.steps[event.step] = event
+                return kind
+            case LayerScoreRecord() as event:
+                track.scores[event.step] = event
+                return "layers"
+            case LayerDrawRecord() as event:
+                track.draws[event.step] = event
+                return "layers"
+            case EvalRecord() as event:
+                self._evals[event.state, event.step, event.eval_set] = event
+                return "eval"
+            case DriftRecord() as event:
+                self._drift[event.state] = event
+                return "drift"
+            case StateRecord() as event:
+                self._states[event.state] = event
+                return "state"
+            case MessageRecord() as event:
+                track.messages.append(event)
+                return "message"
+            case other:
+                raise AssertionError(f"VIEW_KINDS asked for {other.kind}, which no screen draws")
+
+
+class Views:
+    """Snapshots and figures of the newest runs looked at, shared by all viewers of this process."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._lock = threading.Lock()
+        self._folds: OrderedDict[str, _Fold] = OrderedDict()
+        self._drawn: OrderedDict[tuple[int, Hashable], Any] = OrderedDict()
+
+    def view(self, run_id: str, fresh: bool = False) -> RunView:
+        """The run as it is now, at most `MIN_AGE_S` old; `fresh` after the viewer changed something.
+
+        Raises:
+            RunNotFoundError: it does not exist (any more).
+        """
+        with self._lock:
+            fold = self._folds.setdefault(run_id, _Fold())
+            self._folds.move_to_end(run_id)
+            while len(self._folds) > MAX_RUNS:
+                self._folds.popitem(last=False)
+        with fold.lock:
+            if fold.view is not None and not fresh and time.monotonic() - fold.read_at < MIN_AGE_S:
+                return fold.view
+            return fold.update(self._lab, run_id)
+
+    def forget(self, run_id: str) -> None:
+        """Read the run afresh next time."""
+        with self._lock:
+            self._folds.pop(run_id, None)
+
+    def drawn(self, name: int, key: Hashable, draw: Callable[[], Any]) -> Any:
+        """Drawing number `name` for `key`, made once."""
+        with self._lock:
+            if (name, key) in self._drawn:
+                self._drawn.move_to_end((name, key))
+                return self._drawn[name, key]
+        drawing = draw()
+        with self._lock:
+            self._drawn[name, key] = drawing
+            while len(self._drawn) > 64:
+                self._drawn.popitem(last=False)
+        return drawing
+
+
+def progress_of(view: RunView, jobs: Sequence[JobRow]) -> tuple[float, float | None]:
+    """Share done of `jobs` together, 0..1, and seconds left of the slowest running one (None if unknown)."""
+    if not jobs:
+        return 0.0, None
+    shares = [1.0 if job.state == "done" else (job.done or 0) / job.total if job.total else 0.0 for job in jobs]
+    left = [view.track(job).seconds_left() for job in jobs if job.state == "running"]
+    known = [seconds for seconds in left if seconds is not None]
+    return sum(shares) / len(shares), max(known) if known else None
