@@ -69,7 +69,7 @@ METHOD_FILE_MAY_IMPORT = {
     "methods",
     "methods.base",
 }
-STORE_READERS = {"store", "export", "engine", "export", "worker", "supervisor", "bench", "cli", "__main__"}
+STORE_READERS = {"store", "export", "engine", "worker", "supervisor", "bench", "cli", "__main__"}
 
 
 @dataclass(frozen=True)
@@ -286,27 +286,30 @@ def seconds_to_first_page(process: subprocess.Popen[bytes], port: int, started: 
     raise AssertionError(f"no page within {limit_s} s")
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc/<pid>/maps, which this system lacks")
+def seconds_without_a_core(pid: int) -> float:
+    """Seconds that the process's main thread was ready to run and another process had the core."""
+    _, waited_ns, _ = Path(f"/proc/{pid}/schedstat").read_text(encoding="utf-8").split()
+    return int(waited_ns) / 1e9
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="reads /proc/<pid>, which this system lacks")
 def test_the_page_answers_within_8_s_and_its_process_maps_no_torch(tmp_path: Path) -> None:
-    """Three attempts, the fastest counts: the limit is for `python app.py`, not for what else this machine is doing."""
-    times = []
-    for attempt in range(3):
-        port = free_port()
-        command = [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--data-dir", str(tmp_path / str(attempt)), "--no-worker"]
-        environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False"}
-        started = time.monotonic()
-        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
-            try:
-                times.append(seconds_to_first_page(process, port, started, limit_s=60))
-                mapped = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8")
-            finally:
-                process.terminate()
-        assert "python" in mapped
-        assert "libtorch" not in mapped
-        if times[-1] <= 8:
-            return
-    pytest.fail(f"the page took {min(times):.1f} s at best")
+    """Time during which other work on this machine held the core is not the page's, and is taken off."""
+    port = free_port()
+    command = [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--data-dir", str(tmp_path), "--no-worker"]
+    environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False"}
+    started = time.monotonic()
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
+        try:
+            seconds = seconds_to_first_page(process, port, started, limit_s=60)
+            seconds -= seconds_without_a_core(process.pid)
+            mapped = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8")
+        finally:
+            process.terminate()
+    assert "python" in mapped
+    assert "libtorch" not in mapped
+    assert seconds <= 8
 
 
 def distributions(paths: list[Path], own: set[str]) -> dict[str, set[str]]:
