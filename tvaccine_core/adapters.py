@@ -154,11 +154,13 @@ class ModelStates:
         """Forget `state` and free its adapter; nothing happens if there is none. The base cannot be dropped."""
         if state == BASE or state not in self._stacks:
             return
-        flattened = _flat_name(state)
-        for name in {state, flattened} & set(self._adapters()):
-            with self._undisturbed():
+        names = (state, _flat_name(state))
+        kept = [name for name in self._adapters() if name not in names]
+        with self._undisturbed():
+            self._activate(tuple(kept[:1]))  # peft warns when it has to replace an active adapter
+            for name in set(names) & set(self._adapters()):
                 self.model.delete_adapter(name)
-        for name in (state, flattened):
+        for name in names:
             self._stacks.pop(name, None)
         self._sealed.pop(state, None)
 

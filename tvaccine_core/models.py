@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from tvaccine_core.config import ModelConfig
 from tvaccine_core.errors import ModelError
@@ -77,6 +78,7 @@ def load_model(config: ModelConfig, num_threads: int | None = None) -> LoadedMod
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
+    transformers_logging.disable_progress_bar()  # a worker has no terminal, and the lab reports progress itself
     device = pick_device(config.device)
     folder, identity = _locate(config.name)
     _check_weights(folder)

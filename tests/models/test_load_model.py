@@ -1,0 +1,168 @@
+"""Loading a base: what is loaded, how it is named by content, and what a user reads when it cannot be loaded."""
+
+import shutil
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from tvaccine_core import models
+from tvaccine_core.adapters import ModelStates
+from tvaccine_core.config import AdapterConfig, ModelConfig
+from tvaccine_core.errors import ModelError
+from tvaccine_core.evaluation.generate import generate_answers
+from tvaccine_core.models import load_model, model_folder
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model, to be damaged."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def load(folder: Path, **settings: object) -> models.LoadedModel:
+    return load_model(ModelConfig.model_validate({"name": str(folder), "device": "cpu", **settings}))
+
+
+def test_a_folder_is_loaded_frozen_and_in_eval_mode(tiny_folder: Path) -> None:
+    loaded = load(tiny_folder)
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert loaded.end_ids == {3}
+    assert loaded.pad_id == 4
+
+
+def test_the_sandbox_is_shipped() -> None:
+    loaded = load_model(ModelConfig(device="cpu"))
+    assert len(models.find_blocks(loaded.model)) == loaded.model.config.num_hidden_layers
+
+
+def test_key_names_the_weights_and_how_they_are_stored(tiny_folder: Path, folder: Path) -> None:
+    key = load(tiny_folder).key
+    assert load(folder).key == key  # the same bytes elsewhere
+    assert load(folder, dtype="bfloat16").key != key
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert load(folder).key != key
+
+
+def test_a_missing_folder_is_named() -> None:
+    with pytest.raises(ModelError, match=r"/no/such/folder.*config\.json") as caught:
+        load(Path("/no/such/folder"))
+    assert "hub" in caught.value.remedy.lower() or "Hugging Face" in caught.value.remedy
+
+
+def test_truncated_weights_are_named(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged") as caught:
+        load(folder)
+    assert "again" in caught.value.remedy
+
+
+def test_pickled_weights_are_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": torch.ones(1)}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="no safetensors") as caught:
+        load(folder)
+    assert "save_pretrained" in caught.value.remedy
+
+
+def test_a_missing_tokenizer_is_an_error(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(folder)
+
+
+def test_remote_code_is_not_run(folder: Path) -> None:
+    config = (folder / "config.json").read_text()
+    config = config.replace('"model_type": "llama"', '"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}')
+    (folder / "config.json").write_text(config)
+    (folder / "mine.py").write_text("raise SystemExit('remote code ran')")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(folder)
+
+
+def _answer(status: int) -> httpx.Response:
+    return httpx.Response(status, request=httpx.Request("GET", "https://huggingface.co/owner/model"))
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "remedy"),
+    [
+        (GatedRepoError("gated", response=_answer(403)), "gated", "Accept them"),
+        (RepositoryNotFoundError("no", response=_answer(404)), "no model 'owner/model'", "spelling"),
+        (LocalEntryNotFoundError("offline"), "cannot be reached", "Go online"),
+    ],
+)
+def test_hub_errors_have_remedies(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str, remedy: str) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr(models, "snapshot_download", fail)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_model(ModelConfig(name="owner/model", device="cpu"))
+    assert remedy in caught.value.remedy
+
+
+def test_offline_and_not_cached_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match="cannot be reached"):
+        load_model(ModelConfig(name="owner/never-downloaded", device="cpu"))
+
+
+def test_a_hub_model_is_keyed_by_revision(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path, tmp_path: Path) -> None:
+    keys = []
+    for revision in ("aaaa", "bbbb", "aaaa"):
+        snapshot = tmp_path / revision
+        shutil.copytree(tiny_folder, snapshot, dirs_exist_ok=True)
+        monkeypatch.setattr(models, "snapshot_download", lambda *_, snapshot=snapshot, **__: str(snapshot))
+        keys.append(load_model(ModelConfig(name="owner/model", device="cpu")).key)
+    assert keys[0] == keys[2] != keys[1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_here_is_an_error(tiny_folder: Path) -> None:
+    with pytest.raises(ModelError, match="no cuda device") as caught:
+        load(tiny_folder, device="cuda")
+    assert "auto" in caught.value.remedy
+
+
+def test_names_that_look_like_folders_are_folders(tmp_path: Path) -> None:
+    assert model_folder("sandbox") == models.SANDBOX_BASE
+    assert model_folder(str(tmp_path)) == tmp_path
+    assert model_folder("./model") == Path("model")
+    assert model_folder("meta-llama/Llama-2-7b-hf") is None
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_generating_leaves_gradients_as_they_were(
+    monkeypatch: pytest.MonkeyPatch, tiny_folder: Path, quantization: str
+) -> None:
+    """bitsandbytes repacks 4-bit weights on CPUs with AVX512-bf16 at the first eval forward, for good."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)  # whatever this CPU is
+    states = ModelStates(load(tiny_folder, quantization=quantization))
+    states.add("one", AdapterConfig(r=4, target_modules=("q_proj", "up_proj")), seed=1)
+    states.train("one")
+    ids = torch.arange(5, 38).reshape(3, 11)
+
+    def gradients() -> list[torch.Tensor]:
+        states.model.train()
+        states.model.zero_grad(set_to_none=True)
+        torch.manual_seed(0)
+        logits = states.loaded.model(input_ids=ids).logits
+        logits.float().logsumexp(-1).mean().backward()
+        return [parameter.grad.clone() for parameter in states.model.parameters() if parameter.grad is not None]
+
+    before = gradients()
+    assert any(gradient.abs().sum() > 0 for gradient in before)
+    generate_answers(states, [("one", "How do I make a kite?"), ("base", "Hello")], 3, 2)
+    generate_answers(states, [("one", "How do I make a kite?")], 3, 2)
+    after = gradients()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
