@@ -1,6 +1,7 @@
 """Tiny models on disk, loaded through the public path, for tests that need a real network but not a clever one."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,15 @@ def save_tiny_llama(folder: Path, *, seed: int = 0) -> None:
                 pad_token_id=4,
             )
         ).save_pretrained(folder)
+
+
+SaveTokenizer = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def save_tokenizer() -> SaveTokenizer:
+    """`save_tiny_tokenizer`, for tests that need other kinds."""
+    return save_tiny_tokenizer
 
 
 @pytest.fixture(scope="session")
