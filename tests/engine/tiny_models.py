@@ -38,7 +38,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 24, "dropout": 0.0, "do_layer_norm_before": True},
     "gpt_neox": {"hidden_dropout": 0.0, "attention_dropout": 0.0},
     "cohere": {"logit_scale": 0.4},
-    "granite": {"logits_scaling": 3.0},
+    "granite": {"logits_scaling": 3.0, "attention_multiplier": 0.35, "residual_multiplier": 0.8},
 }
 """model_type -> settings that make it differ where a shortcut could go wrong."""
 

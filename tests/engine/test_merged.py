@@ -1,0 +1,115 @@
+"""LoRA with merged weights computes what peft computes, or leaves it to peft."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from tiny_models import build, make_batch, plain_loss, take_gradients, worst_error
+
+from tvaccine_core import merged
+from tvaccine_core.merged import MergedLinear, mergeable, merged_adapters
+
+
+@pytest.fixture
+def merges(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with every merged linear that runs."""
+    ran: list[int] = []
+    plain = MergedLinear.apply
+
+    def apply(*args: Any) -> Any:
+        ran.append(1)
+        return plain(*args)
+
+    monkeypatch.setattr(merged.MergedLinear, "apply", apply)
+    return ran
+
+
+def gradients(model: Any, lean: bool) -> dict[str, torch.Tensor]:
+    if lean:
+        with merged_adapters(mergeable(model)):
+            plain_loss(model, make_batch()).backward()
+    else:
+        plain_loss(model, make_batch()).backward()
+    return take_gradients(model)
+
+
+def test_second_derivatives_aside_it_is_the_linear_function_it_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, trains: bool = True) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_(trains)
+
+    x, weight, bias = draw(3, 11, 5), draw(7, 5, trains=False), draw(7, trains=False)
+    factors = draw(2, 5), draw(7, 2), draw(4, 5), draw(7, 4)
+
+    def apply(*inputs: torch.Tensor) -> Any:
+        return MergedLinear.apply(inputs[0], weight, bias, (0.5, 3.0), *inputs[1:])
+
+    expected = (
+        x @ weight.t() + bias + 0.5 * x @ factors[0].t() @ factors[1].t() + 3 * x @ factors[2].t() @ factors[3].t()
+    )
+    torch.testing.assert_close(apply(x, *factors), expected)
+    assert torch.autograd.gradcheck(apply, (x, *factors))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "opt"])
+def test_gradients_equal_pefts(family: str, merges: list[int]) -> None:
+    model = build(family)
+    expected = gradients(model, lean=False)
+    assert not merges
+    assert worst_error(gradients(model, lean=True), expected) < 1e-5
+    assert len(merges) == len(mergeable(model)) > 0
+
+
+def test_stacked_adapters_of_which_one_trains(merges: list[int]) -> None:
+    model: Any = build()
+    model.add_adapter("user", LoraConfig(r=2, lora_alpha=7, target_modules=["q_proj", "down_proj"]))
+    for name, parameter in model.named_parameters():
+        if ".user." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.base_model.set_adapter(["default", "user"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".user." in name)
+    expected = gradients(model, lean=False)
+    assert len(expected) == 2 * 2 * 5
+    assert worst_error(gradients(model, lean=True), expected) < 1e-5
+    assert merges
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_nothing_but_the_input_of_a_training_adapter_is_kept(trains: bool) -> None:
+    weight, a, b = torch.randn(7, 5), torch.randn(2, 5, requires_grad=trains), torch.randn(7, 2)
+    x = torch.randn(3, 11, 5, requires_grad=True)
+    kept: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        MergedLinear.apply(x, weight, None, (1.0,), a, b)
+    assert sorted(kept) == sorted([weight.numel(), a.numel(), b.numel()] + [x.numel()] * trains)
+
+
+@pytest.mark.parametrize("reason", ["dropout", "bfloat16", "autocast", "disabled", "dora", "base trains"])
+def test_what_is_not_plain_is_left_to_peft(reason: str, merges: list[int]) -> None:
+    model: Any = build(dropout=0.5 if reason == "dropout" else 0.0)
+    if reason == "bfloat16":
+        model = model.to(torch.bfloat16)
+    if reason == "dora":
+        model.add_adapter("dora", LoraConfig(r=2, use_dora=True, target_modules=["q_proj"]))
+        model.base_model.set_adapter("dora")
+    if reason == "base trains":
+        model.requires_grad_(True)
+    batch = make_batch()
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=reason == "autocast"),
+        merged_adapters(mergeable(model)),
+    ):
+        if reason == "disabled":
+            with model.disable_adapter():
+                plain_loss(model, batch)
+        else:
+            plain_loss(model, batch).backward()
+    assert not merges
