@@ -342,5 +342,7 @@ def render(report: StepBenchReport) -> str:
     for key, _, _ in RATIOS:
         columns = [values[f"{key}_{part}"] for part in RATIO_PARTS]
         lines.append(f"{key:<22}{columns[0]:>7.3f}" + "".join(f"{value:>8.3f}" for value in columns[1:]))
-    lines.append(f"{'floor by count':<22}{report.floor_by_count_time_ratio:>7.3f}  (exact over released, without head)")
+    lines.append(
+        f"{'floor by count':<22}{report.floor_by_count_time_ratio:>7.3f}  (passes through layers alone: no head, no adapters)"
+    )
     return "\n".join(lines)
