@@ -95,6 +95,8 @@ class Report:
         self._ended.set()
         self._thread.join()
         self.flush()
+        if self._progress is not None and not self.lost:  # a short job ends between two heartbeats
+            self._store.heartbeat(self._job.id, self._progress, worker_id=self._worker_id)
 
     def add(self, event: Event) -> None:
         """Take an event; it is in the store a moment later. Raises what the store raised since."""

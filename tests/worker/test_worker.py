@@ -50,7 +50,7 @@ def test_a_job_runs_to_its_end_and_everything_it_said_is_stored(store: Store, ru
     assert worker.run_one()
     assert not worker.run_one()
     job = store.job(job_id)
-    assert (job.state, job.error) == ("done", None)
+    assert (job.state, job.error, job.done, job.total) == ("done", None, 40, 40)
     assert reported(store, job) == list(range(1, 41))
     assert reported(store, job, "checkpoint") == list(range(5, 41, 5))
 
