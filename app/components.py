@@ -1,6 +1,7 @@
 """The page's own components: `gr.HTML` with a fixed template, its data drawn by `assets/lab.js`.
 
 The template never changes, so the nodes stay while values come and go: a figure keeps its zoom, a pane its reveal.
+(Functions, not subclasses: Gradio makes a component anew from its own constructor's arguments at every update.)
 """
 
 from html import escape
@@ -11,69 +12,51 @@ import gradio as gr
 from app.services import METHODS
 
 
-class Figure(gr.HTML):
+def figure(value: dict[str, Any], elem_id: str) -> gr.HTML:
     """A plotly figure whose value is a spec of `app.charts`."""
-
-    def __init__(self, value: dict[str, Any], *, elem_id: str) -> None:
-        super().__init__(
-            value,
-            html_template='<div class="lab-figure"></div>',
-            js_on_load="lab.figure(element, props, watch)",
-            apply_default_css=False,
-            elem_id=elem_id,
-        )
-
-    def get_block_name(self) -> str:
-        return "html"
+    return gr.HTML(
+        value,
+        html_template='<div class="lab-figure"></div>',
+        js_on_load="lab.figure(element, props, watch)",
+        apply_default_css=False,
+        elem_id=elem_id,
+    )
 
 
-class Panes(gr.HTML):
-    """Streaming answers side by side; see `app.tabs.compare` for the value."""
-
-    def __init__(self, value: dict[str, Any], *, elem_id: str) -> None:
-        super().__init__(
-            value,
-            html_template='<div class="lab-panes"></div>',
-            js_on_load="lab.panes(element, props, watch)",
-            apply_default_css=False,
-            elem_id=elem_id,
-        )
-
-    def get_block_name(self) -> str:
-        return "html"
+def answer_panes(value: dict[str, Any], elem_id: str) -> gr.HTML:
+    """Streaming answers side by side; the value is made by `app.panes`."""
+    return gr.HTML(
+        value,
+        html_template='<div class="lab-panes"></div>',
+        js_on_load="lab.panes(element, props, watch)",
+        apply_default_css=False,
+        elem_id=elem_id,
+    )
 
 
-class Rail(gr.HTML):
-    """Steps with their state. Events: `go` when a step is chosen (`window.labStep`), `look` when the reader is back."""
+def step_rail() -> gr.HTML:
+    """Steps with their state. Events: `go` when a step is chosen (`window.labStep`), `look` when the reader is back.
 
-    def __init__(self, value: dict[str, Any]) -> None:
-        super().__init__(
-            value,
-            html_template='<div class="lab-rail"></div>',
-            js_on_load="lab.rail(element, props, watch, {go: () => trigger('go'), look: () => trigger('look')})",
-            apply_default_css=False,
-            elem_id="rail",
-            render=False,  # placed in its column; everything else may already refer to it
-        )
-
-    def get_block_name(self) -> str:
-        return "html"
+    Not placed yet, so that everything else may already refer to it.
+    """
+    return gr.HTML(
+        {},
+        html_template='<div class="lab-rail"></div>',
+        js_on_load="lab.rail(element, props, watch, {go: () => trigger('go'), look: () => trigger('look')})",
+        apply_default_css=False,
+        elem_id="rail",
+        render=False,
+    )
 
 
-class Markup(gr.HTML):
+def markup_block(value: str = "", elem_id: str | None = None) -> gr.HTML:
     """Markup made in Python (`app.markup`, which escapes). A click on `data-choice` raises `choose`."""
-
-    def __init__(self, value: str = "", *, elem_id: str | None = None, visible: bool = True) -> None:
-        super().__init__(
-            value,
-            js_on_load="lab.choices(element, (choice) => trigger('choose', {choice}))",
-            apply_default_css=False,
-            elem_id=elem_id,
-            visible=visible,
-        )
-
-    def get_block_name(self) -> str:
-        return "html"
+    return gr.HTML(
+        value,
+        js_on_load="lab.choices(element, (choice) => trigger('choose', {choice}))",
+        apply_default_css=False,
+        elem_id=elem_id,
+    )
 
 
 def heading(name: str, why: str) -> str:

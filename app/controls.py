@@ -3,7 +3,7 @@
 A field is addressed by its dotted path inside a config (`optimisation.learning_rate`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -53,10 +53,8 @@ def fields_of(cls: type[Config], prefix: str = "") -> dict[str, Leaf]:
     return found
 
 
-def make_control(
-    path: str, leaf: Leaf, value: Any, choices: Sequence[Any] | None = None, *, elem_id: str | None = None
-) -> Component:
-    """The control of one field. `choices` replaces the field's own, for a name that is only known with the data."""
+def make_control(path: str, leaf: Leaf, value: Any, choices: Sequence[Any] | None, elem_id: str) -> Component:
+    """The control of one field, not placed yet. `choices` replaces the field's own."""
     name = path.rpartition(".")[2]
     annotation = leaf.field.annotation
     common: dict[str, Any] = {
@@ -65,6 +63,7 @@ def make_control(
         "value": list(value) if isinstance(value, tuple) else value,
         "elem_id": elem_id,
         "interactive": True,
+        "render": False,
     }
     if choices is None and get_origin(annotation) is Literal:
         titles = text.CHOICES | leaf.extra.get("choices", {})
@@ -88,24 +87,42 @@ def make_control(
 
 
 class Form:
-    """Controls for some fields of one config class, main ones in sight, the others under Advanced."""
+    """Controls for the fields of one config class: made here, placed by a screen, main ones in sight."""
 
-    def __init__(self, cls: type[Config], main: Sequence[str] = (), leave_out: Sequence[str] = ()) -> None:
-        """`main`: paths in sight, in this order; by default the fields not marked advanced. `leave_out`: no control."""
-        self.cls = cls
-        self.fields = {path: leaf for path, leaf in fields_of(cls).items() if path not in leave_out}
-        self.main = list(main) or [path for path, leaf in self.fields.items() if not leaf.extra.get("advanced")]
-        self.advanced = [path for path in self.fields if path not in self.main]
-        self.controls: dict[str, Component] = {}
+    def __init__(
+        self,
+        config: Config,
+        prefix: str,
+        main: Sequence[str] = (),
+        leave_out: Sequence[str] = (),
+        choices: Mapping[str, Sequence[Any]] | None = None,
+    ) -> None:
+        """Make a control for every field, showing its value in `config`.
 
-    def add(self, path: str, config: Config, **kwargs: Any) -> Component:
-        """Make the control of `path` here, showing the value it has in `config`."""
-        self.controls[path] = make_control(path, self.fields[path], read_path(config, path), **kwargs)
-        return self.controls[path]
+        Args:
+            config: what the controls show at first.
+            prefix: begins every control's id in the page.
+            main: paths in sight, in this order; by default the fields not marked advanced.
+            leave_out: paths, or beginnings of paths, that get no control.
+            choices: for fields whose values are only known with the data.
+        """
+        leaves = {path: leaf for path, leaf in fields_of(type(config)).items() if not path.startswith(tuple(leave_out))}
+        self.main = list(main) or [path for path, leaf in leaves.items() if not leaf.extra.get("advanced")]
+        self.advanced = [path for path in leaves if path not in self.main]
+        self.controls = {
+            path: make_control(
+                path, leaf, read_path(config, path), (choices or {}).get(path), f"{prefix}-{path.replace('.', '-')}"
+            )
+            for path, leaf in leaves.items()
+        }
+
+    def place(self, path: str) -> None:
+        """Put the control of `path` here."""
+        self.controls[path].render()
 
     @property
     def components(self) -> list[Component]:
-        """Controls in the order they were made."""
+        """Every control; `values` and `parse` keep this order."""
         return list(self.controls.values())
 
     def values(self, config: Config) -> list[Any]:
@@ -113,7 +130,7 @@ class Form:
         shown = [read_path(config, path) for path in self.controls]
         return [list(value) if isinstance(value, tuple) else value for value in shown]
 
-    def parse(self, cls: type[ConfigT], base: ConfigT, values: Sequence[Any]) -> ConfigT:
+    def parse(self, base: ConfigT, values: Sequence[Any]) -> ConfigT:
         """`base` with the controls' values.
 
         Raises:
@@ -126,7 +143,7 @@ class Form:
             for parent in parents:
                 place = place[parent]
             place[name] = value
-        return parse_config(cls, data)
+        return parse_config(type(base), data)
 
 
 def read_path(config: Any, path: str) -> Any:

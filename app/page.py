@@ -16,7 +16,7 @@ from gradio.components import Component
 from gradio.events import Dependency
 
 from app import text
-from app.components import Rail
+from app.components import step_rail
 from app.draft import Draft
 from app.guard import guarded
 from app.services import Lab, RunNotFoundError, new_owner
@@ -71,7 +71,7 @@ class Page:
         self.memory = gr.BrowserState(NOTHING, storage_key=STORAGE_KEY, secret=STORAGE_SECRET)
         self.seen = gr.State({})
         self.timer = gr.Timer(TICK_S, active=False)
-        self.rail = Rail({})
+        self.rail = step_rail()
         self._live: list[Live] = []
         self._acts: list[Dependency] = []
         self._loaded: list[tuple[Callable[..., Any], Sequence[Widget], Sequence[Widget], dict[str, Any]]] = []

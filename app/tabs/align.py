@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from app import charts, markup, text
-from app.components import Figure, Markup, heading, section
+from app.components import figure, heading, markup_block, section
 from app.draft import Draft
 from app.page import Glance, Memory, Page, remembered, run_of
 from app.services import METHODS, LayerScoreRecord
@@ -29,19 +29,19 @@ def build(page: Page, draft: Draft) -> None:
                 stop = gr.Button(text.STOP, elem_id="stop-align", interactive=False)
                 resume = gr.Button(text.RESUME, elem_id="resume-align", interactive=False)
             gr.HTML(f'<p class="lab-note">{text.NEW_RUN_NOTE}</p>', apply_default_css=False)
-            draft.place_align()
+            groups = draft.place_align()
         with gr.Column(elem_classes="lab-main", min_width=0):
-            cards = Markup(elem_id="align-cards")
+            cards = markup_block(elem_id="align-cards")
             gr.HTML(section(text.HEATMAP_TITLE, text.HEATMAP_NOTE), apply_default_css=False)
-            dominance = Markup(elem_id="dominance")
-            heatmap = Figure(charts.empty(text.HEATMAP_EMPTY, 360), elem_id="heatmap")
+            dominance = markup_block(elem_id="dominance")
+            heatmap = figure(charts.empty(text.HEATMAP_EMPTY, 360), elem_id="heatmap")
             with gr.Row(elem_classes="lab-pair"):
                 with gr.Column(min_width=0):
                     gr.HTML(section(text.LOSS_TITLE), apply_default_css=False)
-                    loss = Figure(charts.empty(text.LOSS_EMPTY, 260), elem_id="loss")
+                    loss = figure(charts.empty(text.LOSS_EMPTY, 260), elem_id="loss")
                 with gr.Column(min_width=0):
                     gr.HTML(section(text.BARS_TITLE), apply_default_css=False)
-                    bars = Figure(charts.empty(text.BARS_EMPTY, 260), elem_id="bars")
+                    bars = figure(charts.empty(text.BARS_EMPTY, 260), elem_id="bars")
 
     def start_alignment(memory: Memory, *values: Any) -> Memory:
         run_id = page.lab.start_alignment(draft.read(*values))
@@ -54,11 +54,13 @@ def build(page: Page, draft: Draft) -> None:
     def resume_alignment(memory: Memory) -> None:
         gr.Info(text.RESUMED if page.lab.resume(run_of(memory), ("align", "baseline")) else text.NOTHING_TO_RESUME)
 
+    def show_groups(chosen: list[str]) -> list[Any]:
+        return [gr.Group(visible=name in chosen) for name, _ in groups]
+
     page.act(start.click, start_alignment, [page.memory, *draft.inputs], [page.memory], trigger_mode="once")
     page.act(stop.click, stop_alignment, [page.memory])
     page.act(resume.click, resume_alignment, [page.memory])
-    assert draft.chosen is not None
-    page.on(draft.chosen.change, draft.show_groups, [draft.chosen], draft.groups)
+    page.on(draft.chosen.change, show_groups, [draft.chosen], [group for _, group in groups])
 
     page.show(cards, jobs_and("align"), draw_cards)
     page.show(heatmap, lambda glance: glance.stamp("layers"), draw_heatmap)

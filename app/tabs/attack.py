@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 
 from app import charts, markup, text
-from app.components import Figure, Markup, heading, section
+from app.components import figure, heading, markup_block, section
 from app.draft import Draft
 from app.page import Glance, Memory, Page, remembered, run_of
 from app.services import METHODS, PRESETS, AttackConfig, ConfigError
@@ -22,16 +22,16 @@ def build(page: Page, draft: Draft) -> None:
             with gr.Row(elem_classes="lab-buttons"):
                 stop = gr.Button(text.STOP, elem_id="stop-attack", interactive=False)
                 resume = gr.Button(text.RESUME, elem_id="resume-attack", interactive=False)
-            meaning = Markup(meaning_of(next(iter(PRESETS.values())).config.attack), elem_id="meaning")
+            meaning = markup_block(meaning_of(next(iter(PRESETS.values())).config.attack), elem_id="meaning")
             draft.place_attack()
         with gr.Column(elem_classes="lab-main", min_width=0):
             which = gr.Dropdown(
                 choices=[], label=text.ATTACK_SHOWN, elem_id="attack-shown", visible=False, interactive=True
             )
-            cards = Markup(elem_id="attack-cards")
+            cards = markup_block(elem_id="attack-cards")
             gr.HTML(section(text.CURVES_TITLE, text.CURVES_NOTE), apply_default_css=False)
-            curves = Figure(charts.empty(text.CURVES_EMPTY, 400), elem_id="curves")
-            numbers = Markup(elem_id="attack-numbers")
+            curves = figure(charts.empty(text.CURVES_EMPTY, 400), elem_id="curves")
+            numbers = markup_block(elem_id="attack-numbers")
 
     def start_attack(memory: Memory, *values: Any) -> Memory:
         run_id = run_of(memory)

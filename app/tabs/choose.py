@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from app import markup, text
-from app.components import Markup, go_js, heading, section
+from app.components import go_js, heading, markup_block, section
 from app.draft import Draft
 from app.page import Page
 from app.services import METHODS, PRESETS, Example, Lab, LabConfig, data_of, mixture, preview_example
@@ -27,7 +27,9 @@ def build(page: Page, draft: Draft) -> None:
                 label=text.PRESET,
                 elem_id="preset",
             )
-            cost = Markup(cost_view(page.lab, PRESETS[next(iter(PRESETS))].config, next(iter(PRESETS))), elem_id="cost")
+            cost = markup_block(
+                cost_view(page.lab, PRESETS[next(iter(PRESETS))].config, next(iter(PRESETS))), elem_id="cost"
+            )
             onward = gr.Button(text.CONTINUE, variant="primary", elem_id="to-align")
             gr.HTML(markup.notice(text.SANDBOX_NOTE), apply_default_css=False)
         with gr.Column(elem_classes="lab-main", min_width=0):
@@ -42,9 +44,9 @@ def build(page: Page, draft: Draft) -> None:
                 )
             chosen = gr.State(None)
             start = PRESETS[next(iter(PRESETS))].config
-            rows = Markup(rows_view(start, "alignment", None), elem_id="data-rows")
+            rows = markup_block(rows_view(start, "alignment", None), elem_id="data-rows")
             gr.HTML(section(text.TEMPLATE_TITLE), apply_default_css=False)
-            template = Markup(template_of(start, "alignment", 0), elem_id="template")
+            template = markup_block(template_of(start, "alignment", 0), elem_id="template")
 
     def choose_preset(name: str) -> list[Any]:
         config = PRESETS[name].config

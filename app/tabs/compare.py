@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from app import charts, markup, panes, text
-from app.components import Figure, Markup, Panes, heading, section
+from app.components import answer_panes, figure, heading, markup_block, section
 from app.page import Glance, Memory, Page, remembered, run_of
 from app.services import METHODS, PRESETS, JobRow, Lab, LabConfig, Proportion, StoreError, is_harmless, suggestions
 from app.tabs.attack import task_set
@@ -32,18 +32,18 @@ def build(page: Page) -> None:
             max_length=2000,
         )
         ask = gr.Button(text.ASK, variant="primary", elem_id="ask", scale=1, min_width=96)
-    suggested = Markup(suggestion_chips(next(iter(PRESETS.values())).config), elem_id="suggested")
+    suggested = markup_block(suggestion_chips(next(iter(PRESETS.values())).config), elem_id="suggested")
     with_base = gr.Checkbox(False, label=text.BASE_PANE, elem_id="with-base", container=False)
-    answer_panes = Panes(panes.panes_value(None, None, False), elem_id="panes")
+    shown = answer_panes(panes.panes_value(None, None, False), elem_id="panes")
     gr.HTML(section(text.SCORES_TITLE), apply_default_css=False)
-    table = Markup(elem_id="scores-table")
+    table = markup_block(elem_id="scores-table")
     with gr.Row(elem_classes="lab-pair"):
         with gr.Column(min_width=0):
-            scores = Figure(charts.empty(text.SCORES_EMPTY, 340), elem_id="scores")
+            scores = figure(charts.empty(text.SCORES_EMPTY, 340), elem_id="scores")
         with gr.Column(min_width=0):
             gr.HTML(section(text.DRIFT_TITLE, text.DRIFT_NOTE), apply_default_css=False)
-            drift = Figure(charts.empty(text.DRIFT_EMPTY, 300), elem_id="drift")
-    not_shown = Markup(elem_id="not-shown")
+            drift = figure(charts.empty(text.DRIFT_EMPTY, 300), elem_id="drift")
+    not_shown = markup_block(elem_id="not-shown")
 
     def ask_all(memory: Memory, question: str) -> Iterator[Any]:
         memory = remembered(memory)
@@ -67,12 +67,12 @@ def build(page: Page) -> None:
 
     asking: dict[str, Any] = {"concurrency_limit": 32, "trigger_mode": "multiple"}
     for trigger in (ask.click, prompt.submit):
-        page.act(trigger, ask_all, [page.memory, prompt], [page.memory, answer_panes], **asking)
+        page.act(trigger, ask_all, [page.memory, prompt], [page.memory, shown], **asking)
     page.act(with_base.input, choose_base, [page.memory, with_base], [page.memory])
     page.on(suggested.choose, take_suggestion, [], [prompt])
-    page.on_loaded(reattach, [page.memory], [answer_panes], **asking)
+    page.on_loaded(reattach, [page.memory], [shown], **asking)
 
-    page.show(answer_panes, panes_key, lambda glance: pane_value(page.lab, glance), own=True)
+    page.show(shown, panes_key, lambda glance: pane_value(page.lab, glance), own=True)
     page.show(with_base, lambda glance: glance.memory["base"], lambda glance: bool(glance.memory["base"]), own=True)
     page.show(table, lambda glance: glance.stamp("eval", "state", "jobs_made"), draw_table)
     page.show(

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import gradio as gr
 
 from app import markup, text
-from app.components import Markup, go_js, heading, section
+from app.components import go_js, heading, markup_block, section
 from app.draft import Draft
 from app.page import Glance, Memory, Page, remembered
 from app.services import METHODS, RunNotFoundError, RunRow, TVaccineError, flatten
@@ -20,14 +20,14 @@ def build(page: Page, draft: Draft) -> None:
     picked = gr.State(None)
     with gr.Row(elem_classes="lab-split lab-split-even"):
         with gr.Column(elem_classes="lab-main", min_width=0):
-            table = Markup(elem_id="runs-table")
+            table = markup_block(elem_id="runs-table")
         with gr.Column(elem_classes="lab-main", min_width=0, visible=False, elem_id="run-detail") as detail:
-            about = Markup(elem_id="run-about")
+            about = markup_block(elem_id="run-about")
             with gr.Row(elem_classes="lab-buttons"):
                 reopen = gr.Button(text.OPEN, variant="primary", elem_id="open-run")
                 delete = gr.Button(text.DELETE, elem_id="delete-run")
             with gr.Group(visible=False, elem_id="delete-confirm") as confirm:
-                question = Markup()
+                question = markup_block()
                 with gr.Row(elem_classes="lab-buttons"):
                     yes = gr.Button(text.DELETE_YES, variant="stop", elem_id="delete-yes")
                     no = gr.Button(text.DELETE_NO, elem_id="delete-no")
@@ -35,12 +35,12 @@ def build(page: Page, draft: Draft) -> None:
                 name = gr.Textbox(label=text.RUN_NAME, elem_id="run-name", max_length=120, scale=8)
                 rename = gr.Button(text.RENAME, elem_id="rename-run", scale=1, min_width=96)
             gr.HTML(section(text.EXPORT_TITLE), apply_default_css=False)
-            export = Markup(elem_id="export")
+            export = markup_block(elem_id="export")
             gr.HTML(section(text.COMMAND_TITLE), apply_default_css=False)
-            command = Markup(elem_id="command")
+            command = markup_block(elem_id="command")
             gr.HTML(section(text.DIFF_TITLE), apply_default_css=False)
             other = gr.Dropdown(choices=[], label=text.DIFF_WITH, elem_id="diff-with", interactive=True)
-            diff = Markup(elem_id="diff")
+            diff = markup_block(elem_id="diff")
 
     details = [picked, detail, about, name, export, command, other, diff, confirm]
 
