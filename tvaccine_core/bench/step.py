@@ -342,7 +342,5 @@ def render(report: StepBenchReport) -> str:
     for key, _, _ in RATIOS:
         columns = [values[f"{key}_{part}"] for part in RATIO_PARTS]
         lines.append(f"{key:<22}{columns[0]:>7.3f}" + "".join(f"{value:>8.3f}" for value in columns[1:]))
-    lines.append(
-        f"{'floor by count':<22}{report.floor_by_count_time_ratio:>7.3f}  (passes through layers alone: no head, no adapters)"
-    )
+    lines.append(f"{'floor by count':<22}{report.floor_by_count_time_ratio:>7.3f}  (layers alone, no head or adapters)")
     return "\n".join(lines)
