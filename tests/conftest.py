@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # bit-equal results need the same number everywhere, subprocesses too
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|user|>{{ message['content'] }}{% endfor %}"

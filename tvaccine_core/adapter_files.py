@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tvaccine_core.checkpoints import sync
 from tvaccine_core.errors import ModelError, RunNotFoundError
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -83,8 +82,6 @@ def write_adapter(folder: Path, adapter: PlainAdapter, *, base_key: str, base_na
         plain = json.loads((partial / CONFIG_FILE).read_text(encoding="utf-8"))
         plain["target_modules"] = sorted(plain["target_modules"])  # peft keeps a set, whose order is chance
         (partial / CONFIG_FILE).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        for path in (partial / WEIGHTS_FILE, partial / CONFIG_FILE):
-            sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except (OSError, SafetensorError) as error:
