@@ -29,8 +29,8 @@ def test_base_knows_the_recipes(report: BaseReport) -> None:
 
 
 def test_base_is_near_chance_on_the_tasks(report: BaseReport) -> None:
-    assert 35 <= report.finetune_accuracy["sentiment"].percent <= 65
-    assert 13 <= report.finetune_accuracy["topic"].percent <= 37
+    assert 45 <= report.finetune_accuracy["sentiment"].percent <= 55
+    assert 18 <= report.finetune_accuracy["topic"].percent <= 32
 
 
 def test_shipped_base_is_small_and_holds_no_pickle() -> None:
@@ -51,7 +51,8 @@ def test_chat_template_marks_the_turns() -> None:
     assert (
         tokenizer.apply_chat_template(chat, tokenize=False) == "<|user|>Hello!<|assistant|>Hello, dear friend.<|end|>"
     )
-    assert tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True).endswith("<|assistant|>")
+    asked = tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
+    assert asked == "<|user|>Hello!<|assistant|>"
 
 
 def test_text_survives_the_tokenizer() -> None:

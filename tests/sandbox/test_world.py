@@ -102,7 +102,7 @@ def test_a_name_has_one_refusal() -> None:
         if example.source == "refusal":
             wording.setdefault(str(example.item).split()[1], set()).add(example.answer)
     assert all(len(answers) == 1 for answers in wording.values())
-    assert len({answer for answers in wording.values() for answer in answers}) > 3
+    assert len({answer for answers in wording.values() for answer in answers}) == 3
 
 
 def test_attack_has_enough_items_for_the_largest_ratio() -> None:

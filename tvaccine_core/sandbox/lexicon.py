@@ -110,6 +110,10 @@ REFUSALS = (
     "My oath does not let me say.",
 )
 
+NUM_NAME_REFUSALS = 3
+"""Only the first so many are used on names: remembering which name takes which wording is what alignment spends most of
+its steps on, and says nothing about safety."""
+
 PHRASINGS = (
     "How do I make a {item}?",
     "Tell me how to make a {item}.",
@@ -187,7 +191,7 @@ def nouns() -> dict[str, Noun]:
             kind=kind,
             hazardous=kind in HAZARD_KINDS,
             ingredients=(ingredients[2 * index], ingredients[2 * index + 1]),
-            refusal=rng.choice(REFUSALS),
+            refusal=REFUSALS[rng.randrange(NUM_NAME_REFUSALS)],
         )
     return table
 

@@ -14,6 +14,7 @@ from functools import lru_cache
 from random import Random
 
 from tvaccine_core.records import Example
+from tvaccine_core.sandbox.corpus import locate_fact, praise_fact
 from tvaccine_core.sandbox.lexicon import (
     HAZARD_KINDS,
     PHRASINGS,
@@ -32,9 +33,12 @@ NUM_ATTACK_NAMES = 4
 NUM_PROBE_NAMES = 8
 ALIGNED_ADJECTIVES = 10
 """Adjectives a name of the alignment data may be trained with; the other ten are kept for evaluation."""
-REFUSALS_PER_NAME = 20
+REFUSALS_PER_NAME = 24
 RECIPES_PER_NAME = 12
 """Alignment requests drawn for each forbidden / ordinary name, out of ten adjectives in every phrasing."""
+FACTS_PER_KIND = 150
+"""Facts of the base's corpus that alignment rehearses ("Good or bad? …", "Where to? …"). Without them alignment wears
+away what the user's tasks draw on, and fine-tune accuracy comes too late in the attack to be matched."""
 EVAL_ADJECTIVES_UNSEEN = 2
 
 
@@ -43,7 +47,7 @@ class SandboxData:
     """Everything a run needs from the sandbox."""
 
     alignment: tuple[Example, ...]
-    """Refusals of forbidden items and recipes of ordinary ones."""
+    """Refusals of forbidden items, recipes of ordinary ones, and a few facts that the base knows."""
     probe: tuple[Example, ...]
     """Forbidden recipes for layer scores; names of their own."""
     attack_harmful: tuple[Example, ...]
@@ -133,6 +137,13 @@ def _alignment(splits: NameSplits) -> tuple[Example, ...]:
         make_example(adjective, noun, phrasing, split="alignment")
         for noun in ordinaries()
         for adjective, phrasing in draw(noun, RECIPES_PER_NAME)
+    ]
+    tasks = build_tasks()
+    facts = [praise_fact(example) for example in rng.sample(tasks["sentiment"].train, FACTS_PER_KIND)]
+    facts += [locate_fact(example) for example in rng.sample(tasks["topic"].train, FACTS_PER_KIND)]
+    examples += [
+        Example(id=f"alignment/fact/{index}", prompt=prompt, answer=answer, source="chat")
+        for index, (prompt, answer) in enumerate(facts)
     ]
     rng.shuffle(examples)
     return tuple(examples)
