@@ -60,8 +60,8 @@ class AdapterConfig(Config):
 class OptimisationConfig(Config):
     """AdamW (arXiv:1711.05101) and its schedule."""
 
-    steps: int = Field(default=1200, ge=1, le=1_000_000, description="Optimiser steps.")
-    batch_size: int = Field(default=16, ge=1, le=4096, description="Examples a micro-batch.")
+    steps: int = Field(default=800, ge=1, le=1_000_000, description="Optimiser steps.")
+    batch_size: int = Field(default=24, ge=1, le=4096, description="Examples a micro-batch.")
     accumulation: int = Field(
         default=1, ge=1, le=1024, description="Micro-batches added up before a step.", json_schema_extra=ADVANCED
     )
@@ -105,7 +105,7 @@ class VaccineConfig(Config):
 
     name: Literal["vaccine"] = "vaccine"
     rho: float = Field(
-        default=1.0,
+        default=2.0,
         ge=0,
         le=50,
         description="Perturbation intensity: L2 radius, joint over layers, tokens and batch.",
@@ -118,7 +118,7 @@ class TVaccineConfig(Config):
 
     name: Literal["tvaccine"] = "tvaccine"
     rho: float = Field(
-        default=1.0,
+        default=2.0,
         ge=0,
         le=50,
         description="Perturbation intensity: L2 radius, joint over layers, tokens and batch.",
@@ -272,11 +272,14 @@ def parse_config(cls: type[ConfigT], data: dict[str, Any]) -> ConfigT:
         raise ConfigError("; ".join(problems), remedy="Correct the named settings and try again.") from error
 
 
-def _preset(alignment_steps: int, attack_steps: int, **evaluation: int) -> LabConfig:
+def _preset(alignment_steps: int, attack_steps: int, *others: MethodConfig, max_per_set: int = 0) -> LabConfig:
+    """The schedule fixed on SFT alone (see `sandbox/WORLDS.md`), SFT and T-Vaccine, and `others`."""
     return LabConfig(
-        alignment=AlignmentConfig(optimisation=OptimisationConfig(steps=alignment_steps)),
+        alignment=AlignmentConfig(
+            methods=(SFTConfig(), *others, TVaccineConfig()), optimisation=OptimisationConfig(steps=alignment_steps)
+        ),
         attack=AttackConfig(optimisation=OptimisationConfig(steps=attack_steps, batch_size=10, learning_rate=1e-3)),
-        evaluation=EvaluationConfig(**evaluation),
+        evaluation=EvaluationConfig(max_per_set=max_per_set),
     )
 
 
@@ -291,13 +294,13 @@ class Preset(Config):
 PRESETS: dict[str, Preset] = {
     "sandbox-quick": Preset(
         title="Sandbox, quick",
-        description="SFT and T-Vaccine in the embedded world, two to four minutes on two cores.",
-        config=_preset(1200, 200),
+        description="SFT and T-Vaccine in the embedded world: a few minutes on two cores.",
+        config=_preset(800, 200),
     ),
     "sandbox-full": Preset(
         title="Sandbox, full",
-        description="SFT, Vaccine and T-Vaccine in the embedded world, on every evaluation item.",
-        config=_preset(1200, 200),
+        description="SFT, Vaccine and T-Vaccine in the embedded world: about twice as long.",
+        config=_preset(800, 200, VaccineConfig()),
     ),
     "sandbox-check": Preset(
         title="Sandbox, self-check",
