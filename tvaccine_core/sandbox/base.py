@@ -324,7 +324,8 @@ def scale_rho(model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerBase", *
     """The perturbation intensity that suits this base, by one rule for every method that perturbs.
 
     rho = (median over layers of the attention output's L2 norm, joint over one alignment batch's tokens) / 300, to one
-    significant digit. 300 is that median in the study that found rho 1 to work, so the perturbation is as large relative to what it perturbs. Known before anything is trained: it depends on no method and on no outcome.
+    significant digit. 300 is that median in the study that found rho 1 to work, so the perturbation is as large
+    relative to what it perturbs. Known before anything is trained: it depends on no method and on no outcome.
     """
     import torch
 
