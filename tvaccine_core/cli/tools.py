@@ -11,8 +11,10 @@ from tvaccine_core.cli.options import (
     DataDir,
     JsonFile,
     Overrides,
+    PresetName,
     check_json,
     err,
+    find_preset,
     open_store,
     out,
     override,
@@ -59,7 +61,7 @@ def build(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and the corpus.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder to write. Default: the shipped model's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="A shortened schedule, for tests.")] = None,
-    threads: Annotated[int, typer.Option(min=1, max=64, help="CPU threads; the bytes depend on them.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, max=64, help="CPU threads; the bytes depend on them.")] = 1,
 ) -> None:
     """Train the base model from nothing; some minutes. The same machine gives the same bytes."""
     from tvaccine_core.sandbox.base import SANDBOX_BASE, build_base
@@ -114,3 +116,26 @@ def step(overrides: Overrides = None, json_file: JsonFile = None) -> None:
     report = run(override(StepBenchSettings(), overrides))
     out.print(render(report), soft_wrap=True)
     write_json(json_file, report)
+
+
+@bench.command()
+def study(
+    folder: Annotated[Path, typer.Argument(help="Where results go; what is there already is not run again.")],
+    preset: PresetName = None,
+    overrides: Overrides = None,
+    processes: Annotated[int, typer.Option(min=1, max=64, help="Models aligned and attacked side by side.")] = 2,
+    figure: Annotated[Path | None, typer.Option(help="Draw the curves to this SVG file.")] = None,
+    readme: Annotated[Path | None, typer.Option(help="Put the tables between the result markers of this file.")] = None,
+) -> None:
+    """Compare methods over alignment and attack seeds, with t intervals. Hours for the default settings."""
+    from tvaccine_core.bench.study import StudySettings, run_study
+    from tvaccine_core.bench.study_report import draw_figure, render_markdown, update_readme
+
+    settings = override(StudySettings(), overrides)
+    results = run_study(folder, settings, find_preset(preset), processes)
+    text = render_markdown(results)
+    out.print(text, soft_wrap=True)
+    if figure is not None:
+        draw_figure(results, figure)
+    if readme is not None:
+        update_readme(readme, text)
