@@ -27,6 +27,7 @@ def build_app(data_dir: Path) -> gr.Blocks:
         title=text.TITLE, analytics_enabled=False, delete_cache=(CACHE_S, CACHE_S), fill_width=True
     ) as blocks:
         page = Page(lab)
+        add_endpoints(page)  # first: the page's own events then take other names
         draft = Draft(next(iter(PRESETS.values())).config)
         with gr.Row(elem_id="shell"):
             with gr.Column(elem_id="rail-column", min_width=0):
@@ -44,7 +45,6 @@ def build_app(data_dir: Path) -> gr.Blocks:
                     runs.build(page, draft)
         rail.build(page)
         page.finish(blocks, walkthrough, draft)
-        add_endpoints(page)
     return blocks
 
 

@@ -8,7 +8,6 @@ Methods differ by colour and marker, quantities by dash: no meaning is carried b
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from app import text
@@ -61,14 +60,17 @@ def loss(tracks: Mapping[str, Track]) -> Spec:
         return empty(text.LOSS_EMPTY, 240)
     layout = {
         "xaxis": axis(text.AXIS_STEP),
-        "yaxis": axis(text.AXIS_LOSS, type="log", exponentformat="power", dtick=1),
+        "yaxis": axis(text.AXIS_LOSS, type="log", tickformat="~g", dtick="D2"),
         "hovermode": "x unified",
     }
     return figure(data, layout, text.LOSS_LABEL, 240, key=key, log="yaxis")
 
 
-def layer_heatmap(track: Track, num_steps: int) -> Spec:
-    """Layers x scorings: gradient norm of the harmful loss at each attention output; dots mark the drawn layers."""
+def layer_heatmap(track: Track, num_steps: int, resample_every: int) -> Spec:
+    """Layers x scorings: gradient norm of the harmful loss at each attention output; dots mark the drawn layers.
+
+    A column reaches from its scoring to the next; a dot stands in the middle of the steps its draw holds for.
+    """
     if not track.scores:
         return empty(text.HEATMAP_EMPTY, 360)
     steps = sorted(track.scores)
@@ -78,7 +80,7 @@ def layer_heatmap(track: Track, num_steps: int) -> Spec:
     logs = [[math.log10(max(column[layer], floor)) for column in scores] for layer in range(num_layers)]
     end = max(num_steps, steps[-1] + 1)
     low, high = min(map(min, logs)), max(map(max, logs))
-    ticks = [power for power in range(math.floor(low), math.ceil(high) + 1)]
+    ticks = [low + (high - low) * share for share in (0.0, 1 / 3, 2 / 3, 1.0)]
     heat = {
         "type": "heatmap",
         "x": [*steps, end],
@@ -92,15 +94,14 @@ def layer_heatmap(track: Track, num_steps: int) -> Spec:
         "colorbar": {
             "title": {"text": text.HEATMAP_BAR, "side": "right"},
             "tickvals": ticks,
-            "ticktext": [f"{10.0**power:g}" for power in ticks],
+            "ticktext": [f"{10.0**power:.1g}" for power in ticks],
             "thickness": 10,
             "outlinewidth": 0,
         },
     }
     draws = sorted(track.draws)[-MAX_DRAWS:]
     marks = [(step, layer) for step in draws for layer in track.draws[step].layers]
-    gaps = [after - before for before, after in pairwise(draws)]
-    shift = min(gaps) / 2 if gaps else 0.0
+    shift = min(resample_every, end - steps[0]) / 2
     dots = {
         "type": "scatter",
         "mode": "markers",
@@ -197,7 +198,8 @@ def attack_curves(curves: Mapping[str, Mapping[str, Sequence[EvalRecord]]], task
                     "marker": {
                         "symbol": marker_of(method) + ("-open" if is_task else ""),
                         "size": 7,
-                        "line": {"width": 1.5},
+                        "color": METHODS[method].colour,
+                        "line": {"width": 1.5, "color": METHODS[method].colour},
                     },
                     "hovertemplate": "%{y:.0f} (%{customdata[0]:.0f}–%{customdata[1]:.0f}), n %{customdata[2]}",
                 }

@@ -5,17 +5,16 @@ The template never changes, so the nodes stay while values come and go: a figure
 """
 
 from html import escape
-from typing import Any
 
 import gradio as gr
 
 from app.services import METHODS
 
 
-def figure(value: dict[str, Any], elem_id: str) -> gr.HTML:
-    """A plotly figure whose value is a spec of `app.charts`."""
+def figure(elem_id: str) -> gr.HTML:
+    """A plotly figure whose value is a spec of `app.charts`; blank until the page knows which run it shows."""
     return gr.HTML(
-        value,
+        {},
         html_template='<div class="lab-figure"></div>',
         js_on_load="lab.figure(element, props, watch)",
         apply_default_css=False,
@@ -23,10 +22,10 @@ def figure(value: dict[str, Any], elem_id: str) -> gr.HTML:
     )
 
 
-def answer_panes(value: dict[str, Any], elem_id: str) -> gr.HTML:
+def answer_panes(elem_id: str) -> gr.HTML:
     """Streaming answers side by side; the value is made by `app.panes`."""
     return gr.HTML(
-        value,
+        {},
         html_template='<div class="lab-panes"></div>',
         js_on_load="lab.panes(element, props, watch)",
         apply_default_css=False,

@@ -16,8 +16,8 @@ from app.services import Config, parse_config
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
-SLIDER_SPAN = 1.0
-"""Numbers bounded on both sides within this span and with a step are sliders; others are typed."""
+SLIDER_STOPS = 200
+"""A number with a range and a step that make at most so many stops is a slider; others are typed."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def make_control(path: str, leaf: Leaf, value: Any, choices: Sequence[Any] | Non
     if annotation in (int, float):
         low, high = leaf.bounds
         step = leaf.extra.get("step")
-        if low is not None and high is not None and high - low <= SLIDER_SPAN and step:
+        if low is not None and high is not None and step and (high - low) / step <= SLIDER_STOPS:
             return gr.Slider(low, high, step=step, buttons=[], **common)
         whole = annotation is int
         return gr.Number(

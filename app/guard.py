@@ -53,6 +53,6 @@ def _readable(name: str) -> Iterator[None]:
 
 
 def fail(message: str, remedy: str = "") -> NoReturn:
-    """Show `message` and `remedy` to the one who acted; nothing else happens."""
-    words = f"{escape(message)}<br><b>{escape(remedy)}</b>" if remedy else escape(message)
-    raise gr.Error(words, title="", duration=12, print_exception=False)
+    """Show `message` and `remedy` to the one who acted, a visitor or a script; nothing else happens."""
+    words = escape(f"{message} {remedy}".strip(), quote=False)  # the page shows it as HTML
+    raise gr.Error(words, title=text.ERROR_TITLE, duration=12, print_exception=False)

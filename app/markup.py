@@ -38,13 +38,16 @@ def score(value: Proportion | None) -> str:
     return f'<span class="lab-score"><b>{value.percent:.0f}</b><small>{low:.0f}–{high:.0f}, n {value.n}</small></span>'
 
 
-def number_card(title: str, value: Proportion | None, method: str, note: str = "") -> str:
-    """One large number of a method."""
+def number_card(method: str, scores: Mapping[str, Proportion | None], note: str) -> str:
+    """The large numbers of a method, named by what they measure."""
+    numbers = "".join(
+        f'<div class="lab-number"><span class="lab-card-measure">{escape(name)}</span>{score(value)}</div>'
+        for name, value in scores.items()
+    )
     return (
-        f'<div class="lab-card" style="--method:{METHODS[method].colour}"><span class="lab-card-title">'
-        f"{escape(METHODS[method].title)}</span><span class='lab-card-measure'>{escape(title)}</span>{score(value)}"
-        + (f'<span class="lab-card-note">{escape(note)}</span>' if note else "")
-        + "</div>"
+        f'<div class="lab-card lab-numbers" style="--method:{METHODS[method].colour}">'
+        f'<span class="lab-card-title">{escape(METHODS[method].title)}</span>'
+        f'<span class="lab-card-note">{escape(note)}</span>{numbers}</div>'
     )
 
 

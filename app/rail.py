@@ -41,7 +41,9 @@ def rail_value(glance: Glance) -> dict[str, Any]:
         "run": {"id": view.run.id, "name": view.run.name} if view else None,
         "words": {
             "theme": text.THEME,
+            "theme_hint": text.THEME_HINT,
             "reveal": text.REVEAL,
+            "reveal_hint": text.REVEAL_HINT,
             "link": text.COPY_LINK,
             "copied": text.LINK_COPIED,
             "no_run": text.NO_RUN,

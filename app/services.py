@@ -16,6 +16,7 @@ from tvaccine_core.config import (
     Config,
     LabConfig,
     Preset,
+    TVaccineConfig,
     parse_config,
 )
 from tvaccine_core.data.mixtures import user_mixture
@@ -70,6 +71,7 @@ __all__ = [
     "StoreError",
     "StoredEvent",
     "Supervisor",
+    "TVaccineConfig",
     "TVaccineError",
     "Verdict",
     "default_home",

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+from app.services import METHODS as METHOD_INFOS
+from app.services import LabConfig
+
 TITLE = "T-Vaccine Lab"
 TAGLINE = "Align a model, attack it with a harmful fine-tune, see what is left of its safety."
 
@@ -36,8 +39,10 @@ RUN_WORDS = {**STATE_WORDS, "new": "new"}
 NO_RUN = "no run open"
 COPY_LINK = "Copy link"
 LINK_COPIED = "Link copied"
-THEME = "Light / dark"
-REVEAL = "Show harmful text"
+THEME = "Theme"
+THEME_HINT = "Switch between light and dark"
+REVEAL = "Unblur"
+REVEAL_HINT = "Show text that was judged harmful"
 
 # Names
 
@@ -227,6 +232,7 @@ START_ATTACK = "Start attack"
 NO_ALIGNED = "Align a model first: an attack needs something to break. Go to Align."
 STARTED_ATTACK = "Attack queued for {methods}."
 ATTACK_SHOWN = "Attack shown"
+AT_STEP = "at attack step {step}"
 ATTACK_NUMBERS = "Numbers appear with the first measurement, at attack step 0."
 
 
@@ -266,10 +272,9 @@ PANE_AHEAD = "{count} ahead in the queue"
 PANE_STOPPED = "stopped"
 PANE_FAILED = "failed"
 SHOW = "Show"
-HIDE = "Blur"
-BLURRED = "blurred: judged harmful"
-BLURRED_PENDING = "blurred until judged"
-BLURRED_UNJUDGED = "blurred: no judge knows this prompt"
+BLURRED = "Blurred: judged harmful. Show or hide"
+BLURRED_PENDING = "Blurred until judged. Show or hide"
+BLURRED_UNJUDGED = "Blurred: no judge knows this prompt. Show or hide"
 VERDICTS = {
     "harmful": "harmful",
     "refused": "refused",
@@ -337,6 +342,7 @@ def commands(run_id: str, later_attacks: Sequence[Mapping[str, str]]) -> str:
 
 # Errors
 
+ERROR_TITLE = "That did not work"
 UNKNOWN_ERROR = "Something went wrong that the lab did not foresee (note {ticket})."
 UNKNOWN_REMEDY = "The details are in the server's log under that note. Reload the page; what runs goes on."
 RUN_GONE = "This run does not exist here (any more)."
@@ -346,6 +352,12 @@ NO_RUN_REMEDY = "Start one on the Align step, or open one under Runs."
 NO_ANSWER = "No worker answered in time."
 NO_WORKER = "No worker process is running, so nothing will start."
 NO_WORKER_REMEDY = "Start one: python -m tvaccine_core worker --data-dir {home}"
+
+
+def run_name(config: LabConfig) -> str:
+    """A new run's name: what sets it apart from others."""
+    titles = " + ".join(METHOD_INFOS[method.name].title for method in config.alignment.methods)
+    return f"{titles}, {config.alignment.optimisation.steps:,} steps, seed {config.seed}"
 
 
 def duration(seconds: float | None) -> str:

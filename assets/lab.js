@@ -272,7 +272,9 @@ window.lab = (() => {
       if (!value || !value.steps) return;
       brand.textContent = value.title;
       theme.textContent = value.words.theme;
+      theme.title = value.words.theme_hint;
       reveal.textContent = value.words.reveal;
+      reveal.title = value.words.reveal_hint;
       reveal.setAttribute("aria-pressed", String(revealAll()));
       if (!link.dataset.copied) link.textContent = value.words.link;
       for (const step of value.steps) {

@@ -10,7 +10,7 @@ from app import charts, markup, text
 from app.components import figure, heading, markup_block, section
 from app.draft import Draft
 from app.page import Glance, Memory, Page, remembered, run_of
-from app.services import METHODS, LayerScoreRecord
+from app.services import METHODS, LayerScoreRecord, TVaccineConfig
 from app.views import EMPTY_TRACK, RunView, Track
 
 SCORED = "tvaccine"
@@ -23,28 +23,30 @@ def build(page: Page, draft: Draft) -> None:
     """Place and wire the screen."""
     gr.HTML(heading(text.STEPS[2], text.WHY[2]), apply_default_css=False)
     with gr.Row(elem_classes="lab-split"):
-        with gr.Column(elem_classes="lab-controls", min_width=0):
+        with gr.Column(elem_classes=["lab-controls", "lab-begin"], min_width=0):
             start = gr.Button(text.START_ALIGN, variant="primary", elem_id="start-align")
             with gr.Row(elem_classes="lab-buttons"):
                 stop = gr.Button(text.STOP, elem_id="stop-align", interactive=False)
                 resume = gr.Button(text.RESUME, elem_id="resume-align", interactive=False)
             gr.HTML(f'<p class="lab-note">{text.NEW_RUN_NOTE}</p>', apply_default_css=False)
+        with gr.Column(elem_classes=["lab-controls", "lab-settings"], min_width=0):
             groups = draft.place_align()
         with gr.Column(elem_classes="lab-main", min_width=0):
             cards = markup_block(elem_id="align-cards")
             gr.HTML(section(text.HEATMAP_TITLE, text.HEATMAP_NOTE), apply_default_css=False)
             dominance = markup_block(elem_id="dominance")
-            heatmap = figure(charts.empty(text.HEATMAP_EMPTY, 360), elem_id="heatmap")
+            heatmap = figure("heatmap")
             with gr.Row(elem_classes="lab-pair"):
                 with gr.Column(min_width=0):
                     gr.HTML(section(text.LOSS_TITLE), apply_default_css=False)
-                    loss = figure(charts.empty(text.LOSS_EMPTY, 260), elem_id="loss")
+                    loss = figure("loss")
                 with gr.Column(min_width=0):
                     gr.HTML(section(text.BARS_TITLE), apply_default_css=False)
-                    bars = figure(charts.empty(text.BARS_EMPTY, 260), elem_id="bars")
+                    bars = figure("bars")
 
     def start_alignment(memory: Memory, *values: Any) -> Memory:
-        run_id = page.lab.start_alignment(draft.read(*values))
+        config = draft.read(*values)
+        run_id = page.lab.start_alignment(config, text.run_name(config))
         gr.Info(text.STARTED_ALIGN, duration=4)
         return remembered(memory, run=run_id, attack=None)
 
@@ -128,10 +130,13 @@ def draw_cards(glance: Glance) -> str:
 def draw_heatmap(glance: Glance) -> charts.Spec:
     """Layers x scorings."""
     track = scored_track(glance.view)
-    steps = glance.view.config.alignment.optimisation.steps if glance.view else 1
-    if glance.view is not None and SCORED not in glance.view.methods:
+    if glance.view is None:
+        return charts.empty(text.HEATMAP_EMPTY, 360)
+    if SCORED not in glance.view.methods:
         return charts.empty(text.HEATMAP_NOT_SCORED, 160)
-    return charts.layer_heatmap(track, steps)
+    config = glance.view.config.alignment
+    every = next(method.resample_every for method in config.methods if isinstance(method, TVaccineConfig))
+    return charts.layer_heatmap(track, config.optimisation.steps, every)
 
 
 def draw_loss(glance: Glance) -> charts.Spec:

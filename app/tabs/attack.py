@@ -17,12 +17,13 @@ def build(page: Page, draft: Draft) -> None:
     """Place and wire the screen."""
     gr.HTML(heading(text.STEPS[3], text.WHY[3]), apply_default_css=False)
     with gr.Row(elem_classes="lab-split"):
-        with gr.Column(elem_classes="lab-controls", min_width=0):
+        with gr.Column(elem_classes=["lab-controls", "lab-begin"], min_width=0):
             start = gr.Button(text.START_ATTACK, variant="primary", elem_id="start-attack", interactive=False)
             with gr.Row(elem_classes="lab-buttons"):
                 stop = gr.Button(text.STOP, elem_id="stop-attack", interactive=False)
                 resume = gr.Button(text.RESUME, elem_id="resume-attack", interactive=False)
             meaning = markup_block(meaning_of(next(iter(PRESETS.values())).config.attack), elem_id="meaning")
+        with gr.Column(elem_classes=["lab-controls", "lab-settings"], min_width=0):
             draft.place_attack()
         with gr.Column(elem_classes="lab-main", min_width=0):
             which = gr.Dropdown(
@@ -30,7 +31,7 @@ def build(page: Page, draft: Draft) -> None:
             )
             cards = markup_block(elem_id="attack-cards")
             gr.HTML(section(text.CURVES_TITLE, text.CURVES_NOTE), apply_default_css=False)
-            curves = figure(charts.empty(text.CURVES_EMPTY, 400), elem_id="curves")
+            curves = figure("curves")
             numbers = markup_block(elem_id="attack-numbers")
 
     def start_attack(memory: Memory, *values: Any) -> Memory:
@@ -161,17 +162,14 @@ def draw_numbers(glance: Glance) -> str:
         return ""
     task = task_set(view, glance.attack)
     cards = []
-    for where in (*view.harmful_sets, task):
-        for method in view.attacked_methods(glance.attack):
-            points = view.curve(method, glance.attack, where)
-            measure = "finetune_accuracy" if where == task else "harmful_score"
-            newest = points[-1] if points else None
-            cards.append(
-                markup.number_card(
-                    text.measure_of(where),
-                    newest.scores.get(measure) if newest else None,
-                    method,
-                    f"at step {newest.step}" if newest else "",
-                )
-            )
-    return f'<div class="lab-cards lab-numbers">{"".join(cards)}</div>' if cards else markup.notice(text.ATTACK_NUMBERS)
+    for method in view.attacked_methods(glance.attack):
+        newest = {where: view.curve(method, glance.attack, where)[-1:] for where in (*view.harmful_sets, task)}
+        scores = {
+            text.measure_of(where): record.scores.get("finetune_accuracy" if where == task else "harmful_score")
+            for where, records in newest.items()
+            for record in records
+        }
+        step = max((record.step for records in newest.values() for record in records), default=0)
+        if scores:
+            cards.append(markup.number_card(method, scores, text.AT_STEP.format(step=step)))
+    return f'<div class="lab-cards">{"".join(cards)}</div>' if cards else markup.notice(text.ATTACK_NUMBERS)

@@ -20,7 +20,7 @@ def build(page: Page, draft: Draft) -> None:
     """Place and wire the screen."""
     gr.HTML(heading(text.STEPS[1], text.WHY[1]), apply_default_css=False)
     with gr.Row(elem_classes="lab-split"):
-        with gr.Column(elem_classes="lab-controls", min_width=0):
+        with gr.Column(elem_classes=["lab-controls", "lab-begin"], min_width=0):
             preset = gr.Radio(
                 choices=[(item.title, name) for name, item in PRESETS.items()],
                 value=next(iter(PRESETS)),

@@ -34,15 +34,15 @@ def build(page: Page) -> None:
         ask = gr.Button(text.ASK, variant="primary", elem_id="ask", scale=1, min_width=96)
     suggested = markup_block(suggestion_chips(next(iter(PRESETS.values())).config), elem_id="suggested")
     with_base = gr.Checkbox(False, label=text.BASE_PANE, elem_id="with-base", container=False)
-    shown = answer_panes(panes.panes_value(None, None, False), elem_id="panes")
+    shown = answer_panes("panes")
     gr.HTML(section(text.SCORES_TITLE), apply_default_css=False)
     table = markup_block(elem_id="scores-table")
     with gr.Row(elem_classes="lab-pair"):
         with gr.Column(min_width=0):
-            scores = figure(charts.empty(text.SCORES_EMPTY, 340), elem_id="scores")
+            scores = figure("scores")
         with gr.Column(min_width=0):
             gr.HTML(section(text.DRIFT_TITLE, text.DRIFT_NOTE), apply_default_css=False)
-            drift = figure(charts.empty(text.DRIFT_EMPTY, 300), elem_id="drift")
+            drift = figure("drift")
     not_shown = markup_block(elem_id="not-shown")
 
     def ask_all(memory: Memory, question: str) -> Iterator[Any]:

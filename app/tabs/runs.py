@@ -18,7 +18,7 @@ def build(page: Page, draft: Draft) -> None:
     """Place and wire the screen."""
     gr.HTML(heading(text.STEPS[5], text.WHY[5]), apply_default_css=False)
     picked = gr.State(None)
-    with gr.Row(elem_classes="lab-split lab-split-even"):
+    with gr.Row(elem_classes=["lab-split", "lab-split-even"]):
         with gr.Column(elem_classes="lab-main", min_width=0):
             table = markup_block(elem_id="runs-table")
         with gr.Column(elem_classes="lab-main", min_width=0, visible=False, elem_id="run-detail") as detail:
