@@ -66,12 +66,17 @@ def build_config(
     """Preset or file, then methods, then overrides. Raises `ConfigError`."""
     if preset and file:
         raise ConfigError("Both --preset and --config are given.", remedy="Give one of them.")
-    if preset and preset not in PRESETS:
-        raise ConfigError(f"There is no preset {preset!r}.", remedy=f"Choose one of: {', '.join(PRESETS)}.")
-    config = LabConfig.load(file) if file else PRESETS[preset or DEFAULT_PRESET].config
+    config = LabConfig.load(file) if file else PRESETS[find_preset(preset)].config
     if methods:
         config = choose_methods(config, methods)
     return override(config, overrides)
+
+
+def find_preset(name: str | None) -> str:
+    """The preset of that name, or the default one. Raises `ConfigError`."""
+    if name and name not in PRESETS:
+        raise ConfigError(f"There is no preset {name!r}.", remedy=f"Choose one of: {', '.join(PRESETS)}.")
+    return name or DEFAULT_PRESET
 
 
 def choose_methods(config: LabConfig, methods: str) -> LabConfig:

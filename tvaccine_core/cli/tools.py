@@ -131,7 +131,7 @@ def study(
     from tvaccine_core.bench.study import StudySettings, run_study
     from tvaccine_core.bench.study_report import draw_figure, render_markdown, update_readme
 
-    settings = override(StudySettings(), overrides)
+    settings = override(StudySettings.model_validate({}), overrides)
     results = run_study(folder, settings, find_preset(preset), processes)
     text = render_markdown(results)
     out.print(text, soft_wrap=True)
