@@ -1,6 +1,7 @@
 """Start the lab: the page, and the workers that train beside it. `python app.py --help` lists the flags."""
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -14,7 +15,8 @@ from app.services import Supervisor, TVaccineError, default_home
 def main() -> None:
     """Serve until Ctrl-C or SIGTERM, then end the workers."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (0.0.0.0: the whole network)")
+    host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")  # a Space sets it, and the port
+    parser.add_argument("--host", default=host, help="address to listen on (0.0.0.0: everywhere)")
     parser.add_argument("--port", type=int, default=None, help="default: the first free one from 7860")
     parser.add_argument("--data-dir", type=Path, default=default_home(), help="runs and models (TVACCINE_HOME)")
     parser.add_argument("--no-worker", action="store_true", help="start no worker processes")
