@@ -154,6 +154,7 @@ class Worker:
         self.engine = engine
         self.kinds = kinds
         self.stop = stop or threading.Event()
+        self._training = False
         self.id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
     def run(self) -> None:
@@ -194,7 +195,11 @@ class Worker:
                     self._serve(config.model)
                     next_look = time.monotonic() + SERVE_EVERY_S
 
-        self._attempt(job, report, body)
+        self._training = True
+        try:
+            self._attempt(job, report, body)
+        finally:
+            self._training = False
 
     def _serve(self, model: ModelConfig) -> None:
         """Answer the prompts that wait for the base model which is in memory anyway."""
@@ -243,7 +248,8 @@ class Worker:
             log.exception("%s failed", job.id)
             state, error = "failed", self._explain(job, unknown)
         if isinstance(error, OutOfMemoryError):
-            self.engine.release()
+            if job.kind != "generate" or not self._training:  # a prompt must not take the model from under a training
+                self.engine.release()
             gc.collect()
         if report.lost:
             log.warning("%s went to another worker or was deleted", job.id)

@@ -28,7 +28,7 @@ def run_id(store: Store) -> str:
 
 @pytest.fixture
 def wait_until() -> Callable[[Callable[[], object]], None]:
-    def wait(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+    def wait(condition: Callable[[], object], timeout_s: float = 120.0) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, "waited too long"

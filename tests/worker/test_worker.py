@@ -187,22 +187,24 @@ def test_prompts_are_answered_between_steps(store: Store, run_id: str, worker: W
 
 
 def test_a_prompt_that_fails_does_not_hurt_the_training(
-    store: Store, run_id: str, worker: Worker, wait_until: WaitUntil
+    store: Store, run_id: str, worker: Worker, engine: FakeEngine, wait_until: WaitUntil
 ) -> None:
-    job_id = enqueue(store, run_id, steps=100, step_s=0.01)
-    prompt = ask(store, run_id, fail="memory")
-    assert store.job(prompt).state == "queued"
-    store.claim("elsewhere", ["align"])  # so that the prompt does not come first
-    store.finish(job_id, "interrupted")
-    store.cancel(prompt)
-    store.resume(job_id)
+    job_id = enqueue(store, run_id, steps=100_000, step_s=0.01)
     thread = in_background(worker)
     wait_until(lambda: store.job(job_id).state == "running")
     prompt = ask(store, run_id, fail="memory")
+    wait_until(lambda: not store.job(prompt).active)
+    assert store.job(job_id).state == "running"
+    done = len(engine.steps)
+    wait_until(lambda: len(engine.steps) > done)
+    store.cancel(job_id)
     thread.join()
     assert store.job(prompt).state == "failed"
     assert "memory" in (store.job(prompt).error or "")
-    assert store.job(job_id).state == "done"
+    assert engine.released == 0
+    ask(store, run_id, fail="memory")
+    worker.run_one()
+    assert engine.released == 1
 
 
 def test_an_answer_gets_only_its_time_while_a_job_trains(
