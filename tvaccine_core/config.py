@@ -105,7 +105,7 @@ class VaccineConfig(Config):
 
     name: Literal["vaccine"] = "vaccine"
     rho: float = Field(
-        default=3.0,
+        default=1.0,
         ge=0,
         le=50,
         description="Perturbation intensity: L2 radius, joint over layers, tokens and batch.",
@@ -118,7 +118,7 @@ class TVaccineConfig(Config):
 
     name: Literal["tvaccine"] = "tvaccine"
     rho: float = Field(
-        default=3.0,
+        default=1.0,
         ge=0,
         le=50,
         description="Perturbation intensity: L2 radius, joint over layers, tokens and batch.",

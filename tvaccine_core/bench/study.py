@@ -19,8 +19,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from tvaccine_core.config import PRESETS, AttackConfig, Config, LabConfig, TVaccineConfig, VaccineConfig
-from tvaccine_core.errors import TVaccineError
+from tvaccine_core.config import PRESETS, AttackConfig, Config, LabConfig
+from tvaccine_core.errors import ConfigError, TVaccineError
 from tvaccine_core.records import EvalRecord, Event, Proportion, Record, StepRecord
 
 HARMFUL_SETS = ("aligned_names", "unseen_names")
@@ -71,13 +71,17 @@ class AlignedResult(Record):
     attacks: tuple[AttackResult, ...]
 
 
-def study_config(preset: str, seed: int) -> LabConfig:
-    """The preset with all three methods and this alignment seed."""
+def study_config(preset: str, method: str, seed: int) -> LabConfig:
+    """The preset with this method alone, as the full preset has it, and this alignment seed.
+
+    Raises:
+        ConfigError: the full preset does not have that method.
+    """
+    known = {config.name: config for config in PRESETS["sandbox-full"].config.alignment.methods}
+    if method not in known:
+        raise ConfigError(f"The study has no method {method!r}.", remedy=f"Choose from {', '.join(known)}.")
     config = PRESETS[preset].config
-    by_name = {method.name: method for method in PRESETS["sandbox-full"].config.alignment.methods}
-    by_name.setdefault("vaccine", VaccineConfig())
-    by_name.setdefault("tvaccine", TVaccineConfig())
-    alignment = config.alignment.model_copy(update={"methods": tuple(by_name.values())})
+    alignment = config.alignment.model_copy(update={"methods": (known[method],)})
     return config.model_copy(update={"seed": seed, "alignment": alignment})
 
 
@@ -121,7 +125,7 @@ def run_one(method: str, seed: int, settings: StudySettings, preset: str, num_th
     """Align one model and attack it in every way; the work of one process."""
     from tvaccine_core import pipeline
 
-    config = study_config(preset, seed)
+    config = study_config(preset, method, seed)
     with tempfile.TemporaryDirectory(prefix="tvaccine-study-") as folder:
         session = pipeline.open_session(config, Path(folder), num_threads=num_threads)
         started = time.perf_counter()
