@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, cast
 
 from tvaccine_core.errors import ModelError
@@ -38,8 +37,6 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 MAX_ANSWER_TOKENS = 24
-STUDY_ATTENTION_NORM = 300.0
-"""See `scale_rho`."""
 _TOKENIZER_PAIRS = 20_000
 
 
@@ -318,24 +315,3 @@ def verify_base(model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerBase",
         exact_held_out=count(examples(held_out[: max(1, num_items // 2)]), "exact"),
         finetune_accuracy={name: count(list(task.eval), "exact") for name, task in data.tasks.items()},
     )
-
-
-def scale_rho(model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerBase", *, batch_size: int = 24) -> float:
-    """The perturbation intensity that suits this base, by one rule for every method that perturbs.
-
-    rho = (median over layers of the attention output's L2 norm, joint over one alignment batch's tokens) / 300, to one
-    significant digit. 300 is that median in the study that found rho 1 to work, so the perturbation is as large
-    relative to what it perturbs. Known before anything is trained: it depends on no method and on no outcome.
-    """
-    import torch
-
-    from tvaccine_core.hooks import find_blocks, hidden_of, record_output
-
-    pairs = [(example.prompt, example.answer) for example in load_sandbox().alignment[:batch_size]]
-    input_ids, mask, _ = _collate(pairs, tokenizer)
-    norms = []
-    for block in find_blocks(model):
-        with record_output(block.attention) as outputs, torch.no_grad():
-            model(input_ids=input_ids, attention_mask=mask)
-        norms.append(float((hidden_of(outputs[0]) * mask[..., None]).norm()))
-    return float(f"{median(norms) / STUDY_ATTENTION_NORM:.1g}")
