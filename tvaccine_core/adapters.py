@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
-from peft import get_peft_model as wrap_in_peft
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -151,9 +150,14 @@ class ModelStates:
             self.load(state, folder)
 
     def drop(self, state: str) -> None:
-        """Forget `state` and free its adapter; nothing happens if there is none. The base cannot be dropped."""
+        """Forget `state`, free its adapter, and forget the stacks it was part of; nothing happens if there is none.
+
+        The base cannot be dropped.
+        """
         if state == BASE or state not in self._stacks:
             return
+        for other in [other for other, stack in self._stacks.items() if state in stack and other != state]:
+            self.drop(other)
         names = (state, _flat_name(state))
         kept = [name for name in self._adapters() if name not in names]
         with self._undisturbed():
@@ -242,7 +246,7 @@ class ModelStates:
             torch.manual_seed(seed)
             try:
                 if self._peft is None:
-                    wrapped = wrap_in_peft(self.loaded.model, lora, adapter_name=name)
+                    wrapped = get_peft_model(self.loaded.model, lora, adapter_name=name)
                     assert isinstance(wrapped, PeftModel)
                     self._peft = wrapped
                 else:
@@ -347,10 +351,8 @@ class ModelStates:
 
     def _linear_names(self) -> list[str]:
         """Last parts of the names of the model's linear modules."""
-        return sorted(
-            {name.rsplit(".", 1)[-1] for name, module in self.loaded.model.named_modules()
-             if isinstance(module, nn.Linear)}
-        )  # fmt: skip
+        modules = self.loaded.model.named_modules()
+        return sorted({name.rsplit(".", 1)[-1] for name, module in modules if isinstance(module, nn.Linear)})
 
 
 def _flat_name(state: str) -> str:

@@ -83,8 +83,8 @@ def load_model(config: ModelConfig, num_threads: int | None = None) -> LoadedMod
     folder, identity = _locate(config.name)
     _check_weights(folder)
     key = hashlib.sha256(f"{identity or _hash_weights(folder)}/{config.quantization}/{config.dtype}".encode())
+    tokenizer = _load_tokenizer(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             use_safetensors=True,
@@ -95,8 +95,8 @@ def load_model(config: ModelConfig, num_threads: int | None = None) -> LoadedMod
     except (SafetensorError, OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(
             f"The model in {folder} cannot be loaded: {error}",
-            remedy="Use a decoder-only model that transformers knows without remote code, saved as safetensors "
-            "with its tokenizer; if a file is damaged, download or copy it again.",
+            remedy="Use a decoder-only model that transformers knows without remote code; if a file is damaged, "
+            "download or copy it again.",
         ) from error
     if config.quantization == "none":
         model.to(device)
@@ -162,6 +162,16 @@ def _locate(name: str) -> tuple[Path, str | None]:
             remedy="Go online once, or download the model elsewhere and give its folder.",
         ) from error
     return found, f"{name}@{found.name}"
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises plain Exception for a broken file
+        raise ModelError(
+            f"The tokenizer in {folder} cannot be loaded: {error}",
+            remedy="Save the tokenizer into the model's folder, or download or copy its files again.",
+        ) from error
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from tvaccine_core.data.prompts import ALPACA, encode, encode_prompt, preview, render_prompt, template_name
+from tvaccine_core.data.prompts import ALPACA, encode, encode_prompts, preview, render_prompt, template_name
 from tvaccine_core.errors import DataError, ModelError
 from tvaccine_core.records import Example
 from tvaccine_core.sandbox.base import SANDBOX_BASE
@@ -37,7 +37,7 @@ def test_the_answer_and_its_end_are_learned_and_nothing_else(folder: Path) -> No
     start = encoded.labels.index(learned[0])
     assert all(label == -100 for label in encoded.labels[:start])
     assert encoded.labels[start:] == encoded.input_ids[start:]
-    assert list(encoded.input_ids[:start]) == encode_prompt(tokenizer, EXAMPLE.prompt)
+    assert list(encoded.input_ids[:start]) == encode_prompts(tokenizer, [EXAMPLE.prompt])[0]
     assert not encoded.cut
 
 
@@ -56,7 +56,7 @@ def test_a_bos_is_written_once(save_tokenizer: SaveTokenizer, tmp_path: Path) ->
     save_tokenizer(tmp_path / "chat", chat=True, adds_bos=True)  # its template writes one, its tokenizer would too
     save_tokenizer(tmp_path / "plain", chat=False, adds_bos=True)
     for name in ("chat", "plain"):
-        assert encode_prompt(load(tmp_path / name), "Hello").count(0) == 1
+        assert encode_prompts(load(tmp_path / name), ["Hello"])[0].count(0) == 1
 
 
 def test_alpaca_is_the_published_template(save_tokenizer: SaveTokenizer, tmp_path: Path) -> None:

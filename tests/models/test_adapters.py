@@ -224,6 +224,15 @@ def test_dropped_states_are_gone_and_names_are_free(states: ModelStates) -> None
     assert trainable(states)
 
 
+def test_dropping_a_part_drops_the_stack(states: ModelStates) -> None:
+    states.add("one", WIDE, seed=1)
+    states.add("two", WIDE, seed=2)
+    states.define("both", ["one", "two"])
+    logits_of(states, "both")
+    states.drop("one")
+    assert states.names == ("base", "two")
+
+
 def test_dropping_what_peft_calls_active_keeps_the_rest_usable(states: ModelStates) -> None:
     states.add("one", WIDE, seed=1)
     states.add("two", WIDE, seed=2)
@@ -244,6 +253,11 @@ def test_unknown_modules_are_answered_with_those_there_are(states: ModelStates) 
     with pytest.raises(ModelError) as caught:
         states.add("one", AdapterConfig(target_modules=("query_key_value",)), seed=1)
     assert "q_proj" in caught.value.remedy
+    states.add("one", WIDE, seed=1)
+    with pytest.raises(ModelError):
+        states.add("two", AdapterConfig(target_modules=("query_key_value",)), seed=1)
+    states.add("two", WIDE, seed=1)
+    assert states.hash_of("two") == states.hash_of("one")
 
 
 def test_an_unknown_state_is_answered_with_those_there_are(states: ModelStates) -> None:

@@ -75,8 +75,16 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
 def test_a_missing_tokenizer_is_an_error(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match=r"tokenizer in .* cannot be loaded"):
         load(folder)
+
+
+def test_a_damaged_tokenizer_is_an_error(folder: Path) -> None:
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text()[:1000])
+    with pytest.raises(ModelError, match=r"tokenizer in .* cannot be loaded") as caught:
+        load(folder)
+    assert "again" in caught.value.remedy
 
 
 def test_remote_code_is_not_run(folder: Path) -> None:

@@ -69,11 +69,11 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     return rendered
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Token ids of the rendered prompt. A chat template writes its own BOS; otherwise the tokenizer adds it."""
-    ids = tokenizer(render_prompt(tokenizer, prompt), add_special_tokens=not tokenizer.chat_template)["input_ids"]
-    assert isinstance(ids, list)
-    return _without_end(ids, _end_id(tokenizer))
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each rendered prompt. A chat template writes its own BOS; otherwise the tokenizer adds it."""
+    rendered = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    end = _end_id(tokenizer)
+    return [_without_end(ids, end) for ids in _tokenise(tokenizer, rendered, not tokenizer.chat_template)]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int) -> Encoded:
@@ -83,18 +83,28 @@ def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int
         DataError: the answer is empty, or the prompt alone leaves no room for it.
         ModelError: the tokenizer has no end-of-sequence token.
     """
-    end = _end_id(tokenizer)
-    if end is None:
-        raise ModelError("The tokenizer has no end-of-sequence token.", remedy="Set eos_token in its config.")
-    prompt = encode_prompt(tokenizer, example.prompt)
-    answer = tokenizer(example.answer, add_special_tokens=False)["input_ids"]
-    assert isinstance(answer, list)
-    return _join(example, prompt, answer, end, max_length)
+    return encode_all(tokenizer, [example], max_length)[0]
 
 
 def encode_all(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> list[Encoded]:
-    """`encode` for each example. Raises what `encode` raises."""
-    return [encode(tokenizer, example, max_length) for example in examples]
+    """`encode` for each example, several times faster than one by one. Raises what `encode` raises."""
+    end = _end_id(tokenizer)
+    if end is None:
+        raise ModelError("The tokenizer has no end-of-sequence token.", remedy="Set eos_token in its config.")
+    prompts = encode_prompts(tokenizer, [example.prompt for example in examples])
+    answers = _tokenise(tokenizer, [example.answer for example in examples], False)
+    return [
+        _join(example, prompt, answer, end, max_length)
+        for example, prompt, answer in zip(examples, prompts, answers, strict=True)
+    ]
+
+
+def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+    if not texts:
+        return []  # transformers takes an empty list for a mistake
+    ids = tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
+    assert isinstance(ids, list)
+    return ids  # pyright: ignore[reportReturnType]  a list of lists, for a list of texts
 
 
 def _join(example: Example, prompt: list[int], answer: list[int], eos: int, max_length: int) -> Encoded:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tvaccine_core.adapters import ModelStates
-from tvaccine_core.data.prompts import encode_prompt
+from tvaccine_core.data.prompts import encode_prompts
 from tvaccine_core.hooks import find_blocks, hidden_of, record_output
 from tvaccine_core.records import DriftRecord
 
@@ -23,7 +23,7 @@ def embedding_drift(
     states: ModelStates, state: str, reference: str, prompts: Sequence[str], batch_size: int
 ) -> DriftRecord:
     """Drift of `state` from `reference` at each layer, lowest first; `prompts` must not be empty."""
-    encoded = sorted((encode_prompt(states.loaded.tokenizer, prompt) for prompt in prompts), key=len)
+    encoded = sorted(encode_prompts(states.loaded.tokenizer, prompts), key=len)
     total = torch.zeros(len(find_blocks(states.loaded.model)), dtype=torch.float64)
     num_tokens = 0
     for start in range(0, len(encoded), batch_size):

@@ -21,7 +21,7 @@ import torch
 from transformers import DynamicCache
 
 from tvaccine_core.adapters import ModelStates
-from tvaccine_core.data.prompts import encode_prompt
+from tvaccine_core.data.prompts import encode_prompts
 from tvaccine_core.errors import CancelledError
 
 Row = tuple[str, str]
@@ -60,7 +60,7 @@ def stream_tokens(
         ModelError: a state is not in memory.
     """
     loaded = states.loaded
-    prompts = [encode_prompt(loaded.tokenizer, prompt) for _, prompt in rows]
+    prompts = encode_prompts(loaded.tokenizer, [prompt for _, prompt in rows])
     longest = max(map(len, prompts))
     device = loaded.device
     ids = torch.tensor([[loaded.pad_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
