@@ -21,6 +21,8 @@ TINY = (
     *("--set", "alignment.optimisation.steps=4", "--set", "attack.optimisation.steps=3"),
 )
 
+ONE = ("--workers", "1")  # each imports torch
+
 
 def lab(*arguments: object, cwd: Path = ROOT, timeout_s: float = 280) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
@@ -72,7 +74,7 @@ def test_the_other_commands_go_on_with_that_run(report: dict[str, Any], home: Pa
     listed = lab("runs", "--data-dir", home)
     assert run_id in listed.stdout
     again = home.parent / "attack.json"
-    arguments = ("--methods", "sft", "--set", "attack.harmful_ratio=0.5", "--json", again)
+    arguments = ("--methods", "sft", "--set", "attack.harmful_ratio=0.5", "--json", again, *ONE)
     done = lab("attack", "--run", run_id[:15], *arguments, "--data-dir", home)
     assert done.returncode == 0, done.stderr
     attacks = json.loads(again.read_text())["runs"][0]["methods"]["sft"]["attacks"]
@@ -97,7 +99,7 @@ def test_the_other_commands_go_on_with_that_run(report: dict[str, Any], home: Pa
 def test_evaluate_measures_the_same_again(report: dict[str, Any], home: Path) -> None:
     run = report["runs"][0]
     path = home.parent / "evaluate.json"
-    done = lab("evaluate", "--state", "aligned/sft", "--run", run["run_id"], "--data-dir", home, "--json", path)
+    done = lab("evaluate", "--state", "aligned/sft", "--run", run["run_id"], "--data-dir", home, "--json", path, *ONE)
     assert done.returncode == 0, done.stderr
     assert json.loads(path.read_text())["runs"][0]["methods"]["sft"]["before"] == run["methods"]["sft"]["before"]
 
@@ -107,7 +109,7 @@ def test_ctrl_c_cancels_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "tvaccine_core", "align", *TINY, "--set", "alignment.optimisation.steps=100000"),
-            *("--methods", "sft", "--data-dir", str(tmp_path)),
+            *("--methods", "sft", "--data-dir", str(tmp_path), *ONE),
         ],
         stderr=subprocess.PIPE,
         text=True,
@@ -136,7 +138,7 @@ def test_resume_goes_on_with_what_did_not_end_well(tmp_path: Path) -> None:
     store.enqueue(run_id, "attack", params, depends_on=align)
     store.cancel(align)
     assert {job.state for job in store.jobs()} == {"cancelled"}
-    done = lab("runs", "resume", run_id, "--data-dir", tmp_path)
+    done = lab("runs", "resume", run_id, "--data-dir", tmp_path, *ONE)
     assert done.returncode == 0, done.stderr
     assert {job.state for job in store.jobs()} == {"done"}
     assert lab("runs", "resume", run_id, "--data-dir", tmp_path).returncode == 1
