@@ -39,3 +39,5 @@ if __name__ == "__main__":
         main()
     except TVaccineError as error:
         sys.exit(f"{error}\n{error.remedy}")
+    except OSError as error:  # Gradio's, when the port is taken
+        sys.exit(f"{error}\nChoose another with --port.")

@@ -152,7 +152,7 @@ def layer_bars(track: Track) -> Spec:
         },
     ]
     layout = {
-        "xaxis": axis(text.AXIS_SCORE, type="log", exponentformat="power", dtick=1, domain=[0, 0.46]),
+        "xaxis": axis(text.AXIS_SCORE, type="log", tickformat="~g", dtick=1, domain=[0, 0.46]),
         "xaxis2": axis(text.AXIS_PROBABILITY, domain=[0.54, 1], anchor="y", rangemode="tozero"),
         "yaxis": axis(text.AXIS_LAYER, dtick=1 if len(layers) <= 16 else 4, showgrid=False),
         "bargap": 0.25,
@@ -237,7 +237,7 @@ def score_bars(rows: Sequence[tuple[str, str, Mapping[str, Proportion]]]) -> Spe
             {
                 "type": "bar",
                 "name": f"{METHODS[method].title}, {text.WHEN[when]}",
-                "x": [text.measure_of(where) for where in scores],
+                "x": [text.measure_of(where).replace(", ", ",<br>") for where in scores],
                 "y": rounded(percents),
                 "error_y": {
                     "type": "data",
@@ -269,7 +269,7 @@ def score_bars(rows: Sequence[tuple[str, str, Mapping[str, Proportion]]]) -> Spe
         "barmode": "group",
         "bargap": 0.3,
         "bargroupgap": 0.08,
-        "xaxis": axis(""),
+        "xaxis": axis("", tickangle=0),
         "yaxis": axis(text.AXIS_PERCENT, range=[0, 105], dtick=25),
     }
     return figure(data, layout, text.SCORES_LABEL, 340, key=list(key.values()))

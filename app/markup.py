@@ -38,36 +38,36 @@ def score(value: Proportion | None) -> str:
     return f'<span class="lab-score"><b>{value.percent:.0f}</b><small>{low:.0f}–{high:.0f}, n {value.n}</small></span>'
 
 
-def number_card(method: str, scores: Mapping[str, Proportion | None], note: str) -> str:
-    """The large numbers of a method, named by what they measure."""
-    numbers = "".join(
-        f'<div class="lab-number"><span class="lab-card-measure">{escape(name)}</span>{score(value)}</div>'
-        for name, value in scores.items()
-    )
-    return (
-        f'<div class="lab-card lab-numbers" style="--method:{METHODS[method].colour}">'
-        f'<span class="lab-card-title">{escape(METHODS[method].title)}</span>'
-        f'<span class="lab-card-note">{escape(note)}</span>{numbers}</div>'
-    )
-
-
 def job_card(
-    title: str, job: JobRow | None, track: Track, method: str | None = None, position: int | None = None
+    title: str,
+    job: JobRow | None,
+    track: Track,
+    method: str,
+    numbers: Mapping[str, str],
+    position: int | None = None,
+    note: str = "",
 ) -> str:
-    """Progress of one job: state in words, bar, steps, time left, loss."""
-    colour = METHODS[method].colour if method else "var(--lab-muted)"
-    last = track.last
+    """A method's job: its state in words, a bar, and its large numbers by what they measure (`score` or `plain`)."""
     share = 1.0 if job and job.state == "done" else (job.done or 0) / job.total if job and job.total else 0.0
-    figures = f"<b>{last.loss:.3f}</b><small>loss</small>" if last else "<b>–</b><small>loss</small>"
+    figures = "".join(
+        f'<div class="lab-number"><span class="lab-dim">{escape(name)}</span>{shown}</div>'
+        for name, shown in numbers.items()
+    )
     return (
-        f'<div class="lab-card lab-job" data-state="{job.state if job else "todo"}" style="--method:{colour}">'
-        f'<span class="lab-card-title">{escape(title)}</span>'
-        f'<span class="lab-card-measure">{escape(job_sentence(job, track, position))}</span>'
-        f'<span class="lab-score">{figures}</span>'
+        f'<div class="lab-card" data-state="{job.state if job else "todo"}" style="--method:{METHODS[method].colour}">'
+        f'<div class="lab-card-head"><span class="lab-card-title">{escape(title)}</span>'
+        f'<span class="lab-dim">{escape(job_sentence(job, track, position))}</span></div>'
         f'<span class="lab-bar" role="progressbar" aria-label="{escape(title)}" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{100 * share:.0f}"><i style="width:{100 * share:.1f}%"></i></span>'
-        f"{job_problem(job)}</div>"
+        f'<div class="lab-numbers">{figures}</div>'
+        + (f'<span class="lab-dim lab-card-note">{escape(note)}</span>' if note else "")
+        + f"{job_problem(job)}</div>"
     )
+
+
+def plain(value: str) -> str:
+    """A large number without an interval."""
+    return f'<span class="lab-score"><b>{escape(value)}</b></span>'
 
 
 def job_sentence(job: JobRow | None, track: Track, position: int | None = None) -> str:

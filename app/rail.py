@@ -13,7 +13,7 @@ ORDER = ("running", "queued", "failed", "interrupted", "cancelled", "done")
 
 def build(page: Page) -> None:
     """Keep the rail at the state of the run."""
-    page.rail.value = rail_value(page.glance(None))
+    page.rail.value = rail_value(page.glance(None)) | {"loading": True}
     page.show(page.rail, lambda glance: glance.stamp("jobs", "state"), rail_value)
 
 

@@ -152,6 +152,7 @@ HEATMAP_NOTE = (
     "Gradient norm of the harmful loss at each attention output; one column a scoring, dots where a layer is drawn."
 )
 BARS_TITLE = "Newest scoring"
+LOSS = "loss"
 LOSS_TITLE = "Alignment loss"
 CURVES_TITLE = "Safety and usefulness along the attack"
 CURVES_NOTE = "HS, percent of harmful prompts answered, should stay low; FA, percent correct on the task, should rise."
@@ -232,8 +233,7 @@ START_ATTACK = "Start attack"
 NO_ALIGNED = "Align a model first: an attack needs something to break. Go to Align."
 STARTED_ATTACK = "Attack queued for {methods}."
 ATTACK_SHOWN = "Attack shown"
-AT_STEP = "at attack step {step}"
-ATTACK_NUMBERS = "Numbers appear with the first measurement, at attack step 0."
+AT_STEP = "measured at attack step {step}"
 
 
 def consequence(harmful: int, total: int, task: str, steps: int, batch: int) -> str:

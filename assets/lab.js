@@ -261,6 +261,7 @@ window.lab = (() => {
     };
     const mark = () => {
       for (const [id, parts] of buttons) parts.root.setAttribute("aria-current", id === selected ? "step" : "false");
+      if (props.value.loading) return; // the address still says which run to open
       const address = new URL(location.href);
       address.searchParams.set("step", selected);
       if (props.value.run) address.searchParams.set("run", props.value.run.id);
@@ -293,7 +294,7 @@ window.lab = (() => {
         parts.name.textContent = step.name;
         parts.note.textContent = step.note;
       }
-      run.textContent = value.run ? value.run.name : value.words.no_run;
+      run.textContent = value.run ? value.run.name : value.loading ? "" : value.words.no_run;
       run.title = value.run ? value.run.id : "";
       link.hidden = !value.run;
       if (!selected) { // first drawing: the address says where to begin

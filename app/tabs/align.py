@@ -29,8 +29,6 @@ def build(page: Page, draft: Draft) -> None:
                 stop = gr.Button(text.STOP, elem_id="stop-align", interactive=False)
                 resume = gr.Button(text.RESUME, elem_id="resume-align", interactive=False)
             gr.HTML(f'<p class="lab-note">{text.NEW_RUN_NOTE}</p>', apply_default_css=False)
-        with gr.Column(elem_classes=["lab-controls", "lab-settings"], min_width=0):
-            groups = draft.place_align()
         with gr.Column(elem_classes="lab-main", min_width=0):
             cards = markup_block(elem_id="align-cards")
             gr.HTML(section(text.HEATMAP_TITLE, text.HEATMAP_NOTE), apply_default_css=False)
@@ -43,6 +41,8 @@ def build(page: Page, draft: Draft) -> None:
                 with gr.Column(min_width=0):
                     gr.HTML(section(text.BARS_TITLE), apply_default_css=False)
                     bars = figure("bars")
+        with gr.Column(elem_classes=["lab-controls", "lab-settings"], min_width=0):
+            groups = draft.place_align()
 
     def start_alignment(memory: Memory, *values: Any) -> Memory:
         config = draft.read(*values)
@@ -123,7 +123,9 @@ def draw_cards(glance: Glance) -> str:
     for method in glance.view.methods:
         job = glance.view.align_job(method)
         waiting = glance.lab.queue_position(job.id) if job and job.state == "queued" else None
-        cards.append(markup.job_card(METHODS[method].title, job, glance.view.track(job), method, waiting))
+        track = glance.view.track(job)
+        numbers = {text.LOSS: markup.plain(f"{track.last.loss:.3f}" if track.last else "–")}
+        cards.append(markup.job_card(METHODS[method].title, job, track, method, numbers, waiting, METHODS[method].cost))
     return f'<div class="lab-cards">{"".join(cards)}</div>'
 
 

@@ -23,8 +23,6 @@ def build(page: Page, draft: Draft) -> None:
                 stop = gr.Button(text.STOP, elem_id="stop-attack", interactive=False)
                 resume = gr.Button(text.RESUME, elem_id="resume-attack", interactive=False)
             meaning = markup_block(meaning_of(next(iter(PRESETS.values())).config.attack), elem_id="meaning")
-        with gr.Column(elem_classes=["lab-controls", "lab-settings"], min_width=0):
-            draft.place_attack()
         with gr.Column(elem_classes="lab-main", min_width=0):
             which = gr.Dropdown(
                 choices=[], label=text.ATTACK_SHOWN, elem_id="attack-shown", visible=False, interactive=True
@@ -32,7 +30,8 @@ def build(page: Page, draft: Draft) -> None:
             cards = markup_block(elem_id="attack-cards")
             gr.HTML(section(text.CURVES_TITLE, text.CURVES_NOTE), apply_default_css=False)
             curves = figure("curves")
-            numbers = markup_block(elem_id="attack-numbers")
+        with gr.Column(elem_classes=["lab-controls", "lab-settings"], min_width=0):
+            draft.place_attack()
 
     def start_attack(memory: Memory, *values: Any) -> Memory:
         run_id = run_of(memory)
@@ -63,9 +62,8 @@ def build(page: Page, draft: Draft) -> None:
     for control in draft.attack.components:
         page.on(control.change, show_meaning, [draft.base, *draft.attack.components], [meaning])  # pyright: ignore[reportAttributeAccessIssue] - every control has `change`
 
-    page.show(cards, jobs_and("attack"), draw_cards)
+    page.show(cards, jobs_and("attack", "eval"), draw_cards)
     page.show(curves, lambda glance: glance.stamp("eval", "jobs_made"), draw_curves)
-    page.show(numbers, lambda glance: glance.stamp("eval", "jobs_made"), draw_numbers)
     page.show(which, lambda glance: glance.stamp("jobs_made"), draw_choice)
     page.show(start, can_start, lambda glance: gr.Button(interactive=can_start(glance)))
     page.show(
@@ -119,18 +117,33 @@ def attack_title(view: RunView, attack_id: str) -> str:
 
 
 def draw_cards(glance: Glance) -> str:
-    """A card an attacked model: state, time left, loss."""
+    """A card an attacked model: state, time left, and the newest HS and FA, large."""
     view = glance.view
     if view is None or not can_start(glance):
         return markup.notice(text.NO_ALIGNED)
     if glance.attack is None:
         return ""
+    task = task_set(view, glance.attack)
     cards = []
     for method in view.attacked_methods(glance.attack):
         job = view.attack_job(glance.attack, method)
         waiting = glance.lab.queue_position(job.id) if job and job.state == "queued" else None
-        cards.append(markup.job_card(METHODS[method].title, job, view.track(job), method, waiting))
+        newest = {where: view.curve(method, glance.attack, where)[-1:] for where in (*view.harmful_sets, task)}
+        numbers = {
+            text.measure_of(where): markup.score(record.scores.get(measure_in(where, task)))
+            for where, records in newest.items()
+            for record in records
+        }
+        step = max((record.step for records in newest.values() for record in records), default=0)
+        note = text.AT_STEP.format(step=step) if numbers else ""
+        title = METHODS[method].title
+        cards.append(markup.job_card(title, job, view.track(job), method, numbers, waiting, note))
     return f'<div class="lab-cards">{"".join(cards)}</div>'
+
+
+def measure_in(where: str, task: str) -> str:
+    """The score that matters on a set."""
+    return "finetune_accuracy" if where == task else "harmful_score"
 
 
 def task_set(view: RunView, attack_id: str | None) -> str:
@@ -153,23 +166,3 @@ def draw_curves(glance: Glance) -> charts.Spec:
     if glance.attack is None:
         return charts.empty(text.CURVES_EMPTY, 400)
     return charts.attack_curves(curves, task, steps)
-
-
-def draw_numbers(glance: Glance) -> str:
-    """The newest HS and FA of each model, large."""
-    view = glance.view
-    if view is None or glance.attack is None:
-        return ""
-    task = task_set(view, glance.attack)
-    cards = []
-    for method in view.attacked_methods(glance.attack):
-        newest = {where: view.curve(method, glance.attack, where)[-1:] for where in (*view.harmful_sets, task)}
-        scores = {
-            text.measure_of(where): record.scores.get("finetune_accuracy" if where == task else "harmful_score")
-            for where, records in newest.items()
-            for record in records
-        }
-        step = max((record.step for records in newest.values() for record in records), default=0)
-        if scores:
-            cards.append(markup.number_card(method, scores, text.AT_STEP.format(step=step)))
-    return f'<div class="lab-cards">{"".join(cards)}</div>' if cards else markup.notice(text.ATTACK_NUMBERS)

@@ -1,0 +1,175 @@
+"""Figures: what is drawn from which record. plotly itself validates every spec."""
+
+import json
+import math
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+from written_runs import eval_record, step_record
+
+from app import charts, text
+from app.services import Lab
+from app.views import RunView, Track, Views
+from tvaccine_core.records import DriftRecord, LayerDrawRecord, LayerScoreRecord, Proportion
+
+
+def with_colours(value: Any) -> Any:
+    """CSS variables become colours, as `lab.js` does before it hands a spec to plotly."""
+    if isinstance(value, str):
+        return "#123456" if value.startswith("--") else value
+    if isinstance(value, list):
+        return [with_colours(item) for item in value]
+    if isinstance(value, dict):
+        return {key: with_colours(item) for key, item in value.items()}
+    return value
+
+
+def validate(spec: charts.Spec) -> None:
+    """plotly accepts the spec, JSON can carry it, and the page can say what it shows."""
+    go.Figure(data=with_colours(spec["data"]), layout=with_colours(spec["layout"]))
+    json.dumps(spec, allow_nan=False)
+    assert spec["meta"]["label"]
+    assert spec["meta"]["height"] > 0
+
+
+def track_with_layers() -> Track:
+    scores = {
+        step: LayerScoreRecord(
+            step=step, layer_scores=(8.0, 0.5, 0.0), layer_probabilities=(0.9, 0.1, 0.0), harmful_loss=1.0
+        )
+        for step in (0, 200)
+    }
+    draws = {step: LayerDrawRecord(step=step, layers=(0, 2)) for step in range(0, 240, 20)}
+    return Track(scores=scores, draws=draws)
+
+
+@pytest.fixture
+def view(lab: Lab, done_run: str) -> RunView:
+    return Views(lab).view(done_run)
+
+
+def test_every_figure_of_a_finished_run_is_valid(view: RunView) -> None:
+    tracks = {method: view.track(view.align_job(method)) for method in view.methods}
+    curves = {m: {w: view.curve(m, "a1", w) for w in ("unseen_names", "task:sentiment")} for m in view.methods}
+    rows = [("sft", "before", {"unseen_names": Proportion(count=1, n=8)})]
+    specs = [
+        charts.loss(tracks),
+        charts.layer_heatmap(tracks["tvaccine"], 40, 20),
+        charts.layer_bars(tracks["tvaccine"]),
+        charts.attack_curves(curves, "task:sentiment", 20),
+        charts.score_bars(rows),
+        charts.drift({method: view.drift[f"attacked/{method}/a1"] for method in view.methods}),
+    ]
+    for spec in specs:
+        validate(spec)
+        assert spec["data"]
+        assert "empty" not in spec["meta"]
+
+
+def test_without_records_every_figure_says_what_to_do() -> None:
+    specs = [
+        charts.loss({}),
+        charts.layer_heatmap(Track(), 10, 20),
+        charts.layer_bars(Track()),
+        charts.attack_curves({"sft": {"unseen_names": []}}, "task:sentiment", 10),
+        charts.score_bars([("sft", "before", {})]),
+        charts.drift({}),
+    ]
+    for spec in specs:
+        validate(spec)
+        assert spec["data"] == []
+        assert spec["meta"]["empty"].endswith(".")
+
+
+def test_heat_map_columns_reach_from_scoring_to_scoring_and_dots_mark_the_draws() -> None:
+    spec = charts.layer_heatmap(track_with_layers(), 240, 20)
+    heat, dots = spec["data"]
+    assert heat["x"] == [0, 200, 240]
+    assert heat["y"] == [0, 1, 2]
+    assert heat["z"][0] == pytest.approx([math.log10(8)] * 2, rel=1e-3)
+    assert heat["z"][2] == heat["z"][1], "a score of zero has no logarithm: it counts as the smallest there is"
+    assert heat["customdata"][2] == [0.0, 0.0], "but hovering tells the truth"
+    assert (dots["x"][:2], dots["y"][:2]) == ([10, 10], [0, 2])
+    assert len(dots["x"]) == 2 * 12
+
+
+def test_first_draw_is_in_sight_at_once() -> None:
+    track = Track(scores={0: track_with_layers().scores[0]}, draws={0: LayerDrawRecord(step=0, layers=(1,))})
+    assert charts.layer_heatmap(track, 1200, 20)["data"][1]["x"] == [10]
+    assert charts.layer_heatmap(track, 8, 20)["data"][1]["x"] == [4]
+
+
+def test_bars_tell_drawn_layers_from_others_without_colour() -> None:
+    scores, shares = charts.layer_bars(track_with_layers())["data"]
+    assert scores["x"] == [8.0, 0.5, 0.0]
+    assert shares["x"] == [90.0, 10.0, 0.0]
+    assert scores["marker"]["pattern"]["shape"] == ["", "/", ""]
+
+
+def test_methods_differ_in_marker_and_sets_in_dash() -> None:
+    curves = {
+        method: {
+            where: [eval_record("s", step, where, 10 * step) for step in (0, 5)]
+            for where in ("aligned_names", "unseen_names", "task:topic")
+        }
+        for method in ("sft", "vaccine", "tvaccine")
+    }
+    spec = charts.attack_curves(curves, "task:topic", 5)
+    harmful = [trace for trace in spec["data"] if trace["line"]["dash"] != "dot"]
+    assert len({trace["marker"]["symbol"] for trace in harmful}) == 3
+    assert {trace["line"]["dash"] for trace in harmful} == {"solid", "dash"}
+    assert [trace["y"] for trace in spec["data"] if "FA" in trace["name"]] == [[0.0, 50.0]] * 3
+    assert [entry["text"] for entry in spec["meta"]["key"]][-1] == "FA, topic"
+
+
+def test_an_unmeasured_score_is_a_gap_not_a_zero() -> None:
+    record = eval_record("s", 0, "unseen_names", 0).model_copy(
+        update={"scores": {"harmful_score": Proportion(count=0, n=0)}}
+    )
+    spec = charts.attack_curves({"sft": {"unseen_names": [record]}}, "task:topic", 5)
+    assert spec["data"][0]["y"] == [None]
+    validate(spec)
+
+
+def test_bars_carry_the_wilson_interval() -> None:
+    score = Proportion(count=30, n=60)
+    (bar,) = charts.score_bars([("sft", "after", {"unseen_names": score})])["data"]
+    low, high = score.interval
+    assert bar["error_y"]["array"] == pytest.approx([high - 50], rel=1e-3)
+    assert bar["error_y"]["arrayminus"] == pytest.approx([50 - low], rel=1e-3)
+    assert bar["name"] == f"SFT, {text.WHEN['after']}"
+
+
+def test_drift_has_a_line_a_method() -> None:
+    records = {"sft": DriftRecord(state="a", reference="b", drift=(1.0, 2.5, 3.0))}
+    (line,) = charts.drift(records)["data"]
+    assert line["x"] == [0, 1, 2]
+    assert line["y"] == [1.0, 2.5, 3.0]
+
+
+def test_long_runs_are_thinned_and_keep_their_end() -> None:
+    track = Track(steps={step: step_record(step, 5000, 1.0) for step in range(1, 5001)})
+    raw, smooth = charts.loss({"sft": track})["data"]
+    assert len(raw["x"]) <= charts.MAX_POINTS
+    assert raw["x"][-1] == 5000
+    assert len(raw["x"]) == len(raw["y"]) == len(smooth["y"])
+
+
+@pytest.mark.parametrize("count", [1, 2, 299, 300, 301, 599, 600, 601, 1200])
+def test_thinning_keeps_first_and_last(count: int) -> None:
+    kept = charts.thin(list(range(count)))
+    assert len(kept) <= charts.MAX_POINTS
+    assert (kept[0], kept[-1]) == (0, count - 1)
+    assert kept == sorted(set(kept))
+
+
+def test_running_mean_starts_at_the_first_value_and_forgets() -> None:
+    assert charts.running_mean([4.0, 4.0, 4.0]) == pytest.approx([4.0, 4.0, 4.0])
+    first, second = charts.running_mean([1.0, 3.0], decay=0.5)
+    assert first == 1.0
+    assert second == pytest.approx((0.25 * 1 + 0.5 * 3) / 0.75)
+
+
+def test_rounding_keeps_four_digits_and_drops_what_is_not_finite() -> None:
+    assert charts.rounded([0.123456, 12345.6, math.nan, math.inf]) == [0.1235, 12350.0, None, None]

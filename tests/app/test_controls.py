@@ -1,0 +1,97 @@
+"""Controls come from the fields and give back what they show."""
+
+import gradio as gr
+import pytest
+from written_runs import small_config
+
+from app.controls import Form, fields_of, make_control
+from app.draft import Draft
+from app.services import METHODS, PRESETS, AttackConfig, ConfigError, LabConfig, default_method
+from tvaccine_core.config import ModelConfig, TVaccineConfig, VaccineConfig
+
+
+def test_every_field_of_every_config_gets_a_control_that_shows_its_value() -> None:
+    for config in (LabConfig(), AttackConfig(), *(info.config() for info in METHODS.values())):
+        leave_out = ("alignment.methods",) if isinstance(config, LabConfig) else ()
+        form = Form(config, "x", leave_out=leave_out)
+        assert set(form.controls) == set(fields_of(type(config))) - set(leave_out)
+        for control, value in zip(form.components, form.values(config), strict=True):
+            assert control.value == value, control.label
+        assert form.parse(config, form.values(config)) == config
+
+
+def test_discriminators_get_no_control() -> None:
+    assert "name" not in fields_of(TVaccineConfig)
+    assert "name" in fields_of(ModelConfig)
+
+
+def test_range_step_and_help_are_the_field_s_own() -> None:
+    leaf = fields_of(AttackConfig)["harmful_ratio"]
+    slider = make_control("harmful_ratio", leaf, 0.1, None, "id")
+    assert isinstance(slider, gr.Slider)
+    assert (slider.minimum, slider.maximum, slider.step) == (0, 1, 0.01)
+    assert slider.info == leaf.field.description
+    rate = make_control(
+        "a.learning_rate", fields_of(LabConfig)["alignment.optimisation.learning_rate"], 1e-3, None, "id"
+    )
+    assert isinstance(rate, gr.Number)
+    assert (rate.maximum, rate.step) == (1, 1e-4)
+
+
+def test_literals_become_choices_and_whole_numbers_stay_whole() -> None:
+    fields = fields_of(TVaccineConfig)
+    choice = make_control("layer_choice", fields["layer_choice"], "sampled", None, "id")
+    assert isinstance(choice, gr.Dropdown)
+    assert [value for _, value in choice.choices] == ["sampled", "top_k", "uniform", "first", "last", "all"]
+    layers = make_control("num_layers", fields["num_layers"], 4, None, "id")
+    assert isinstance(layers, gr.Number)
+    assert layers.precision == 0
+
+
+def test_advanced_fields_are_folded_away() -> None:
+    form = Form(TVaccineConfig(), "x")
+    assert "rho" in form.main
+    assert "freezing" in form.advanced
+    assert not set(form.main) & set(form.advanced)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"), [(None, "harmful_ratio"), (1.5, "harmful_ratio"), ("much", "harmful_ratio")]
+)
+def test_a_wrong_value_is_named_with_what_was_given(value: object, name: str) -> None:
+    form = Form(AttackConfig(), "x")
+    values = form.values(AttackConfig())
+    values[list(form.controls).index(name)] = value
+    with pytest.raises(ConfigError, match=name) as caught:
+        form.parse(AttackConfig(), values)
+    assert repr(value) in str(caught.value)
+
+
+@pytest.fixture
+def draft() -> Draft:
+    with gr.Blocks():
+        return Draft(LabConfig())
+
+
+@pytest.mark.parametrize("config", [*(preset.config for preset in PRESETS.values()), small_config()])
+def test_a_config_put_on_the_page_is_read_back_unchanged(draft: Draft, config: LabConfig) -> None:
+    assert draft.read(*draft.fill(config)) == config
+
+
+def test_settings_of_a_method_survive_that_it_is_not_chosen(draft: Draft) -> None:
+    shown = draft.fill(small_config(methods=[VaccineConfig(rho=2.5)]))
+    assert draft.read(*shown).alignment.methods == (VaccineConfig(rho=2.5),)
+    base, _, *values = shown
+    both = draft.read(base, ["sft", "vaccine", "tvaccine"], *values)
+    assert both.alignment.methods == (default_method("sft"), VaccineConfig(rho=2.5), default_method("tvaccine"))
+
+
+def test_no_method_is_an_error(draft: Draft) -> None:
+    base, _, *values = draft.fill(LabConfig())
+    with pytest.raises(ConfigError, match="methods"):
+        draft.read(base, [], *values)
+
+
+def test_what_no_control_shows_is_kept(draft: Draft) -> None:
+    config = LabConfig(model=ModelConfig(name="elsewhere", quantization="nf4"))
+    assert draft.read(*draft.fill(config)).model == config.model
