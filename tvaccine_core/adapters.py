@@ -77,10 +77,8 @@ class ModelStates:
         lora = make_lora_config(config.r, config.alpha, config.target_modules, dropout=config.dropout)
         self._inject(name, lora, seed)
 
-    def copy(self, state: str, name: str) -> None:
-        """A new adapter `name` with the weights, rank, scaling and dropout of `state`, to go on training it."""
-        top = self._stack(state)[-1:]
-        dropout = self.model.peft_config[top[0]].lora_dropout if top else 0.0  # pyright: ignore[reportAttributeAccessIssue]
+    def copy(self, state: str, name: str, *, dropout: float = 0.0) -> None:
+        """A new adapter `name` with the weights, rank and scaling of `state`, to go on training it."""
         self._adopt(name, self._plain(self._stack(state)), dropout)
 
     def define(self, state: str, adapters: Sequence[str]) -> None:
@@ -94,8 +92,16 @@ class ModelStates:
         self._stacks[state] = tuple(part for name in adapters for part in self._stack(name))
 
     def train(self, name: str, on_top_of: str | None = None) -> None:
-        """From now on `name` is what training changes, on the frozen stack of state `on_top_of` (None: the base)."""
+        """From now on `name` is what training changes, on the frozen stack of state `on_top_of` (None: the base).
+
+        What is frozen no longer drops out: it stands for weights that were merged, and must not depend on whether it
+        was trained in this process or read from a file, which knows no dropout.
+        """
         below = self._stack(on_top_of) if on_top_of else ()
+        for layer in self._layers.values():
+            for frozen in below:
+                if frozen in layer.lora_dropout:
+                    layer.lora_dropout[frozen] = nn.Identity()
         self._activate((*below, name))
         self._require_grad(name, True)
         self._sealed = {state: digest for state, digest in self._sealed.items() if name not in self._stacks[state]}

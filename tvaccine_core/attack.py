@@ -34,13 +34,13 @@ def prepare_attack(states: ModelStates, attack: AttackConfig, *, aligned: str, a
     """Set up what the attack trains, define the state `attacked`, and return the name of the trained adapter.
 
     `new`: a fresh adapter on the frozen aligned one (the published protocol). `single`: a copy of the aligned adapter
-    goes on training; its own rank and scaling are kept, `attack.adapter` is not used.
+    goes on training; its own rank and scaling are kept, of `attack.adapter` only the dropout is used.
     """
     trained = f"{attacked}/trained"
     states.drop(attacked)
     states.drop(trained)
     if attack.adapter_mode == "single":
-        states.copy(aligned, trained)
+        states.copy(aligned, trained, dropout=attack.adapter.dropout)
         states.define(attacked, [trained])
         states.train(trained)
     else:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -182,29 +183,19 @@ def test_an_exported_config_gives_the_same_numbers(done: tuple[Session, list[Eve
 def test_a_stopped_attack_resumes_to_the_same_state(done: tuple[Session, list[Event]], tmp_path: Path) -> None:
     session, events = done
     mine = Session(session.loaded, session.states, tmp_path, lambda answers: None)
-    seen: list[Event] = []
+    first: list[Event] = []
 
-    def start(**options: bool) -> Iterator[Event]:
-        return pipeline.attack(
-            mine,
-            CONFIG,
-            "sft",
-            CONFIG.attack,
-            "resumed",
-            should_stop=lambda: sum(isinstance(event, StepRecord) for event in seen) == 3,
-            **options,
-        )
+    def three_steps_done() -> bool:
+        return sum(isinstance(event, StepRecord) for event in first) == 3
 
+    attack = partial(pipeline.attack, mine, CONFIG, "sft", CONFIG.attack, "resumed")
     with pytest.raises(CancelledError):
-        seen.extend(start())
-    seen.append(seen[0])
-    rest = [event for event in seen[:-1]]
-    seen.clear()
-    resumed = list(start(resume=True))
-    assert [event.step for event in resumed if isinstance(event, StepRecord)] == [4, 5, 6]
-    assert {step for step, _ in evaluations(resumed, "attacked/sft/resumed")} == {4, 6}
-    assert {step for step, _ in evaluations(rest, "attacked/sft/resumed")} == {0, 2}
-    saved = {event.state: event.state_hash for event in [*events, *resumed] if isinstance(event, StateRecord)}
+        first.extend(attack(should_stop=three_steps_done))
+    second = list(attack(resume=True))
+    assert [event.step for event in second if isinstance(event, StepRecord)] == [4, 5, 6]
+    assert {step for step, _ in evaluations(first, "attacked/sft/resumed")} == {0, 2}
+    assert {step for step, _ in evaluations(second, "attacked/sft/resumed")} == {4, 6}
+    saved = {event.state: event.state_hash for event in [*events, *second] if isinstance(event, StateRecord)}
     assert saved["attacked/sft/resumed"] == saved["attacked/sft/a1"]
 
 

@@ -92,6 +92,16 @@ def test_train_lets_one_adapter_train_on_a_frozen_stack(states: ModelStates) -> 
     assert all(".below." in name for name in trainable(states))
 
 
+def test_what_is_frozen_does_not_drop_out(states: ModelStates) -> None:
+    states.add("below", AdapterConfig(r=8, dropout=0.5), seed=1)
+    states.add("above", WIDE, seed=2)
+    shake(states, "below", 7)
+    below = logits_of(states, "below")
+    states.train("above", on_top_of="below")
+    states.model.train()
+    torch.testing.assert_close(states.model(input_ids=IDS).logits.detach(), below, rtol=0, atol=1e-5)
+
+
 def test_a_stack_concatenates_exactly(states: ModelStates) -> None:
     """Ranks, scalings and target modules all differ."""
     states.add("below", WIDE, seed=1)
@@ -166,12 +176,12 @@ def test_the_hash_covers_weights_scaling_and_base(tiny_folder: Path, tmp_path: P
 def test_a_copy_goes_on_from_the_same_function(states: ModelStates) -> None:
     states.add("aligned", AdapterConfig(r=7, alpha=10, dropout=0.25), seed=1)
     shake(states, "aligned", 7)
-    states.copy("aligned", "mine")
+    states.copy("aligned", "mine", dropout=0.125)
     assert states.hash_of("mine") == states.hash_of("aligned")
     states.train("mine")
     shake(states, "mine", 8)
     assert states.hash_of("mine") != states.hash_of("aligned")
-    assert states.model.peft_config["mine"].lora_dropout == 0.25  # pyright: ignore
+    assert states.model.peft_config["mine"].lora_dropout == 0.125  # pyright: ignore
 
 
 def test_training_reopens_a_saved_state(states: ModelStates, tmp_path: Path) -> None:
