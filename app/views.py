@@ -175,33 +175,25 @@ class _Fold:
         self.lock = threading.Lock()
         self.view: RunView | None = None
         self.read_at = 0.0
-        self._attempts: Hashable = None
-        self._reset()
-
-    def _reset(self) -> None:
         self._after = 0
         self._tracks: dict[str, Track] = {}
         self._evals: dict[tuple[str, int, str], EvalRecord] = {}
         self._drift: dict[str, DriftRecord] = {}
         self._states: dict[str, StateRecord] = {}
+        self._reported: dict[tuple[str, int, str], str] = {}  # job that an entry of _evals comes from
         self._stamps: dict[str, Hashable] = {}
 
     def update(self, lab: Lab, run_id: str) -> RunView:
         run = lab.run(run_id)
         jobs = tuple(lab.store.jobs(run_id))
         work = [job for job in jobs if job.kind != "generate"]
-        attempts = tuple((job.id, job.started_at) for job in work if job.resumed)
-        if attempts != self._attempts:  # a resumed job takes back what it reported after its checkpoint
-            self._reset()
-            self._attempts = attempts
         kinds = {job.id: job.kind for job in work}
-        changed: set[str] = set()
+        changed = False
         for stored in lab.store.events(run_id, after=self._after, kinds=VIEW_KINDS):
             self._after = stored.seq
             if stored.job_id in kinds:
-                changed.add(self._take(stored, kinds[stored.job_id]))
-        for topic in changed:
-            self._stamps[topic] = self._after
+                self._stamps[self._take(stored, kinds[stored.job_id])] = stored.seq
+                changed = True
         self._stamps["jobs_made"] = tuple(job.id for job in work)
         self._stamps["jobs"] = tuple(
             (job.id, job.state, job.done, job.total, job.cancel_requested, job.error) for job in work
@@ -227,6 +219,8 @@ class _Fold:
         track = self._tracks.setdefault(stored.job_id, Track())
         match stored.event:
             case StepRecord() as event:
+                if track.steps and event.step <= max(track.steps):
+                    self._take_back(stored.job_id, event.step)
                 track.steps[event.step] = event
                 return kind
             case LayerScoreRecord() as event:
@@ -236,7 +230,8 @@ class _Fold:
                 track.draws[event.step] = event
                 return "layers"
             case EvalRecord() as event:
-                self._evals[event.state, event.step, event.eval_set] = event
+                key = (event.state, event.step, event.eval_set)
+                self._evals[key], self._reported[key] = event, stored.job_id
                 return "eval"
             case DriftRecord() as event:
                 self._drift[event.state] = event
@@ -249,6 +244,15 @@ class _Fold:
                 return "message"
             case other:
                 raise AssertionError(f"VIEW_KINDS asked for {other.kind}, which no screen draws")
+
+    def _take_back(self, job_id: str, step: int) -> None:
+        """A resumed job goes on from its checkpoint: what it reported of `step` and later did not happen."""
+        track = self._tracks[job_id]
+        for reported in (track.steps, track.scores, track.draws):
+            for later in [number for number in reported if number >= step]:
+                del reported[later]
+        for key in [key for key, owner in self._reported.items() if owner == job_id and key[1] >= step]:
+            del self._evals[key], self._reported[key]
 
 
 class Views:
