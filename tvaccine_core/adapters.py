@@ -296,7 +296,8 @@ class ModelStates:
     def _activate(self, adapters: tuple[str, ...]) -> None:
         """Let exactly these adapters take part in forward passes, all frozen."""
         for layer in self._layers.values():
-            layer.enable_adapters(bool(adapters))
+            if layer.disable_adapters == bool(adapters):
+                layer.enable_adapters(bool(adapters))
             if adapters:
                 layer.set_adapter(list(adapters), inference_mode=True)
         self._tell_peft(adapters)
@@ -338,12 +339,14 @@ class ModelStates:
         finally:
             remaining = set(self._adapters())
             for layer, names, disabled in layers:
-                layer.enable_adapters(not disabled)
+                if layer.disable_adapters != disabled:
+                    layer.enable_adapters(not disabled)
                 layer.set_adapter([name for name in names if name in remaining], inference_mode=True)
             for parameter, required in grads:
-                parameter.requires_grad_(required)
+                parameter.requires_grad = required
             for module, mode in modes:
-                module.training = mode
+                if module.training != mode:
+                    module.training = mode
             self._tell_peft(tuple(layers[0][1]) if layers else ())
 
     def _tell_peft(self, active: tuple[str, ...]) -> None:
