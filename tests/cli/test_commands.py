@@ -114,13 +114,18 @@ def test_ctrl_c_cancels_and_keeps_the_checkpoint(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        # A shell starts its background jobs with SIGINT ignored, and children inherit that: a suite may run in one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 200
-    while not any(job.done for job in store.jobs()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=80)
+    try:
+        deadline = time.monotonic() + 200
+        while not any(job.done for job in store.jobs()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=80)
+    finally:
+        process.kill()  # its workers end with it
     assert process.returncode == 130, said
     assert "Traceback" not in said
     states = {job.kind: job.state for job in store.jobs()}
