@@ -1,5 +1,6 @@
 """LoRA with merged weights computes what peft computes, or leaves it to peft."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from peft import LoraConfig
 from tiny_models import build, make_batch, plain_loss, take_gradients, worst_error
 
 from tvaccine_core import merged
-from tvaccine_core.merged import MergedLinear, mergeable, merged_adapters
+from tvaccine_core.merged import MergedLinear, merge, mergeable, merged_adapters
 
 
 @pytest.fixture
@@ -34,7 +35,9 @@ def gradients(model: Any, lean: bool) -> dict[str, torch.Tensor]:
     return take_gradients(model)
 
 
-def test_second_derivatives_aside_it_is_the_linear_function_it_says() -> None:
+@pytest.mark.parametrize("kept", [False, True])
+def test_it_is_the_linear_function_it_says(kept: bool) -> None:
+    scalings = (0.5, 3.0)
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, trains: bool = True) -> torch.Tensor:
@@ -44,7 +47,8 @@ def test_second_derivatives_aside_it_is_the_linear_function_it_says() -> None:
     factors = draw(2, 5), draw(7, 2), draw(4, 5), draw(7, 4)
 
     def apply(*inputs: torch.Tensor) -> Any:
-        return MergedLinear.apply(inputs[0], weight, bias, (0.5, 3.0), *inputs[1:])
+        merged = merge(weight, scalings, inputs[1:]).detach() if kept else None
+        return MergedLinear.apply(inputs[0], weight, bias, scalings, merged, *inputs[1:])
 
     expected = (
         x @ weight.t() + bias + 0.5 * x @ factors[0].t() @ factors[1].t() + 3 * x @ factors[2].t() @ factors[3].t()
@@ -53,8 +57,10 @@ def test_second_derivatives_aside_it_is_the_linear_function_it_says() -> None:
     assert torch.autograd.gradcheck(apply, (x, *factors))
 
 
+@pytest.mark.parametrize("limit", [0, merged.KEEP_LIMIT_BYTES])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "opt"])
-def test_gradients_equal_pefts(family: str, merges: list[int]) -> None:
+def test_gradients_equal_pefts(family: str, limit: int, merges: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merged, "KEEP_LIMIT_BYTES", limit)
     model = build(family)
     expected = gradients(model, lean=False)
     assert not merges
@@ -88,7 +94,7 @@ def test_nothing_but_the_input_of_a_training_adapter_is_kept(trains: bool) -> No
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        MergedLinear.apply(x, weight, None, (1.0,), a, b)
+        MergedLinear.apply(x, weight, None, (1.0,), None, a, b)
     assert sorted(kept) == sorted([weight.numel(), a.numel(), b.numel()] + [x.numel()] * trains)
 
 
@@ -102,14 +108,10 @@ def test_what_is_not_plain_is_left_to_peft(reason: str, merges: list[int]) -> No
         model.base_model.set_adapter("dora")
     if reason == "base trains":
         model.requires_grad_(True)
-    batch = make_batch()
     with (
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=reason == "autocast"),
+        model.disable_adapter() if reason == "disabled" else nullcontext(),
         merged_adapters(mergeable(model)),
     ):
-        if reason == "disabled":
-            with model.disable_adapter():
-                plain_loss(model, batch)
-        else:
-            plain_loss(model, batch).backward()
+        plain_loss(model, make_batch())
     assert not merges
