@@ -89,7 +89,6 @@ def load_model(config: ModelConfig, num_threads: int | None = None) -> LoadedMod
             folder,
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation="sdpa",
             **_storage(config, device),
         )
     except (SafetensorError, OSError, ValueError, KeyError, ImportError) as error:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import AdapterConfig, ModelConfig
@@ -70,6 +71,42 @@ def test_merging_for_speed_changes_no_token(states: ModelStates, monkeypatch: py
     merged = generate_answers(states, rows, 12, 5)
     monkeypatch.setattr("tvaccine_core.adapters.MERGED_LIMIT_BYTES", 0)
     assert generate_answers(states, rows, 12, 5) == merged
+
+
+SIZES = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+LLAMA_LIKE = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4}
+FAMILIES = {
+    "gemma2": LLAMA_LIKE,  # soft-capped, sliding window, no fast attention
+    "gemma3_text": LLAMA_LIKE,
+    "qwen3": LLAMA_LIKE,
+    "opt": {**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32},  # learned positions; cannot mix adapters in a batch
+    "gpt_neox": {**SIZES, "intermediate_size": 48},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_answer_as_in_transformers(family: str, tmp_path: Path, save_tokenizer: Any) -> None:
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[family](
+        **FAMILIES[family], bos_token_id=0, eos_token_id=3, pad_token_id=4, max_position_embeddings=256
+    )
+    model: Any = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(std=0.2)
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    states = ModelStates(load_model(ModelConfig(name=str(tmp_path), device="cpu")))
+    modules = {"opt": ("q_proj", "fc1"), "gpt_neox": ("query_key_value", "dense_4h_to_h")}
+    states.add("one", AdapterConfig(r=4, target_modules=modules.get(family, ("q_proj", "down_proj"))), seed=1)
+    for name, parameter in states.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.2)
+    rows = [(state, prompt) for prompt in PROMPTS[:3] for state in ("base", "one")]
+    expected = [by_transformers(states, state, prompt, 8) for state, prompt in rows]
+    assert expected[0] != expected[1]
+    assert generate_answers(states, rows, 8, len(rows)) == expected
+    assert generate_answers(states, rows[::2], 8, 3) == expected[::2]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 64])

@@ -23,6 +23,7 @@ from transformers import DynamicCache
 from tvaccine_core.adapters import ModelStates
 from tvaccine_core.data.prompts import encode_prompts
 from tvaccine_core.errors import CancelledError
+from tvaccine_core.hooks import find_blocks
 
 Row = tuple[str, str]
 """State and prompt (not yet rendered)."""
@@ -60,6 +61,10 @@ def stream_tokens(
         ModelError: a state is not in memory.
     """
     loaded = states.loaded
+    deadline = time.monotonic() + time_limit_s
+    if len({state for state, _ in rows}) > 1 and not _mixable(states):
+        yield from _state_by_state(states, rows, max_new_tokens, should_stop, deadline)
+        return
     prompts = encode_prompts(loaded.tokenizer, [prompt for _, prompt in rows])
     longest = max(map(len, prompts))
     device = loaded.device
@@ -67,7 +72,6 @@ def stream_tokens(
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
     live = list(range(len(rows)))
-    deadline = time.monotonic() + time_limit_s
     accepted = inspect.signature(loaded.model.forward).parameters
     cache = DynamicCache(config=loaded.model.config)
     with ExitStack() as stack:
@@ -106,6 +110,30 @@ def stream_tokens(
                 ids, positions, mask = ids[kept], positions[kept], mask[kept]
                 live = [live[index] for index in staying]
                 names = None if names is None else [names[index] for index in staying]
+
+
+def _mixable(states: ModelStates) -> bool:
+    """False for OPT: its layers flatten batch and tokens before a linear, so a row cannot name its adapter there."""
+    return all(block.mlp is not None for block in find_blocks(states.loaded.model))
+
+
+def _state_by_state(
+    states: ModelStates, rows: Sequence[Row], max_new_tokens: int, should_stop: Callable[[], bool], deadline: float
+) -> Iterator[NewTokens]:
+    """`stream_tokens` for each state in turn."""
+    for state in dict.fromkeys(state for state, _ in rows):
+        mine = [row for row, (name, _) in enumerate(rows) if name == state]
+        for step in stream_tokens(
+            states,
+            [rows[row] for row in mine],
+            max_new_tokens,
+            should_stop=should_stop,
+            time_limit_s=deadline - time.monotonic(),
+        ):
+            yield NewTokens(
+                tokens=tuple((mine[index], token) for index, token in step.tokens),
+                ended=tuple(mine[index] for index in step.ended),
+            )
 
 
 def generate_answers(
