@@ -209,6 +209,7 @@ window.lab = (() => {
         }
       }
       host.dataset.question = value.question ?? "";
+      host.dataset.prompt = value.prompt ?? "";
       for (const pane of value.panes) {
         const parts = made.get(pane.id);
         const fresh = parts.root.dataset.question !== (value.question ?? "");
