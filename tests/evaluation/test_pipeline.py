@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tvaccine_core import pipeline
+from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import (
     AdapterConfig,
     AlignmentConfig,
@@ -30,6 +31,7 @@ from tvaccine_core.records import (
     EvalRecord,
     Event,
     GeneratedAnswer,
+    MessageRecord,
     StateRecord,
     StepRecord,
 )
@@ -257,7 +259,20 @@ def test_stages_leave_cleanly_in_the_middle(done: tuple[Session, list[Event]], t
     ):
         next(stage)
         stage.close()  # type: ignore[attr-defined]
-    assert list(pipeline.attack(mine, CONFIG, "sft", CONFIG.attack, "left"))
+    again = pipeline.attack(mine, CONFIG, "sft", CONFIG.attack, "left")
+    assert [type(event) for event, _ in zip(again, range(4), strict=False)] == [EvalRecord] * 3 + [StepRecord]
+
+
+def test_cut_answers_are_reported(done: tuple[Session, list[Event]], tmp_path: Path) -> None:
+    session, _ = done
+    mine = Session(session.loaded, ModelStates(session.loaded), tmp_path, lambda answers: None)
+    short = CONFIG.alignment.optimisation.model_copy(update={"max_length": 18})
+    alignment = CONFIG.alignment.model_copy(update={"optimisation": short})
+    stage = pipeline.align(mine, CONFIG.model_copy(update={"alignment": alignment}), "sft")
+    message = next(stage)
+    assert isinstance(message, MessageRecord)
+    assert "lost the end of their answer" in message.text
+    assert message.remedy == "Raise max_length."
 
 
 def test_stopping_during_an_evaluation(done: tuple[Session, list[Event]]) -> None:
