@@ -280,8 +280,8 @@ class RandomState:
     """A copy of the state of torch's global generators, the CPU's and that of `device`."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.module = None if device.type in ("cpu", "meta") else torch.get_device_module(device.type)
+        self.module: Any = None if device.type in ("cpu", "meta") else torch.get_device_module(device.type)
+        self._which = () if device.type == "mps" else (device,)  # there is one mps device, and it is not asked for
         self._states: list[Tensor] = []
         self.save()
 
@@ -289,13 +289,13 @@ class RandomState:
         """Copy the generators' present state."""
         self._states = [torch.get_rng_state()]
         if self.module is not None:
-            self._states.append(self.module.get_rng_state(self._device))
+            self._states.append(self.module.get_rng_state(*self._which))
 
     def restore(self) -> None:
         """Put the copied state back."""
         torch.set_rng_state(self._states[0])
         if self.module is not None:
-            self.module.set_rng_state(self._states[1], self._device)
+            self.module.set_rng_state(self._states[1], *self._which)
 
 
 @contextmanager

@@ -112,19 +112,16 @@ class TVaccine(Method[TVaccineConfig]):
 
     def _schedule(self, step: int) -> None:
         """Score and draw if `step` is due; once a step, whatever the number of its micro-batches."""
-        if self._uses_scores and (self._scores is None or step % self.config.rescore_every == 0):
-            self._rescore(step)
+        sample = self.context.sample_harmful if self._uses_scores else None
+        if sample is not None and (self._scores is None or step % self.config.rescore_every == 0):
+            self._rescore(step, sample(self.config.probe_batch_size, self.context.generator))
         if not self._layers or step % self.config.resample_every == 0:
             self._use(self._draw())
             self.context.emit(LayerDrawRecord(step=step, layers=self._layers))
         self._last_drawn = step
 
-    def _rescore(self, step: int) -> None:
-        sample = self.context.sample_harmful
-        if sample is None:  # setup has seen to it
-            raise ConfigError("There is no harmful data to score layers on.")
-        harmful = sample(self.config.probe_batch_size, self.context.generator).to(self.passes.device)
-        scores, loss = self.score_layers(harmful)
+    def _rescore(self, step: int, harmful: Batch) -> None:
+        scores, loss = self.score_layers(harmful.to(self.passes.device))
         self._scores = scores.cpu()
         total = float(self._scores.sum())
         if not 0 < total < float("inf"):
