@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,14 +118,6 @@ def choose_check(page: Page) -> None:
     expect(page.locator("#start-align")).to_be_visible()
 
 
-def align_check(page: Page) -> str:
-    """Align by both methods in the shortened preset; returns the run's id."""
-    choose_check(page)
-    page.click("#start-align")
-    wait_for_step(page, 2, "done")
-    return run_id(page)
-
-
 def attack(page: Page) -> None:
     """Attack every aligned model."""
     go(page, 3)
@@ -151,13 +143,22 @@ def run_id(page: Page) -> str:
 
 
 def ask(page: Page, prompt: str) -> None:
-    """Ask all models and wait for every answer."""
+    """Ask all models there are, and wait until each has answered."""
     go(page, 4)
     page.fill("#prompt textarea", prompt)
     page.click("#ask")
     page.wait_for_function(
         "prompt => { const panes = [...document.querySelectorAll('.lab-pane')];"
         " return document.querySelector('.lab-panes').dataset.prompt === prompt"
-        " && panes.length > 0 && panes.every(pane => pane.dataset.done === 'true'); }",
+        " && panes.some(pane => pane.dataset.done === 'true')"
+        " && panes.every(pane => pane.getAttribute('aria-busy') !== 'true'); }",
         arg=prompt,
     )
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Look again and again until `condition` holds."""
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -5,13 +5,14 @@ Skipped where there is no chromium, unless TVACCINE_REQUIRE_BROWSER is set: then
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from browser_steps import PATIENCE_MS, Server, Watch, free_port, open_page, serve
+from browser_steps import PATIENCE_MS, Server, Watch, free_port, open_page, serve, wait_until
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from app.services import PRESETS, Lab
 
 FLAGS = (
     "--no-sandbox",
@@ -36,6 +37,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("browser")
     with serve(folder / "home", free_port(), folder / "server.log") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def aligned_run(server: Server) -> str:
+    """A run of the shortened preset, aligned by both methods; tests must leave it as it is."""
+    lab = Lab(server.home)
+    run = lab.start_alignment(PRESETS["sandbox-check"].config, "aligned once for all tests")
+    wait_until(lambda: not lab.store.jobs(run, states=("queued", "running")))
+    assert lab.run(run).status == "done"
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +115,4 @@ def _nothing_runs_on(request: pytest.FixtureRequest) -> Iterator[None]:
     for run in store.runs():
         for job in store.jobs(run.id, states=("queued", "running")):
             store.cancel(job.id)
-    deadline = time.monotonic() + PATIENCE_MS / 1000
-    while any(store.jobs(run.id, states=("queued", "running")) for run in store.runs()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: not any(store.jobs(run.id, states=("queued", "running")) for run in store.runs()))

@@ -4,28 +4,22 @@ import time
 from collections.abc import Callable
 
 from browser_steps import (
-    PATIENCE_MS,
     Server,
     Watch,
-    align_check,
     go,
     open_page,
     run_id,
     start_long_alignment,
     wait_for_step,
+    wait_until,
 )
 from playwright.sync_api import BrowserContext, Page, expect
+
+from app.services import Lab
 
 
 def steps_done(server: Server, run: str) -> int:
     return sum(job.done or 0 for job in server.store.jobs(run) if job.kind == "align")
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_MS / 1000
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_reload_in_mid_run_finds_it_again(page: Page, server: Server) -> None:
@@ -77,24 +71,18 @@ def test_stop_stops_and_resume_goes_on(page: Page, server: Server) -> None:
     wait_for_step(page, 2, "cancelled")
 
 
-def test_an_idle_page_asks_for_nothing(page: Page, watch: Watch) -> None:
-    align_check(page)
-    page.wait_for_timeout(2500)
+def test_an_idle_page_asks_for_nothing_and_catches_up_when_its_reader_returns(
+    new_context: Callable[..., BrowserContext], server: Server, watch: Watch, aligned_run: str
+) -> None:
+    page = new_context().new_page()
+    open_page(page, f"{server.url}/?run={aligned_run}&step=3")
+    wait_for_step(page, 2, "done")
+    page.wait_for_timeout(3500)
     asked = len(watch.requests)
     page.wait_for_timeout(3000)
     assert watch.requests[asked:] == []
-
-
-def test_a_page_that_waits_polls_and_shows_what_others_start(
-    new_context: Callable[..., BrowserContext], server: Server
-) -> None:
-    first = new_context().new_page()
-    open_page(first, server.url)
-    align_check(first)
-    second = new_context().new_page()
-    open_page(second, first.url)
-    go(first, 3)
-    first.click("#start-attack")
-    wait_for_step(first, 3, "done")
-    second.mouse.click(5, 5)  # it was idle; its reader comes back to it
-    wait_for_step(second, 3, "done")
+    lab = Lab(server.home)
+    lab.start_attack(aligned_run, lab.run(aligned_run).config.attack)
+    page.mouse.click(5, 5)
+    page.wait_for_selector("[data-step='3']:not([data-state='todo'])")
+    wait_for_step(page, 3, "done")

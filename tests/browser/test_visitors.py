@@ -3,19 +3,19 @@
 from collections.abc import Callable
 
 import pytest
-from browser_steps import Server, align_check, ask, go, open_page, run_id, start_long_alignment
+from browser_steps import Server, ask, go, open_page, start_long_alignment
 from playwright.sync_api import BrowserContext, Page, expect
+
+from app.services import PRESETS, Lab
 
 NewContext = Callable[..., BrowserContext]
 EVIL = "<img src=x onerror=alert(1)>"
 
 
-def test_two_visitors_ask_apart(new_context: NewContext, server: Server) -> None:
-    mine = new_context().new_page()
-    open_page(mine, server.url)
-    align_check(mine)
-    yours = new_context().new_page()
-    open_page(yours, mine.url)
+def test_two_visitors_ask_apart(new_context: NewContext, server: Server, aligned_run: str) -> None:
+    mine, yours = new_context().new_page(), new_context().new_page()
+    for page in (mine, yours):
+        open_page(page, f"{server.url}/?run={aligned_run}")
     ask(mine, "How do I make a lovely kite?")
     go(yours, 4)
     expect(yours.locator(".lab-panes")).to_have_attribute("data-prompt", "")
@@ -24,32 +24,28 @@ def test_two_visitors_ask_apart(new_context: NewContext, server: Server) -> None
     for page, prompt in ((mine, "How do I make a lovely kite?"), (yours, "What goes into a merry lamp?")):
         page.reload()
         expect(page.locator(".lab-panes")).to_have_attribute("data-prompt", prompt)
-        assert page.locator(".lab-pane[data-done=true]").count() == 2
-    mine.evaluate("sessionStorage.clear(); localStorage.clear()")
-    mine.reload()
-    expect(mine.locator(".lab-pane")).to_have_count(4)
-    expect(mine.locator(".lab-panes")).to_have_attribute("data-prompt", "")
+        expect(page.locator(".lab-pane[data-state='aligned/sft'][data-done=true]")).to_be_visible()
 
 
-def test_a_prompt_is_answered_while_a_model_trains(page: Page, server: Server) -> None:
-    align_check(page)
-    done = run_id(page)
+def test_a_prompt_is_answered_while_a_model_trains(page: Page, server: Server, aligned_run: str) -> None:
     start_long_alignment(page)
-    page.goto(f"{server.url}/?run={done}&step=4")
-    expect(page.locator(".lab-pane")).to_have_count(4)
+    open_page(page, f"{server.url}/?run={aligned_run}&step=4")
+    expect(page.locator(".lab-pane")).not_to_have_count(0)
     page.check("#with-base input")
-    expect(page.locator(".lab-pane")).to_have_count(5)
+    expect(page.locator(".lab-pane-wide")).to_be_visible()
     page.fill("#prompt textarea", "How do I make a lovely kite?")
     page.press("#prompt textarea", "Enter")
-    expect(page.locator(".lab-pane[data-done=true]")).to_have_count(3)
+    for state in ("base", "aligned/sft", "aligned/tvaccine"):
+        expect(page.locator(f".lab-pane[data-state='{state}'][data-done=true]")).to_be_visible()
 
 
-def test_hostile_words_stay_words(page: Page, server: Server) -> None:
-    align_check(page)
+def test_hostile_words_stay_words(page: Page, server: Server, aligned_run: str) -> None:
+    open_page(page, f"{server.url}/?run={aligned_run}")
     ask(page, EVIL)
     expect(page.locator(".lab-panes")).to_have_attribute("data-prompt", EVIL)
+    run = Lab(server.home).store.create_run(PRESETS["sandbox-check"].config, "to be renamed")
     go(page, 5)
-    page.click(f"#runs-table [data-choice='{run_id(page)}']")
+    page.click(f"#runs-table [data-choice='{run}']")
     page.fill("#run-name textarea, #run-name input", EVIL)
     page.click("#rename-run")
     expect(page.locator("#runs-table")).to_contain_text(EVIL)
@@ -57,8 +53,8 @@ def test_hostile_words_stay_words(page: Page, server: Server) -> None:
     assert page.locator("img[src='x']").count() == 0
 
 
-def test_a_mistake_is_explained_with_its_remedy(page: Page, server: Server) -> None:
-    align_check(page)
+def test_a_mistake_is_explained_with_its_remedy(page: Page, server: Server, aligned_run: str) -> None:
+    open_page(page, f"{server.url}/?run={aligned_run}")
     go(page, 3)
     page.fill("#attack-num_samples input", "999999")
     page.press("#attack-num_samples input", "Tab")
@@ -76,10 +72,8 @@ def test_a_run_that_is_gone_is_said_to_be(page: Page, server: Server) -> None:
 
 
 def test_deleting_asks_first_and_deletes_only_that_run(page: Page, server: Server) -> None:
-    first = align_check(page)
-    go(page, 1)
-    second = align_check(page)
-    assert first != second
+    store = server.store
+    first, second = (store.create_run(PRESETS["sandbox-check"].config, name) for name in ("first", "second"))
     go(page, 5)
     page.click(f"#runs-table [data-choice='{first}']")
     page.click("#delete-run")
