@@ -105,7 +105,7 @@ class Page:
         **options: Any,
     ) -> Dependency:
         """Like `act`, for what changes nothing in the store: no second look."""
-        options = {"show_progress": "hidden", "api_visibility": "private", "queue": False} | options
+        options = {"show_progress": "hidden", "api_visibility": "private"} | options
         return trigger(guarded(handler), list(inputs), list(outputs), **options)
 
     def glance(self, memory: Memory | None, fresh: bool = False) -> Glance:
@@ -151,10 +151,11 @@ class Page:
                 memory = remembered(memory, run=None, attack=None)
             return [memory, *(draft.fill(glance.view.config) if glance.view else [gr.skip()] * len(draft.outputs))]
 
-        shown = blocks.load(guarded(load), [self.memory], [self.memory, *draft.outputs], **options)
+        queued = options | {"queue": True}  # only what goes through the queue can show a message
+        shown = blocks.load(guarded(load), [self.memory], [self.memory, *draft.outputs], **queued)
         shown = shown.then(refresh, inputs, outputs, **options)
         for handler, wants, gives, special in self._loaded:
-            shown.then(guarded(handler), wants, gives, **{**options, "queue": True, **special})
+            shown.then(guarded(handler), wants, gives, **queued | special)
 
     def _tick(self, memory: Memory, seen: dict[int, Hashable]) -> list[Any]:
         return self._refresh(memory, seen, fresh=False)

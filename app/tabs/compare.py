@@ -57,6 +57,7 @@ def build(page: Page) -> None:
             yield gr.skip(), value
 
     def reattach(memory: Memory) -> Iterator[Any]:
+        yield gr.skip()  # a generator that yields nothing would blank the panes
         yield from follow(page, memory)
 
     def choose_base(memory: Memory, base: bool) -> Memory:
