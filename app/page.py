@@ -151,7 +151,7 @@ class Page:
                 memory = remembered(memory, run=None, attack=None)
             return [memory, *(draft.fill(glance.view.config) if glance.view else [gr.skip()] * len(draft.outputs))]
 
-        queued = options | {"queue": True}  # only what goes through the queue can show a message
+        queued: dict[str, Any] = {**options, "queue": True}  # only what goes through the queue can show a message
         shown = blocks.load(guarded(load), [self.memory], [self.memory, *draft.outputs], **queued)
         shown = shown.then(refresh, inputs, outputs, **options)
         for handler, wants, gives, special in self._loaded:
