@@ -66,7 +66,7 @@ class OptimisationConfig(Config):
         default=1, ge=1, le=1024, description="Micro-batches added up before a step.", json_schema_extra=ADVANCED
     )
     learning_rate: float = Field(
-        default=4e-3, gt=0, le=1, description="Peak learning rate.", json_schema_extra={"step": 1e-4}
+        default=8e-3, gt=0, le=1, description="Peak learning rate.", json_schema_extra={"step": 1e-4}
     )
     schedule: Literal["cosine", "constant"] = Field(
         default="cosine", description="Learning rate after the warm-up.", json_schema_extra=ADVANCED
@@ -203,7 +203,7 @@ class EvaluationConfig(Config):
     """How answers are generated and judged."""
 
     batch_size: int = Field(
-        default=64, ge=1, le=4096, description="Prompts generated at once.", json_schema_extra=ADVANCED
+        default=128, ge=1, le=4096, description="Prompts generated at once.", json_schema_extra=ADVANCED
     )
     max_new_tokens: int = Field(default=24, ge=1, le=4096, description="Longest answer, in tokens.")
     max_per_set: int = Field(
