@@ -5,16 +5,17 @@ The template never changes, so the nodes stay while values come and go: a figure
 """
 
 from html import escape
+from typing import Any
 
 import gradio as gr
 
 from app.services import METHODS
 
 
-def figure(elem_id: str) -> gr.HTML:
+def figure(elem_id: str, value: dict[str, Any] | None = None) -> gr.HTML:
     """A plotly figure whose value is a spec of `app.charts`; blank until the page knows which run it shows."""
     return gr.HTML(
-        {},
+        value or {},
         html_template='<div class="lab-figure"></div>',
         js_on_load="lab.figure(element, props, watch)",
         apply_default_css=False,

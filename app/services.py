@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from tvaccine_core.bench.study_summary import Estimate, StudySummary, load_summary
 from tvaccine_core.config import (
     PRESETS,
     AlignmentConfig,
@@ -50,7 +51,9 @@ __all__ = [
     "AttackConfig",
     "Config",
     "ConfigError",
+    "DataError",
     "DriftRecord",
+    "Estimate",
     "EvalRecord",
     "Example",
     "JobRow",
@@ -70,6 +73,7 @@ __all__ = [
     "StepRecord",
     "StoreError",
     "StoredEvent",
+    "StudySummary",
     "Supervisor",
     "TVaccineConfig",
     "TVaccineError",
@@ -299,6 +303,12 @@ def preview_example(config: LabConfig, example: Example) -> PromptPreview:
     """Template and loss mask of one example, by the tokenizer of the config's model."""
     folder = ASSETS / "sandbox-base" if config.model.name == "sandbox" else Path(config.model.name)
     return preview(folder, example, config.alignment.optimisation.max_length)
+
+
+@lru_cache(maxsize=1)
+def study() -> StudySummary:
+    """The recorded study over seeds that ships with the lab. Raises `DataError` if it is missing or unreadable."""
+    return load_summary(ASSETS / "study.json")
 
 
 def new_owner() -> str:

@@ -9,13 +9,27 @@ import gradio as gr
 from app import charts, markup, panes, text
 from app.components import answer_panes, figure, heading, markup_block, section
 from app.page import Glance, Memory, Page, remembered, run_of
-from app.services import METHODS, PRESETS, JobRow, Lab, LabConfig, Proportion, StoreError, is_harmless, suggestions
+from app.services import (
+    METHODS,
+    PRESETS,
+    DataError,
+    JobRow,
+    Lab,
+    LabConfig,
+    Proportion,
+    StoreError,
+    StudySummary,
+    is_harmless,
+    study,
+    suggestions,
+)
 from app.tabs.attack import task_set
 from app.views import RunView, aligned, attacked
 
 STREAM_EVERY_S = 0.12
 PATIENCE_S = 600.0
 """A question that nothing answers is left after so long; its job goes on."""
+STUDY_SETS = ("aligned_names", "unseen_names")
 
 
 def build(page: Page) -> None:
@@ -44,6 +58,7 @@ def build(page: Page) -> None:
             gr.HTML(section(text.DRIFT_TITLE, text.DRIFT_NOTE), apply_default_css=False)
             drift = figure("drift")
     not_shown = markup_block(elem_id="not-shown")
+    build_study(page)
 
     def ask_all(memory: Memory, question: str) -> Iterator[Any]:
         memory = remembered(memory)
@@ -82,6 +97,42 @@ def build(page: Page) -> None:
     page.show(drift, lambda glance: glance.stamp("drift", "jobs_made"), draw_drift)
     page.show(not_shown, lambda glance: glance.stamp(), draw_not_shown)
     page.show(suggested, lambda glance: glance.stamp(), lambda glance: suggestion_chips(config_of(glance)))
+
+
+def build_study(page: Page) -> None:
+    """The recorded study over seeds: what one run cannot say."""
+    gr.HTML(section(text.STUDY_TITLE), apply_default_css=False, elem_id="study-title")
+    try:
+        summary = study()
+    except DataError as error:
+        markup_block(markup.notice(text.STUDY_MISSING.format(problem=error, remedy=error.remedy)))
+        return
+    ratios = summary.ratios
+    first = min(ratios, key=lambda ratio: abs(ratio - 0.1))
+
+    def draw(ratio: float) -> list[Any]:
+        return [study_words(summary, ratio), *(charts.study_curves(summary, ratio, where) for where in STUDY_SETS)]
+
+    words, *specs = draw(first)
+    chosen = gr.Radio([(f"p = {ratio:g}", ratio) for ratio in ratios], value=first, label=text.STUDY_RATIO)
+    shown = [markup_block(words, elem_id="study-words")]
+    with gr.Row(elem_classes="lab-pair"):
+        for where, spec in zip(STUDY_SETS, specs, strict=True):
+            with gr.Column(min_width=0):
+                shown.append(figure(f"study-{where}", spec))
+    page.on(chosen.input, draw, [chosen], shown)
+
+
+def study_words(summary: StudySummary, ratio: float) -> str:
+    """What the study is, and what it found at this harmful ratio."""
+    note = text.STUDY_NOTE.format(
+        seeds=summary.num_alignment_seeds,
+        attacks=summary.num_attack_seeds,
+        alignment=summary.alignment,
+        samples=summary.num_samples,
+        steps=summary.steps,
+    )
+    return f'<p class="lab-note">{note}</p>' + markup.notice(text.study_finding(summary, ratio))
 
 
 def config_of(glance: Glance) -> LabConfig:

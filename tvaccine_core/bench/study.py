@@ -1,8 +1,8 @@
 """The study behind the README's table: does T-Vaccine resist better than its undefended twin, over seeds?
 
 Every alignment seed aligns the base by every method; every aligned model then faces the same attacks (harmful ratios x
-attack seeds, and a stronger attack), measured along the way. Nothing is tuned here: the config is the preset's, equal
-for all methods but for the method itself. One JSON file per aligned model, so that an interrupted study continues.
+attack seeds, and a stronger attack), measured along the way. Nothing is tuned here: the config is given, and equal for
+all methods but for the method itself. One JSON file per aligned model, so that an interrupted study continues.
 
 Cost: a model is aligned once (SFT one pass a step, Vaccine and T-Vaccine two) and attacked
 `len(ratios) * attack_seeds + attack_seeds` times; processes share nothing but the folder.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from tvaccine_core.config import PRESETS, AttackConfig, Config, LabConfig
+from tvaccine_core.config import PRESETS, AttackConfig, Config, LabConfig, parse_config
 from tvaccine_core.errors import ConfigError, TVaccineError
 from tvaccine_core.records import EvalRecord, Event, Proportion, Record, StepRecord
 
@@ -71,16 +71,15 @@ class AlignedResult(Record):
     attacks: tuple[AttackResult, ...]
 
 
-def study_config(preset: str, method: str, seed: int) -> LabConfig:
-    """The preset with this method alone, as the full preset has it, and this alignment seed.
+def study_config(config: LabConfig, method: str, seed: int) -> LabConfig:
+    """`config` with this method alone and this alignment seed; a method it lacks comes as the full preset has it.
 
     Raises:
-        ConfigError: the full preset does not have that method.
+        ConfigError: neither has that method.
     """
-    known = {config.name: config for config in PRESETS["sandbox-full"].config.alignment.methods}
+    known = {m.name: m for source in (PRESETS["sandbox-full"].config, config) for m in source.alignment.methods}
     if method not in known:
         raise ConfigError(f"The study has no method {method!r}.", remedy=f"Choose from {', '.join(known)}.")
-    config = PRESETS[preset].config
     alignment = config.alignment.model_copy(update={"methods": (known[method],)})
     return config.model_copy(update={"seed": seed, "alignment": alignment})
 
@@ -121,11 +120,11 @@ def curve_of(events: Iterable[Event], task: str) -> tuple[CurvePoint, ...]:
     )
 
 
-def run_one(method: str, seed: int, settings: StudySettings, preset: str, num_threads: int) -> AlignedResult:
+def run_one(method: str, seed: int, settings: StudySettings, base: LabConfig, num_threads: int) -> AlignedResult:
     """Align one model and attack it in every way; the work of one process."""
     from tvaccine_core import pipeline
 
-    config = study_config(preset, method, seed)
+    config = study_config(base, method, seed)
     with tempfile.TemporaryDirectory(prefix="tvaccine-study-") as folder:
         session = pipeline.open_session(config, Path(folder), num_threads=num_threads)
         started = time.perf_counter()
@@ -163,13 +162,20 @@ def run_one(method: str, seed: int, settings: StudySettings, preset: str, num_th
     )
 
 
-def run_study(folder: Path, settings: StudySettings, preset: str, num_processes: int) -> list[AlignedResult]:
+def run_study(folder: Path, settings: StudySettings, base: LabConfig, num_processes: int) -> list[AlignedResult]:
     """Run what is missing in `folder`, `num_processes` aligned models at a time, one thread each if more than one.
 
     Raises:
+        ConfigError: a result in `folder` was made with another config: the two must not be averaged.
         TVaccineError: a process failed; what others finished is kept, and running again continues.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for result in load_results(folder):
+        if result.config != study_config(base, result.method, result.seed):
+            raise ConfigError(
+                f"{_result_path(folder, result.method, result.seed)} was made with another config.",
+                remedy="Give the config it was made with (--config), or another folder.",
+            )
     waiting = [
         (method, seed)
         for seed in settings.alignment_seeds
@@ -182,7 +188,7 @@ def run_study(folder: Path, settings: StudySettings, preset: str, num_processes:
         while waiting or running:
             while waiting and len(running) < num_processes:
                 method, seed = waiting.pop(0)
-                running[_start(folder, method, seed, settings, preset, num_threads)] = (method, seed)
+                running[_start(folder, method, seed, settings, base, num_threads)] = (method, seed)
             time.sleep(0.5)
             for process in [process for process in running if process.poll() is not None]:
                 method, seed = running.pop(process)
@@ -208,16 +214,17 @@ def _result_path(folder: Path, method: str, seed: int) -> Path:
 
 
 def _start(
-    folder: Path, method: str, seed: int, settings: StudySettings, preset: str, num_threads: int
+    folder: Path, method: str, seed: int, settings: StudySettings, base: LabConfig, num_threads: int
 ) -> subprocess.Popen[bytes]:
-    arguments = json.dumps([str(folder), method, seed, settings.model_dump(mode="json"), preset, num_threads])
+    parts = [str(folder), method, seed, settings.model_dump(mode="json"), base.model_dump(mode="json"), num_threads]
     environment = os.environ | {"OMP_NUM_THREADS": str(num_threads)}
-    return subprocess.Popen([sys.executable, "-m", "tvaccine_core.bench.study", arguments], env=environment)
+    return subprocess.Popen([sys.executable, "-m", "tvaccine_core.bench.study", json.dumps(parts)], env=environment)
 
 
 def _main(arguments: str) -> None:
-    folder, method, seed, settings, preset, num_threads = json.loads(arguments)
-    result = run_one(method, seed, StudySettings.model_validate(settings), preset, num_threads)
+    folder, method, seed, settings, base, num_threads = json.loads(arguments)
+    config = parse_config(LabConfig, base)
+    result = run_one(method, seed, StudySettings.model_validate(settings), config, num_threads)
     path = _result_path(Path(folder), method, seed)
     partial = path.with_suffix(".partial")
     partial.write_text(result.model_dump_json())

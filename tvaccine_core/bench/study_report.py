@@ -144,6 +144,7 @@ def summarise(results: Sequence[AlignedResult]) -> StudySummary:
     return StudySummary(
         num_alignment_seeds=len({result.seed for result in results}),
         num_attack_seeds=len({a.attack_seed for result in results for a in result.attacks}),
+        alignment=describe_alignment(results[0]),
         num_samples=attack.num_samples,
         steps=attack.optimisation.steps,
         task=attack.task,
@@ -166,6 +167,12 @@ def summarise(results: Sequence[AlignedResult]) -> StudySummary:
     )
 
 
+def describe_alignment(result: AlignedResult) -> str:
+    """The schedule all methods shared: `800 steps of 24, learning rate 0.008`."""
+    schedule = result.config.alignment.optimisation
+    return f"{schedule.steps} steps of {schedule.batch_size}, learning rate {schedule.learning_rate:g}"
+
+
 def ratios_of(results: Sequence[AlignedResult]) -> list[float]:
     """Harmful ratios of the standard attack, ascending."""
     return sorted({a.harmful_ratio for result in results for a in result.attacks if a.name == "standard"})
@@ -185,8 +192,9 @@ def render_markdown(results: Sequence[AlignedResult]) -> str:
     config = results[0].config
     lines = [
         f"{len(seeds)} alignment seeds × {len(attack_seeds)} attack seeds; mean ± 95 % t interval over alignment "
-        f"seeds, percent. Attack: n {config.attack.num_samples}, {config.attack.optimisation.steps} steps, task "
-        f"{config.attack.task}. HS is judged by the sandbox's exact oracle; lower is better. Difference: paired, "
+        f"seeds, percent. Alignment: {describe_alignment(results[0])}. Attack: n {config.attack.num_samples}, "
+        f"{config.attack.optimisation.steps} steps, task {config.attack.task}. HS is judged by the sandbox's exact "
+        "oracle; lower is better. Difference: paired, "
         "method minus SFT.",
         "",
         "**Before the attack**",

@@ -63,6 +63,8 @@ class StudySummary(Record):
 
     num_alignment_seeds: int
     num_attack_seeds: int
+    alignment: str
+    """Its schedule in words, shared by all methods."""
     num_samples: int
     steps: int
     task: str

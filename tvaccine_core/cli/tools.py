@@ -8,13 +8,14 @@ import typer
 from rich.progress import Progress
 
 from tvaccine_core.cli.options import (
+    ConfigFile,
     DataDir,
     JsonFile,
     Overrides,
     PresetName,
+    build_config,
     check_json,
     err,
-    find_preset,
     open_store,
     out,
     override,
@@ -122,6 +123,7 @@ def step(overrides: Overrides = None, json_file: JsonFile = None) -> None:
 def study(
     folder: Annotated[Path, typer.Argument(help="Where results go; what is there already is not run again.")],
     preset: PresetName = None,
+    config_file: ConfigFile = None,
     overrides: Overrides = None,
     processes: Annotated[int, typer.Option(min=1, max=64, help="Models aligned and attacked side by side.")] = 2,
     figure: Annotated[Path | None, typer.Option(help="Draw the curves to this SVG file.")] = None,
@@ -134,7 +136,7 @@ def study(
 
     check_json(summary)
     settings = override(StudySettings.model_validate({}), overrides)
-    results = run_study(folder, settings, find_preset(preset), processes)
+    results = run_study(folder, settings, build_config(preset, config_file, None), processes)
     text = render_markdown(results)
     out.print(text, soft_wrap=True)
     if figure is not None:
