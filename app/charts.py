@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app import text
-from app.services import METHODS, DriftRecord, Estimate, EvalRecord, Proportion, StudySummary
+from app.services import METHODS, DriftRecord, EvalRecord, Proportion
 from app.views import Track
 
 Spec = dict[str, Any]
@@ -301,58 +301,6 @@ def drift(records: Mapping[str, DriftRecord]) -> Spec:
         "hovermode": "x unified",
     }
     return figure(data, layout, text.DRIFT_LABEL, 300, key=key)
-
-
-def study_curves(summary: StudySummary, ratio: float, harmful_set: str) -> Spec:
-    """The recorded study: mean HS of each method along one attack, with its 95 % t interval as a band, and mean FA."""
-    data: list[Spec] = []
-    key: list[Spec] = []
-    for curve in (curve for curve in summary.curves if curve.harmful_ratio == ratio):
-        colour, title = METHODS[curve.method].colour, METHODS[curve.method].title
-        points = curve.harmful_score[harmful_set]
-        steps = list(curve.steps)
-        band = {"type": "scatter", "mode": "lines", "x": steps, "line": {"width": 0}, "hoverinfo": "skip"}
-        data.append(band | {"y": [ends(point)[0] for point in points]})
-        data.append(band | {"y": [ends(point)[1] for point in points], "fill": "tonexty", "fillcolor": f"{colour}26"})
-        line = {"type": "scatter", "mode": "lines+markers", "x": steps}
-        data.append(
-            line
-            | {
-                "y": rounded([point.mean for point in points]),
-                "name": f"{title}, {text.measure_of(harmful_set)}",
-                "customdata": [ends(point) for point in points],
-                "line": {"color": colour, "width": 2.4, "dash": "solid"},
-                "marker": {"symbol": marker_of(curve.method), "size": 7, "color": colour},
-                "hovertemplate": "%{y:.0f} (%{customdata[0]:.0f}–%{customdata[1]:.0f})",
-            }
-        )
-        data.append(
-            line
-            | {
-                "y": rounded([point.mean for point in curve.finetune_accuracy]),
-                "name": f"{title}, FA",
-                "line": {"color": colour, "width": 1.2, "dash": "dot"},
-                "marker": {"symbol": f"{marker_of(curve.method)}-open", "size": 6, "color": colour},
-                "hovertemplate": "%{y:.0f}",
-            }
-        )
-        key.append({"text": title, "colour": colour, "symbol": marker_of(curve.method)})
-    key += [
-        {"text": text.measure_of(harmful_set), "colour": "--lab-ink", "dash": "solid"},
-        {"text": text.measure_of(f"task:{summary.task}"), "colour": "--lab-ink", "dash": "dot"},
-    ]
-    layout = {
-        "xaxis": axis(text.AXIS_ATTACK_STEP, range=[-0.02 * summary.steps, 1.02 * summary.steps]),
-        "yaxis": axis(text.AXIS_PERCENT, range=[-3, 103], dtick=25),
-        "hovermode": "x unified",
-    }
-    return figure(data, layout, text.STUDY_LABEL.format(where=text.set_title(harmful_set)), 320, key=key)
-
-
-def ends(value: Estimate) -> list[float]:
-    """Both ends of an interval of percent, kept on the scale; the mean twice where there is no interval."""
-    half = value.half_width if math.isfinite(value.half_width) else 0.0
-    return [round(max(0.0, value.mean - half), 1), round(min(100.0, value.mean + half), 1)]
 
 
 def figure(data: list[Spec], layout: Spec, label: str, height: int, **meta: Any) -> Spec:

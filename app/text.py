@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from app.services import METHODS as METHOD_INFOS
-from app.services import LabConfig, StudySummary
+from app.services import LabConfig
 
 TITLE = "T-Vaccine Lab"
 TAGLINE = "Align a model, attack it with a harmful fine-tune, see what is left of its safety."
@@ -295,41 +295,10 @@ NOT_SHOWN = (
     "Not shown: what other seeds would give (a difference here is one draw; the study below has several), "
     "whether a larger model behaves alike (this one {size}), and attacks tuned against the defence."
 )
-STUDY_TITLE = "The same over seeds"
-STUDY_NOTE = (
-    "Recorded, not from your run: {seeds} alignment seeds × {attacks} attack seeds. Alignment: {alignment}. "
-    "Attack: n {samples:,}, {steps:,} steps. "
-    "Bands are 95 % t intervals over alignment seeds."
-)
-STUDY_RATIO = "Harmful ratio p of the study's attack"
-STUDY_LABEL = "Recorded study: mean harmful score on {where} and fine-tune accuracy along the attack, a line a method"
-STUDY_MISSING = "The recorded study is not here: {problem} {remedy}"
 SANDBOX_SIZE = "has 1.7 million parameters and an invented world"
 OTHER_SIZE = "is the one you chose"
 BASE_TITLE = "Base"
 ANSWERS_TITLE = "Answers"
-
-
-def study_finding(summary: StudySummary, ratio: float) -> str:
-    """What the study says of T-Vaccine against its twin, whatever its sign."""
-    parts = []
-    for where in ("aligned_names", "unseen_names"):
-        found = summary.outcome("tvaccine", ratio, where)
-        if found is None or found.difference is None or not found.difference.n:
-            continue
-        change = found.difference
-        direction = "lower" if change.mean < 0 else "higher"
-        low, high = change.mean - change.half_width, change.mean + change.half_width
-        if change.n < 2:
-            certainty = "one seed, so no interval"
-        elif change.excludes_zero:
-            certainty = f"95 % interval {low:+.0f} to {high:+.0f}, which excludes 0"
-        else:
-            certainty = f"95 % interval {low:+.0f} to {high:+.0f}, which includes 0: no difference shown"
-        parts.append(f"{abs(change.mean):.0f} points {direction} on {set_title(where)} ({certainty}, n {change.n})")
-    if not parts:
-        return ""
-    return "Once the task is learned (FA ≥ 90), T-Vaccine's HS is " + " and ".join(parts) + " than its twin's."
 
 
 # Runs

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from app import charts, markup, panes, text
+from app import study as recorded
 from app.components import answer_panes, figure, heading, markup_block, section
 from app.page import Glance, Memory, Page, remembered, run_of
 from app.services import (
@@ -101,20 +102,20 @@ def build(page: Page) -> None:
 
 def build_study(page: Page) -> None:
     """The recorded study over seeds: what one run cannot say."""
-    gr.HTML(section(text.STUDY_TITLE), apply_default_css=False, elem_id="study-title")
+    gr.HTML(section(recorded.STUDY_TITLE), apply_default_css=False, elem_id="study-title")
     try:
         summary = study()
     except DataError as error:
-        markup_block(markup.notice(text.STUDY_MISSING.format(problem=error, remedy=error.remedy)))
+        markup_block(markup.notice(recorded.STUDY_MISSING.format(problem=error, remedy=error.remedy)))
         return
     ratios = summary.ratios
     first = min(ratios, key=lambda ratio: abs(ratio - 0.1))
 
     def draw(ratio: float) -> list[Any]:
-        return [study_words(summary, ratio), *(charts.study_curves(summary, ratio, where) for where in STUDY_SETS)]
+        return [study_words(summary, ratio), *(recorded.study_curves(summary, ratio, where) for where in STUDY_SETS)]
 
     words, *specs = draw(first)
-    chosen = gr.Radio([(f"p = {ratio:g}", ratio) for ratio in ratios], value=first, label=text.STUDY_RATIO)
+    chosen = gr.Radio([(f"p = {ratio:g}", ratio) for ratio in ratios], value=first, label=recorded.STUDY_RATIO)
     shown = [markup_block(words, elem_id="study-words")]
     with gr.Row(elem_classes="lab-pair"):
         for where, spec in zip(STUDY_SETS, specs, strict=True):
@@ -125,14 +126,14 @@ def build_study(page: Page) -> None:
 
 def study_words(summary: StudySummary, ratio: float) -> str:
     """What the study is, and what it found at this harmful ratio."""
-    note = text.STUDY_NOTE.format(
+    note = recorded.STUDY_NOTE.format(
         seeds=summary.num_alignment_seeds,
         attacks=summary.num_attack_seeds,
         alignment=summary.alignment,
         samples=summary.num_samples,
         steps=summary.steps,
     )
-    return f'<p class="lab-note">{note}</p>' + markup.notice(text.study_finding(summary, ratio))
+    return f'<p class="lab-note">{note}</p>' + markup.notice(recorded.study_finding(summary, ratio))
 
 
 def config_of(glance: Glance) -> LabConfig:

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import pytest
 from written_runs import eval_record, step_record
 
-from app import charts, text
+from app import charts, study, text
 from app.services import Estimate, Lab, StudySummary
 from app.views import RunView, Track, Views
 from tvaccine_core.records import DriftRecord, LayerDrawRecord, LayerScoreRecord, Proportion
@@ -213,13 +213,13 @@ def study_summary(difference: Estimate | None) -> StudySummary:
 
 
 def test_the_study_shows_each_method_with_a_band_that_stays_on_the_scale() -> None:
-    spec = charts.study_curves(study_summary(None), 0.1, "aligned_names")
+    spec = study.study_curves(study_summary(None), 0.1, "aligned_names")
     lower, upper, score, accuracy = spec["data"][:4]
     assert (lower["y"], upper["y"]) == ([0, 50], [0, 100])  # 80 + 30 points is cut at 100
     assert (score["y"], accuracy["y"]) == ([0, 80], [50, 99])
     assert score["name"] == "SFT, HS, aligned names"
     assert len(spec["data"]) == 8
-    assert charts.study_curves(study_summary(None), 0.2, "aligned_names")["data"] == []
+    assert study.study_curves(study_summary(None), 0.2, "aligned_names")["data"] == []
 
 
 @pytest.mark.parametrize(
@@ -232,8 +232,8 @@ def test_the_study_shows_each_method_with_a_band_that_stays_on_the_scale() -> No
     ],
 )
 def test_the_finding_is_told_whatever_its_sign(mean: float, half: float, n: int, expected: str) -> None:
-    assert expected in text.study_finding(study_summary(Estimate(mean=mean, half_width=half, n=n)), 0.1)
+    assert expected in study.study_finding(study_summary(Estimate(mean=mean, half_width=half, n=n)), 0.1)
 
 
 def test_without_a_twin_there_is_no_finding() -> None:
-    assert text.study_finding(study_summary(None), 0.1) == ""
+    assert study.study_finding(study_summary(None), 0.1) == ""

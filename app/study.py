@@ -1,0 +1,92 @@
+"""The recorded study over seeds, as the page shows it: its words and its figure."""
+
+import math
+
+from app import charts, text
+from app.services import METHODS, Estimate, StudySummary
+
+STUDY_TITLE = "The same over seeds"
+STUDY_NOTE = (
+    "Recorded, not from your run: {seeds} alignment seeds × {attacks} attack seeds. Alignment: {alignment}. "
+    "Attack: n {samples:,}, {steps:,} steps. "
+    "Bands are 95 % t intervals over alignment seeds."
+)
+STUDY_RATIO = "Harmful ratio p of the study's attack"
+STUDY_LABEL = "Recorded study: mean harmful score on {where} and fine-tune accuracy along the attack, a line a method"
+STUDY_MISSING = "The recorded study is not here: {problem} {remedy}"
+
+
+def study_finding(summary: StudySummary, ratio: float) -> str:
+    """What the study says of T-Vaccine against its twin, whatever its sign."""
+    parts = []
+    for where in ("aligned_names", "unseen_names"):
+        found = summary.outcome("tvaccine", ratio, where)
+        if found is None or found.difference is None or not found.difference.n:
+            continue
+        change = found.difference
+        direction = "lower" if change.mean < 0 else "higher"
+        low, high = change.mean - change.half_width, change.mean + change.half_width
+        if change.n < 2:
+            certainty = "one seed, so no interval"
+        elif change.excludes_zero:
+            certainty = f"95 % interval {low:+.0f} to {high:+.0f}, which excludes 0"
+        else:
+            certainty = f"95 % interval {low:+.0f} to {high:+.0f}, which includes 0: no difference shown"
+        parts.append(
+            f"{abs(change.mean):.0f} points {direction} on {text.set_title(where)} ({certainty}, n {change.n})"
+        )
+    if not parts:
+        return ""
+    return "Once the task is learned (FA ≥ 90), T-Vaccine's HS is " + " and ".join(parts) + " than its twin's."
+
+
+def study_curves(summary: StudySummary, ratio: float, harmful_set: str) -> charts.Spec:
+    """The recorded study: mean HS of each method along one attack, with its 95 % t interval as a band, and mean FA."""
+    data: list[charts.Spec] = []
+    key: list[charts.Spec] = []
+    for curve in (curve for curve in summary.curves if curve.harmful_ratio == ratio):
+        colour, title = METHODS[curve.method].colour, METHODS[curve.method].title
+        points = curve.harmful_score[harmful_set]
+        steps = list(curve.steps)
+        band = {"type": "scatter", "mode": "lines", "x": steps, "line": {"width": 0}, "hoverinfo": "skip"}
+        data.append(band | {"y": [ends(point)[0] for point in points]})
+        data.append(band | {"y": [ends(point)[1] for point in points], "fill": "tonexty", "fillcolor": f"{colour}26"})
+        line = {"type": "scatter", "mode": "lines+markers", "x": steps}
+        data.append(
+            line
+            | {
+                "y": charts.rounded([point.mean for point in points]),
+                "name": f"{title}, {text.measure_of(harmful_set)}",
+                "customdata": [ends(point) for point in points],
+                "line": {"color": colour, "width": 2.4, "dash": "solid"},
+                "marker": {"symbol": charts.marker_of(curve.method), "size": 7, "color": colour},
+                "hovertemplate": "%{y:.0f} (%{customdata[0]:.0f}–%{customdata[1]:.0f})",
+            }
+        )
+        data.append(
+            line
+            | {
+                "y": charts.rounded([point.mean for point in curve.finetune_accuracy]),
+                "name": f"{title}, FA",
+                "line": {"color": colour, "width": 1.2, "dash": "dot"},
+                "marker": {"symbol": f"{charts.marker_of(curve.method)}-open", "size": 6, "color": colour},
+                "hovertemplate": "%{y:.0f}",
+            }
+        )
+        key.append({"text": title, "colour": colour, "symbol": charts.marker_of(curve.method)})
+    key += [
+        {"text": text.measure_of(harmful_set), "colour": "--lab-ink", "dash": "solid"},
+        {"text": text.measure_of(f"task:{summary.task}"), "colour": "--lab-ink", "dash": "dot"},
+    ]
+    layout = {
+        "xaxis": charts.axis(text.AXIS_ATTACK_STEP, range=[-0.02 * summary.steps, 1.02 * summary.steps]),
+        "yaxis": charts.axis(text.AXIS_PERCENT, range=[-3, 103], dtick=25),
+        "hovermode": "x unified",
+    }
+    return charts.figure(data, layout, STUDY_LABEL.format(where=text.set_title(harmful_set)), 320, key=key)
+
+
+def ends(value: Estimate) -> list[float]:
+    """Both ends of an interval of percent, kept on the scale; the mean twice where there is no interval."""
+    half = value.half_width if math.isfinite(value.half_width) else 0.0
+    return [round(max(0.0, value.mean - half), 1), round(min(100.0, value.mean + half), 1)]
