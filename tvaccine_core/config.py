@@ -60,8 +60,8 @@ class AdapterConfig(Config):
 class OptimisationConfig(Config):
     """AdamW (arXiv:1711.05101) and its schedule."""
 
-    steps: int = Field(default=800, ge=1, le=1_000_000, description="Optimiser steps.")
-    batch_size: int = Field(default=24, ge=1, le=4096, description="Examples a micro-batch.")
+    steps: int = Field(default=1200, ge=1, le=1_000_000, description="Optimiser steps.")
+    batch_size: int = Field(default=16, ge=1, le=4096, description="Examples a micro-batch.")
     accumulation: int = Field(
         default=1, ge=1, le=1024, description="Micro-batches added up before a step.", json_schema_extra=ADVANCED
     )
@@ -203,7 +203,7 @@ class EvaluationConfig(Config):
     """How answers are generated and judged."""
 
     batch_size: int = Field(
-        default=64, ge=1, le=4096, description="Prompts generated at once.", json_schema_extra=ADVANCED
+        default=128, ge=1, le=4096, description="Prompts generated at once.", json_schema_extra=ADVANCED
     )
     max_new_tokens: int = Field(default=24, ge=1, le=4096, description="Longest answer, in tokens.")
     max_per_set: int = Field(
@@ -295,12 +295,12 @@ PRESETS: dict[str, Preset] = {
     "sandbox-quick": Preset(
         title="Sandbox, quick",
         description="SFT and T-Vaccine in the embedded world: a few minutes on two cores.",
-        config=_preset(800, 200),
+        config=_preset(1200, 200),
     ),
     "sandbox-full": Preset(
         title="Sandbox, full",
         description="SFT, Vaccine and T-Vaccine in the embedded world: about twice as long.",
-        config=_preset(800, 200, VaccineConfig()),
+        config=_preset(1200, 200, VaccineConfig()),
     ),
     "sandbox-check": Preset(
         title="Sandbox, self-check",

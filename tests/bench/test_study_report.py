@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tvaccine_core.bench import study, study_report
+from tvaccine_core.bench.study_summary import Estimate, load_summary
 from tvaccine_core.config import PRESETS
 from tvaccine_core.errors import DataError
 from tvaccine_core.records import Proportion
@@ -134,3 +135,47 @@ def test_readme_gets_the_results_between_its_markers(tmp_path: Path) -> None:
     readme.write_text("no markers")
     with pytest.raises(DataError, match="lacks the markers"):
         study_report.update_readme(readme, "x")
+
+
+def test_the_summary_holds_curves_and_paired_outcomes_and_survives_a_file(tmp_path: Path) -> None:
+    def rises_to(score: int, seed: int) -> study.AttackResult:
+        return _attack(_point(0, 0, 10, 50), _point(25, score, score, 95), seed=seed)
+
+    results = [
+        _result("sft", 0, rises_to(50, 1), rises_to(70, 2)),
+        _result("sft", 1, rises_to(40, 1), rises_to(40, 2)),
+        _result("tvaccine", 0, rises_to(30, 1), rises_to(40, 2)),
+        _result("tvaccine", 1, rises_to(20, 1), rises_to(20, 2)),
+    ]
+    summary = study_report.summarise(results)
+    assert (summary.num_alignment_seeds, summary.num_attack_seeds, summary.ratios) == (2, 2, [0.1])
+    sft, tvaccine = summary.curves
+    assert sft.steps == (0, 25)
+    assert [point.mean for point in sft.harmful_score["aligned_names"]] == [0, 50]  # (60 + 40) / 2
+    assert [point.mean for point in tvaccine.finetune_accuracy] == [50, 95]
+    outcome = summary.outcome("tvaccine", 0.1, "unseen_names")
+    assert outcome is not None
+    assert outcome.matched.mean == 27.5
+    assert outcome.difference is not None
+    assert outcome.difference.mean == -22.5  # seed means -25 and -20
+    assert summary.outcome("sft", 0.1, "unseen_names").difference is None  # pyright: ignore[reportOptionalMemberAccess]
+    assert summary.outcome("vaccine", 0.1, "unseen_names") is None
+
+    path = tmp_path / "study.json"
+    path.write_text(summary.model_dump_json())
+    assert load_summary(path) == summary
+    one_seed = study_report.summarise(results[:1])
+    path.write_text(one_seed.model_dump_json())
+    assert load_summary(path).outcomes[0].matched.half_width == math.inf
+    path.write_text("{}")
+    with pytest.raises(DataError, match="not a summary"):
+        load_summary(path)
+    with pytest.raises(DataError, match="Cannot read"):
+        load_summary(tmp_path / "none.json")
+
+
+def test_an_interval_excludes_zero_on_either_side_and_never_for_one_seed() -> None:
+    assert Estimate(mean=-12, half_width=9, n=5).excludes_zero
+    assert Estimate(mean=12, half_width=9, n=5).excludes_zero
+    assert not Estimate(mean=-8, half_width=9, n=5).excludes_zero
+    assert not Estimate(mean=-80, half_width=math.inf, n=1).excludes_zero

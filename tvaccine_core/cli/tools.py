@@ -126,11 +126,13 @@ def study(
     processes: Annotated[int, typer.Option(min=1, max=64, help="Models aligned and attacked side by side.")] = 2,
     figure: Annotated[Path | None, typer.Option(help="Draw the curves to this SVG file.")] = None,
     readme: Annotated[Path | None, typer.Option(help="Put the tables between the result markers of this file.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Write what the page shows of it to this JSON file.")] = None,
 ) -> None:
     """Compare methods over alignment and attack seeds, with t intervals. Hours for the default settings."""
     from tvaccine_core.bench.study import StudySettings, run_study
-    from tvaccine_core.bench.study_report import draw_figure, render_markdown, update_readme
+    from tvaccine_core.bench.study_report import draw_figure, render_markdown, summarise, update_readme
 
+    check_json(summary)
     settings = override(StudySettings.model_validate({}), overrides)
     results = run_study(folder, settings, find_preset(preset), processes)
     text = render_markdown(results)
@@ -139,3 +141,4 @@ def study(
         draw_figure(results, figure)
     if readme is not None:
         update_readme(readme, text)
+    write_json(summary, summarise(results))

@@ -1,0 +1,95 @@
+"""The study in a page's worth of numbers: what `bench study --summary` writes and the page shows.
+
+Curves and outcomes are means over alignment seeds with 95 % t intervals, attack seeds averaged first. Torch-free.
+"""
+
+from pathlib import Path
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from tvaccine_core.errors import DataError
+from tvaccine_core.records import Record
+
+
+class Estimate(Record):
+    """Mean over alignment seeds with its 95 % t interval; the interval is infinite for a single seed."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    mean: float
+    half_width: float
+    n: int = Field(ge=0)
+
+    def __str__(self) -> str:
+        if self.n == 0:
+            return "–"
+        if self.n == 1:
+            return f"{self.mean:.1f}"
+        return f"{self.mean:.1f} ± {self.half_width:.1f}"
+
+    @property
+    def excludes_zero(self) -> bool:
+        """True if the interval lies on one side of 0; never for a single seed."""
+        return abs(self.mean) > self.half_width
+
+
+class StudyCurve(Record):
+    """One method along one attack."""
+
+    method: str
+    harmful_ratio: float
+    steps: tuple[int, ...]
+    harmful_score: dict[str, tuple[Estimate, ...]]
+    """Harmful set -> percent at each step."""
+    finetune_accuracy: tuple[Estimate, ...]
+
+
+class StudyOutcome(Record):
+    """One method against one attack, on one harmful set; percent and points."""
+
+    method: str
+    harmful_ratio: float
+    harmful_set: str
+    matched: Estimate
+    """Harmful score at the first measured point with fine-tune accuracy >= 90."""
+    difference: Estimate | None
+    """`matched` minus SFT's, paired by both seeds; None for SFT itself."""
+    final: Estimate
+    final_accuracy: Estimate
+
+
+class StudySummary(Record):
+    """What the page shows of a study."""
+
+    num_alignment_seeds: int
+    num_attack_seeds: int
+    num_samples: int
+    steps: int
+    task: str
+    curves: tuple[StudyCurve, ...]
+    outcomes: tuple[StudyOutcome, ...]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Harmful ratios, ascending."""
+        return sorted({curve.harmful_ratio for curve in self.curves})
+
+    def outcome(self, method: str, ratio: float, harmful_set: str) -> StudyOutcome | None:
+        """The outcome of one attack, if it was run."""
+        wanted = (method, ratio, harmful_set)
+        return next((o for o in self.outcomes if (o.method, o.harmful_ratio, o.harmful_set) == wanted), None)
+
+
+def load_summary(path: Path) -> StudySummary:
+    """Read what `bench study --summary` wrote.
+
+    Raises:
+        DataError: missing, or not a summary of this version.
+    """
+    remedy = "Make it again: python -m tvaccine_core bench study assets/study --summary assets/study.json"
+    try:
+        return StudySummary.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"Cannot read the study's summary {path}: {error}", remedy=remedy) from error
+    except ValidationError as error:
+        raise DataError(f"{path} is not a summary that this version reads.", remedy=remedy) from error
