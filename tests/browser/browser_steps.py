@@ -21,6 +21,13 @@ from tvaccine_core.store import Store
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_MS = 90_000
 """For one thing to happen on a machine that also trains; on an idle one it takes a tenth of it."""
+LEAVING = "this page is being left"
+"""Said on the console (`SAY_LEAVING`) by a page that is reloaded or navigated away from, before anything else."""
+SAY_LEAVING = f"addEventListener('beforeunload', () => console.info('{LEAVING}'))"
+CUT_OFF = ("AbortError: signal is aborted", "Connection errored out")
+"""What Gradio's client writes when a page is left while an answer is on its way: it hangs up and reports that."""
+QUIET_S = 3.2
+"""More than three ticks of the page's timer, and more than the page waits before it looks at the run again."""
 ALIGN_STEPS = "#run-alignment-optimisation-steps input"
 
 
@@ -43,19 +50,35 @@ class Watch:
 
     console: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    _leaving: set[Page] = field(default_factory=set)
 
     def page(self, page: Page) -> Page:
         page.on("console", self._on_console)
         page.on("pageerror", lambda error: self.console.append(str(error)))
         page.on("request", self._on_request)
+        page.on("domcontentloaded", lambda page: self._leaving.discard(page))
         return page
 
     @property
     def outside(self) -> list[str]:
         return [url for url in self.requests if urlsplit(url).hostname not in ("127.0.0.1", None)]
 
+    def wait_until_quiet(self, page: Page) -> None:
+        """Wait until no page has asked for anything for `QUIET_S`."""
+        deadline = time.monotonic() + PATIENCE_MS / 1000
+        seen, since = len(self.requests), time.monotonic()
+        while time.monotonic() - since < QUIET_S:
+            assert time.monotonic() < deadline, self.requests[-10:]
+            page.wait_for_timeout(100)  # unlike sleep, lets events come in
+            if len(self.requests) != seen:
+                seen, since = len(self.requests), time.monotonic()
+
     def _on_console(self, message: ConsoleMessage) -> None:
-        if message.type == "error":
+        if message.text == LEAVING and message.page is not None:
+            self._leaving.add(message.page)
+        elif message.type == "error" and not (
+            message.page in self._leaving and any(words in message.text for words in CUT_OFF)
+        ):
             self.console.append(message.text)
 
     def _on_request(self, request: Request) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from browser_steps import PATIENCE_MS, Server, Watch, free_port, open_page, serve, wait_until
+from browser_steps import PATIENCE_MS, SAY_LEAVING, Server, Watch, free_port, open_page, serve, wait_until
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from app.services import PRESETS, Lab
@@ -88,6 +88,7 @@ def new_context(browser: Browser, watch: Watch) -> Iterator[NewContext]:
             accept_downloads=True,
         )
         context.set_default_timeout(PATIENCE_MS)
+        context.add_init_script(SAY_LEAVING)
         context.on("page", watch.page)
         contexts.append(context)
         return context

@@ -2,10 +2,11 @@
 
 import io
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
-from browser_steps import Server, ask, attack, choose_check, go, run_id, wait_for_step
-from playwright.sync_api import Page, expect
+from browser_steps import Server, Watch, ask, attack, choose_check, go, open_page, run_id, wait_for_step
+from playwright.sync_api import BrowserContext, Page, expect
 
 from tvaccine_core.config import LabConfig
 from tvaccine_core.records import StateRecord
@@ -25,7 +26,9 @@ def blur_of(page: Page, selector: str) -> str:
     return page.eval_on_selector(selector, "node => getComputedStyle(node).filter")
 
 
-def test_from_the_first_screen_to_the_exported_adapter(page: Page, server: Server, tmp_path: Path) -> None:
+def test_from_the_first_screen_to_the_exported_adapter(
+    page: Page, new_context: Callable[..., BrowserContext], watch: Watch, server: Server, tmp_path: Path
+) -> None:
     # Choose: harmful rows are marked and blurred until clicked; the loss mask of a chosen row is in sight.
     page.get_by_label("Attack mixture").click()
     veil = "#data-rows tr[data-source='harmful'] .lab-veil >> nth=0"
@@ -79,6 +82,14 @@ def test_from_the_first_screen_to_the_exported_adapter(page: Page, server: Serve
         drawn(page, name)
     expect(page.locator("#scores-table")).to_contain_text("sandbox oracle")
 
+    # Somebody else opens the same run: the models are there, the prompt is not.
+    other = new_context().new_page()
+    open_page(other, page.url)
+    expect(other.locator(".lab-pane")).to_have_count(4)
+    expect(other.locator(".lab-panes")).to_have_attribute("data-prompt", "")
+    expect(other.locator("#prompt textarea")).to_have_value("")
+    other.close()
+
     # Runs: reopen, take away.
     go(page, 5)
     page.click(f"#runs-table [data-choice='{run}']")
@@ -97,3 +108,8 @@ def test_from_the_first_screen_to_the_exported_adapter(page: Page, server: Serve
     # The live figures were never rebuilt: their nodes are those that were there before the start.
     go(page, 2)
     assert page.evaluate(SAME, list(FIGURES[2])) == [True] * 3
+
+    # All of it happened on this machine, and nothing went wrong on the way.
+    assert watch.requests
+    assert watch.outside == []
+    assert watch.console == []

@@ -89,12 +89,19 @@ def test_deleting_asks_first_and_deletes_only_that_run(page: Page, server: Serve
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_every_screen_fits_a_phone(new_context: NewContext, server: Server, dark: bool) -> None:
+def test_every_screen_fits_a_phone(new_context: NewContext, server: Server, aligned_run: str, dark: bool) -> None:
     page = new_context(width=390, height=844, dark=dark).new_page()
-    open_page(page, server.url)
-    for step in (1, 2, 3, 4, 5):
+    open_page(page, f"{server.url}/?run={aligned_run}")
+    drawn = {
+        1: "#data-rows tr",
+        2: "#heatmap .main-svg, #loss .main-svg",
+        3: "#curves .lab-empty",
+        4: "#scores .main-svg",
+        5: "#runs-table tr",
+    }
+    for step, sign in drawn.items():
         go(page, step)
-        page.wait_for_timeout(300)
+        expect(page.locator(sign).first).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(int(value) for value in background[4:-1].split(",")) < 200) == dark
