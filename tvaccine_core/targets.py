@@ -55,13 +55,13 @@ def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every module by name; a linear that holds adapters counts as one."""
-    adapted: list[str] = []
+    adapted: str | None = None
     for name, module in model.named_modules():
-        if any(name.startswith(prefix) for prefix in adapted[-1:]):  # its parts follow it at once
+        if adapted is not None and name.startswith(adapted):  # its parts follow it at once
             continue
         if isinstance(module, LoraLayer):
-            adapted.append(f"{name}.")
-        yield name, module
+            adapted = f"{name}."
+        yield name, module  # pyright: ignore[reportReturnType]  an adapted linear is a module as well
 
 
 def _ends(name: str, end: str) -> bool:
