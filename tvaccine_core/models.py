@@ -131,8 +131,9 @@ def load_model(config: ModelConfig, num_threads: int | None = None) -> LoadedMod
 
 
 def _read_model(folder: Path, config: ModelConfig, device: torch.device) -> Any:
+    auto: Any = AutoModelForCausalLM  # with loading info it returns a pair, which its stub does not know
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = auto.from_pretrained(
             folder,
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
