@@ -32,7 +32,7 @@ LAYERS = (
     {"config"},
     {"database", "rows", "jobs", "store", "export"},
     {"hooks", "grads", "losses", "merged", "passes"},
-    {"models", "adapters", "adapter_files", "checkpoints", "data", "sandbox"},
+    {"models", "adapters", "adapter_files", "targets", "checkpoints", "data", "sandbox"},
     {"methods"},
     {"training"},
     {"attack", "evaluation", "conformance"},

@@ -22,6 +22,8 @@ from torch import Tensor
 from tvaccine_core.errors import ModelError, RunNotFoundError
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""Begins the names of tensors in peft's files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +36,14 @@ class PlainAdapter:
     alpha: float
 
     @property
+    def modules(self) -> set[str]:
+        """Names of the modules that it adapts, in the Hugging Face model."""
+        return {key.rsplit(".lora_", 1)[0].removeprefix(PREFIX) for key in self.tensors}
+
+    @property
     def target_modules(self) -> list[str]:
         """Last parts of the names of the modules that it adapts, sorted."""
-        return sorted({key.rsplit(".lora_", 1)[0].rsplit(".", 1)[-1] for key in self.tensors})
+        return sorted({name.rsplit(".", 1)[-1] for name in self.modules})
 
 
 def make_lora_config(rank: int, alpha: float, target_modules: Sequence[str], *, dropout: float = 0.0) -> LoraConfig:

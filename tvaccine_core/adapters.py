@@ -23,18 +23,25 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from tvaccine_core.adapter_files import PlainAdapter, hash_adapter, make_lora_config, read_adapter, write_adapter
+from tvaccine_core.adapter_files import (
+    PREFIX,
+    PlainAdapter,
+    hash_adapter,
+    make_lora_config,
+    read_adapter,
+    write_adapter,
+)
 from tvaccine_core.config import AdapterConfig
 from tvaccine_core.errors import ModelError
 from tvaccine_core.hooks import replace_forwards
 from tvaccine_core.merged import mergeable
 from tvaccine_core.models import LoadedModel
 from tvaccine_core.records import StateRecord
+from tvaccine_core.targets import find_targets, shorten
 
 BASE = "base"
 MERGED_LIMIT_BYTES = 2**28
 """Evaluations merge adapters into copies of the linears' weights while these are no larger in all."""
-_PREFIX = "base_model.model."
 _BASE_ROW = "__base__"
 """What peft calls a row of a mixed batch that uses no adapter."""
 
@@ -72,9 +79,10 @@ class ModelStates:
         Its A is drawn from `seed` alone; torch's global random state stays as it is.
 
         Raises:
-            ModelError: the name is taken or malformed, or the model has none of the target modules.
+            ModelError: the name is taken or malformed, or the model lacks one of the target modules.
         """
-        lora = make_lora_config(config.r, config.alpha, config.target_modules, dropout=config.dropout)
+        targets = find_targets(self.loaded.model, config.target_modules)
+        lora = make_lora_config(config.r, config.alpha, shorten(targets, self.loaded.model), dropout=config.dropout)
         self._inject(name, lora, seed)
 
     def copy(self, state: str, name: str, *, dropout: float = 0.0) -> None:
@@ -260,7 +268,7 @@ class ModelStates:
             except ValueError as error:
                 raise ModelError(
                     f"The model cannot take the adapter: {error}",
-                    remedy=f"Set target_modules to some of: {', '.join(self._linear_names())}.",
+                    remedy="Name linear modules of the decoder layers, or all-linear.",
                 ) from error
         self._layers = {
             module_name: module
@@ -272,7 +280,8 @@ class ModelStates:
 
     def _adopt(self, name: str, plain: PlainAdapter, dropout: float = 0.0) -> None:
         """An adapter made of `plain`."""
-        self._inject(name, make_lora_config(plain.rank, plain.alpha, plain.target_modules, dropout=dropout), seed=0)
+        targets = shorten(plain.modules, self.loaded.model)
+        self._inject(name, make_lora_config(plain.rank, plain.alpha, targets, dropout=dropout), seed=0)
         self._write(name, plain.tensors)
 
     def _write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -358,11 +367,6 @@ class ModelStates:
         wrapper: Any = self._peft
         wrapper.active_adapter, wrapper.base_model.active_adapter = kept[-1], kept
 
-    def _linear_names(self) -> list[str]:
-        """Last parts of the names of the model's linear modules."""
-        modules = self.loaded.model.named_modules()
-        return sorted({name.rsplit(".", 1)[-1] for name, module in modules if isinstance(module, nn.Linear)})
-
 
 def _flat_name(state: str) -> str:
     """Adapter that stands for a stack in evaluations."""
@@ -384,6 +388,6 @@ def _factors(layer: LoraLayer, name: str) -> tuple[Tensor, Tensor]:
 def _named(module_name: str, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     """The two factors under the names that peft gives them in its files."""
     return {
-        f"{_PREFIX}{module_name}.lora_A.weight": a.detach(),
-        f"{_PREFIX}{module_name}.lora_B.weight": b.detach(),
+        f"{PREFIX}{module_name}.lora_A.weight": a.detach(),
+        f"{PREFIX}{module_name}.lora_B.weight": b.detach(),
     }

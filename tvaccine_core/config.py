@@ -14,6 +14,8 @@ from tvaccine_core.errors import ConfigError
 
 ADVANCED: dict[str, Any] = {"advanced": True}
 
+ALL_LINEAR = "all-linear"
+"""Stands for every linear module of the decoder layers, whatever a family calls them."""
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -34,6 +36,12 @@ class ModelConfig(Config):
         default="float32", description="Precision of the base when it is not quantised.", json_schema_extra=ADVANCED
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="Where the model runs.")
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Run the Python code that comes with a model. It can do whatever you can on this machine: only for "
+        "authors you trust, after reading it. Most models need none.",
+        json_schema_extra=ADVANCED,
+    )
     gradient_checkpointing: bool = Field(
         default=False,
         description="Recompute activations in the backward pass: slower, less memory.",
@@ -50,11 +58,17 @@ class AdapterConfig(Config):
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in the adapter.", json_schema_extra=ADVANCED)
     target_modules: tuple[str, ...] = Field(
-        default=LINEAR_MODULES,
+        default=(ALL_LINEAR,),
         min_length=1,
-        description="Linear modules that get an adapter.",
+        description="Linear modules that get an adapter, by name; `all-linear`: every one in the decoder layers.",
         json_schema_extra=ADVANCED,
     )
+
+    @model_validator(mode="after")
+    def _all_stands_alone(self) -> Self:
+        if ALL_LINEAR in self.target_modules and len(self.target_modules) > 1:
+            raise ValueError(f"{ALL_LINEAR} stands alone, or leave it out and name the modules")
+        return self
 
 
 class OptimisationConfig(Config):

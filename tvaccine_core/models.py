@@ -1,4 +1,7 @@
-"""Loading a base model: the sandbox's, a local folder's or a Hugging Face hub's; safetensors only, no remote code.
+"""Loading a base model: the sandbox's, a local folder's or a Hugging Face hub's; safetensors only.
+
+A file that is cut short, a tensor that is missing, a vocabulary that outgrew the embedding: each is found before
+anything trains. Remote code runs only where a config asks for it.
 
 Whatever the storage of the base (float32, bfloat16, int8, NF4), adapters train in float32 (see `adapters`).
 Cost: one pass over the weight files to hash a local model; hub models are named by repository and revision.
@@ -7,7 +10,10 @@ Cost: one pass over the weight files to hash a local model; hub models are named
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +33,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from tvaccine_core.config import ModelConfig
-from tvaccine_core.errors import ModelError
+from tvaccine_core.data.prompts import answer_end, encode_prompts
+from tvaccine_core.errors import ModelError, OutOfMemoryError
 from tvaccine_core.hooks import find_blocks
 from tvaccine_core.sandbox.base import SANDBOX_BASE
 
 __all__ = ["LoadedModel", "find_blocks", "load_model", "model_folder", "pick_device"]
+
+log = logging.getLogger(__name__)
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt"]
 HUB_FILES_IGNORED = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
@@ -47,6 +56,8 @@ class LoadedModel:
     device: torch.device
     key: str
     """Hash of the base weights and of how they are stored; part of every state's hash."""
+    answer_end: int | None
+    """Token that ends an answer, see `answer_end` in `data.prompts`."""
 
     @property
     def pad_id(self) -> int:
@@ -57,9 +68,28 @@ class LoadedModel:
         return 0
 
     @property
+    def num_embeddings(self) -> int:
+        """Token ids that the model knows: 0 up to this number."""
+        embedding: Any = self.model.get_input_embeddings()
+        return int(embedding.weight.shape[0])
+
+    def require_known(self, ids: Iterable[int]) -> None:
+        """Raise `ModelError` if a token id has no row in the embedding: on a GPU it would end the process."""
+        highest = max(ids, default=0)
+        if highest >= self.num_embeddings:
+            token = self.tokenizer.convert_ids_to_tokens(highest)
+            raise ModelError(
+                f"The tokenizer writes {token!r} as token {highest}, but the model's embedding has "
+                f"{self.num_embeddings} rows: the vocabulary grew and the model did not.",
+                remedy="Call `model.resize_token_embeddings(len(tokenizer))`, train the new rows and save both; "
+                "or use the tokenizer that the model came with.",
+            )
+
+    @property
     def end_ids(self) -> frozenset[int]:
-        """Tokens that end an answer: the tokenizer's, and those that the model's generation config names."""
-        values = self.tokenizer.eos_token_id, getattr(self.model.generation_config, "eos_token_id", None)
+        """Tokens that end an answer: the template's, the tokenizer's, and those of the model's generation config."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        values = self.answer_end, self.tokenizer.eos_token_id, configured
         flat = [end for value in values for end in (value if isinstance(value, list) else [value])]
         return frozenset(end for end in flat if isinstance(end, int))
 
@@ -74,29 +104,20 @@ def load_model(config: ModelConfig, num_threads: int | None = None) -> LoadedMod
 
     Raises:
         ModelError: missing, gated, unreachable, corrupt, without safetensors or tokenizer, or not loadable on this
-            device; the remedy says what to do.
+            device; its vocabulary outgrew its embedding. The remedy says what to do.
+        OutOfMemoryError: it does not fit into memory.
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     transformers_logging.disable_progress_bar()  # a worker has no terminal, and the lab reports progress itself
     device = pick_device(config.device)
-    folder, identity = _locate(config.name)
+    if config.trust_remote_code:
+        log.warning("trust_remote_code is on: code that comes with %s runs with your rights", config.name)
+    folder, identity = _locate(config.name, code=config.trust_remote_code)
     _check_weights(folder)
-    key = hashlib.sha256(f"{identity or _hash_weights(folder)}/{config.quantization}/{config.dtype}".encode())
-    tokenizer = _load_tokenizer(folder)
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            use_safetensors=True,
-            trust_remote_code=False,
-            **_storage(config, device),
-        )
-    except (SafetensorError, OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(
-            f"The model in {folder} cannot be loaded: {error}",
-            remedy="Use a decoder-only model that transformers knows without remote code; if a file is damaged, "
-            "download or copy it again.",
-        ) from error
+    key = hashlib.sha256(f"{identity or _hash_weights(folder, config)}/{config.quantization}/{config.dtype}".encode())
+    tokenizer = _load_tokenizer(folder, config)
+    model = _read_model(folder, config, device)
     if config.quantization == "none":
         model.to(device)
     _disarm_cpu_repacking(model)
@@ -104,7 +125,62 @@ def load_model(config: ModelConfig, num_threads: int | None = None) -> LoadedMod
     model.eval()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return LoadedModel(model, tokenizer, config, device, key.hexdigest())
+    loaded = LoadedModel(model, tokenizer, config, device, key.hexdigest(), answer_end(tokenizer))
+    _check_vocabulary(loaded)
+    return loaded
+
+
+def _read_model(folder: Path, config: ModelConfig, device: torch.device) -> Any:
+    auto: Any = AutoModelForCausalLM  # with loading info it returns a pair, which its stub does not know
+    try:
+        model, report = auto.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            **_storage(config, device),
+        )
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _no_memory(folder, config, device) from error
+    except (SafetensorError, OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        if any(sign in str(error).lower() for sign in ("out of memory", "allocate memory")):
+            raise _no_memory(folder, config, device) from error
+        raise ModelError(
+            f"The model in {folder} cannot be loaded: {error}",
+            remedy="Use a decoder-only model that transformers knows; if a file is damaged or does not fit its "
+            "config.json, download or copy it again. A model with code of its own needs trust_remote_code: turn it on "
+            "only for authors you trust.",
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"The weights in {folder} lack {len(missing)} tensors of the model, {missing[0]} for one; "
+            "they would be random.",
+            remedy="Download or copy all of the model again; make sure that it was saved with its head, as a causal "
+            "language model.",
+        )
+    return model
+
+
+def _no_memory(folder: Path, config: ModelConfig, device: torch.device) -> OutOfMemoryError:
+    size = sum(path.stat().st_size for path in _weight_files(folder)) / 2**30
+    advice = "Use a smaller model" if config.quantization == "nf4" else "Set quantization to nf4, use a smaller model"
+    return OutOfMemoryError(
+        f"{config.name} does not fit into the memory of {device}: its weight files hold {size:.1f} GiB.",
+        remedy=f"{advice}, or close other programs; then resume.",
+    )
+
+
+def _check_vocabulary(loaded: LoadedModel) -> None:
+    """Every token that a text can hold must have a row in the embedding.
+
+    Spare special tokens beyond it are allowed while nothing writes them: Gemma 3 1B's tokenizer has one, for images.
+    """
+    tokenizer = loaded.tokenizer
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ordinary = set(tokenizer.get_vocab().values()) - special
+    roles: list[Any] = [loaded.pad_id, loaded.answer_end, tokenizer.eos_token_id, tokenizer.bos_token_id]
+    used = {token for token in roles if isinstance(token, int)} | set(encode_prompts(tokenizer, ["prompt"])[0])
+    loaded.require_known(ordinary | used)
 
 
 def pick_device(wish: str) -> torch.device:
@@ -133,7 +209,7 @@ def model_folder(name: str) -> Path | None:
     return path if looks_local or (os.sep != "/" and os.sep in name) else None
 
 
-def _locate(name: str) -> tuple[Path, str | None]:
+def _locate(name: str, *, code: bool) -> tuple[Path, str | None]:
     """Folder of the model, and `repository@revision` if it came from a hub."""
     folder = model_folder(name)
     if folder is not None:
@@ -144,7 +220,8 @@ def _locate(name: str) -> tuple[Path, str | None]:
             raise ModelError(f"There is no model in {folder}: config.json is missing.", remedy=remedy)
         return folder, None
     try:
-        found = Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=HUB_FILES_IGNORED))
+        wanted = [*HUB_FILES, "*.py"] if code else HUB_FILES
+        found = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=HUB_FILES_IGNORED))
     except GatedRepoError as error:
         raise ModelError(
             f"{name} is gated: its owner asks you to accept terms first.",
@@ -160,12 +237,17 @@ def _locate(name: str) -> tuple[Path, str | None]:
             f"{name} is not in the local cache and the Hugging Face hub cannot be reached: {error}",
             remedy="Go online once, or download the model elsewhere and give its folder.",
         ) from error
+    if not (found / "config.json").is_file():
+        raise ModelError(
+            f"{name} is no transformers model: it has no config.json.",
+            remedy="Give the id of a causal language model; of an adapter, give its base.",
+        )
     return found, f"{name}@{found.name}"
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def _load_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # tokenizers raises plain Exception for a broken file
         raise ModelError(
             f"The tokenizer in {folder} cannot be loaded: {error}",
@@ -186,6 +268,17 @@ def _check_weights(folder: Path) -> None:
             remedy="Convert the model: load it once with transformers and call "
             "`model.save_pretrained(folder, safe_serialization=True)`. Pickled weights are never read.",
         )
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and not (folder / "model.safetensors").is_file():
+        try:
+            listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{index} is damaged: {error}", remedy="Download or copy this file again.") from error
+        if absent := sorted(listed - {path.name for path in files}):
+            raise ModelError(
+                f"{len(absent)} of {len(listed)} weight files are missing in {folder}, {absent[0]} for one.",
+                remedy="Download or copy the missing files.",
+            )
     for path in files:
         try:
             with safe_open(path, framework="pt") as weights:
@@ -196,10 +289,11 @@ def _check_weights(folder: Path) -> None:
             ) from error
 
 
-def _hash_weights(folder: Path) -> str:
-    """SHA-256 over the weight files and the config that gives them meaning."""
+def _hash_weights(folder: Path, config: ModelConfig) -> str:
+    """SHA-256 over the weight files and the config, or code, that gives them meaning."""
     digest = hashlib.sha256()
-    for path in [folder / "config.json", *_weight_files(folder)]:
+    code = sorted(folder.glob("*.py")) if config.trust_remote_code else []
+    for path in [folder / "config.json", *code, *_weight_files(folder)]:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

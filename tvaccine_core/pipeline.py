@@ -27,6 +27,7 @@ from tvaccine_core.errors import ConfigError
 from tvaccine_core.evaluation.drift import embedding_drift
 from tvaccine_core.evaluation.generate import decode, stream_tokens
 from tvaccine_core.evaluation.scores import evaluate_state, evaluation_examples
+from tvaccine_core.hooks import find_blocks
 from tvaccine_core.methods import load_method
 from tvaccine_core.models import LoadedModel, load_model
 from tvaccine_core.records import AnswerRecord, Event, Example, GeneratedAnswer, MessageRecord, StateRecord, StepRecord
@@ -135,6 +136,7 @@ def align(
     method = load_method(_method_config(config, method_name))
     state = aligned_state(method_name)
     optimisation = config.alignment.optimisation
+    yield from _introduce(session)
     encoded = yield from _encode(session, data.alignment, optimisation.max_length)
     probe = yield from _encode(session, data.probe, optimisation.max_length)
 
@@ -204,6 +206,7 @@ def attack(
         )
 
     # 1. The user's data: the same for every method.
+    yield from _introduce(session)
     encoded = yield from _encode(session, attack_data(data, attack), attack.optimisation.max_length)
 
     # 2. Fine-tune on it, measuring along the way.
@@ -314,14 +317,31 @@ def _method_config(config: LabConfig, name: str) -> MethodConfig:
     raise ConfigError(f"This run does not align by {name!r}.", remedy=f"Choose one of its methods: {names}.")
 
 
+def _introduce(session: Session) -> Iterator[Event]:
+    """What the stage works with, so that nobody has to guess the device or the template."""
+    loaded = session.loaded
+    stored = loaded.config.dtype if loaded.config.quantization == "none" else loaded.config.quantization
+    blocks = len(find_blocks(loaded.model))
+    template = {"Alpaca": "the Alpaca template (the model has no chat template)"}
+    name = template_name(loaded.tokenizer)
+    yield MessageRecord(
+        level="info",
+        text=f"{type(loaded.model).__name__}, {blocks} layers, {stored}, on {loaded.device}. "
+        f"Prompts are written in {template.get(name, f'its {name}')}.",
+    )
+    if loaded.config.trust_remote_code:
+        yield MessageRecord(
+            level="warning",
+            text=f"trust_remote_code is on: Python code that came with {loaded.config.name} runs with your rights.",
+            remedy="Turn it off unless you trust its author and have read it.",
+        )
+
+
 def _encode(session: Session, examples: Sequence[Example], max_length: int) -> Generator[Event, None, list[Encoded]]:
     """Tokenise once, and tell the user what was not as expected."""
     tokenizer = session.loaded.tokenizer
     encoded = encode_all(tokenizer, examples, max_length)
-    if template_name(tokenizer) == "Alpaca":
-        yield MessageRecord(
-            level="info", text="The model has no chat template: prompts are written in the Alpaca template."
-        )
+    session.loaded.require_known(max(example.input_ids) for example in encoded)
     if num_cut := sum(example.cut for example in encoded):
         yield MessageRecord(
             level="warning",

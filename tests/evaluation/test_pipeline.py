@@ -269,6 +269,9 @@ def test_cut_answers_are_reported(done: tuple[Session, list[Event]], tmp_path: P
     short = CONFIG.alignment.optimisation.model_copy(update={"max_length": 18})
     alignment = CONFIG.alignment.model_copy(update={"optimisation": short})
     stage = pipeline.align(mine, CONFIG.model_copy(update={"alignment": alignment}), "sft")
+    introduction = next(stage)
+    assert isinstance(introduction, MessageRecord)
+    assert "float32, on cpu. Prompts are written in its chat template." in introduction.text
     message = next(stage)
     assert isinstance(message, MessageRecord)
     assert "lost the end of their answer" in message.text

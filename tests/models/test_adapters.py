@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from tvaccine_core.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from tvaccine_core.adapters import ModelStates
-from tvaccine_core.config import AdapterConfig, ModelConfig
+from tvaccine_core.config import LINEAR_MODULES, AdapterConfig, ModelConfig
 from tvaccine_core.errors import ModelError, RunNotFoundError
 from tvaccine_core.models import LoadedModel, load_model
 
@@ -268,6 +268,20 @@ def test_unknown_modules_are_answered_with_those_there_are(states: ModelStates) 
         states.add("two", AdapterConfig(target_modules=("query_key_value",)), seed=1)
     states.add("two", WIDE, seed=1)
     assert states.hash_of("two") == states.hash_of("one")
+
+
+def test_one_name_that_matches_nothing_is_an_error(states: ModelStates) -> None:
+    with pytest.raises(ModelError, match="no linear module called qkv_proj") as caught:
+        states.add("one", AdapterConfig(target_modules=("q_proj", "qkv_proj")), seed=1)
+    assert "all-linear" in caught.value.remedy
+
+
+def test_all_linear_is_the_seven_of_a_llama(states: ModelStates) -> None:
+    states.add("by-structure", AdapterConfig(), seed=1)
+    states.add("by-name", AdapterConfig(target_modules=LINEAR_MODULES), seed=1)
+    assert states.hash_of("by-structure") == states.hash_of("by-name")
+    with pytest.raises(ValueError, match="stands alone"):
+        AdapterConfig(target_modules=("all-linear", "q_proj"))
 
 
 def test_an_unknown_state_is_answered_with_those_there_are(states: ModelStates) -> None:

@@ -1,5 +1,6 @@
 """Loading a base: what is loaded, how it is named by content, and what a user reads when it cannot be loaded."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,11 +8,13 @@ import httpx
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from tvaccine_core import models
 from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import AdapterConfig, ModelConfig
-from tvaccine_core.errors import ModelError
+from tvaccine_core.errors import ModelError, OutOfMemoryError
 from tvaccine_core.evaluation.generate import generate_answers
 from tvaccine_core.models import load_model, model_folder
 
@@ -94,6 +97,77 @@ def test_remote_code_is_not_run(folder: Path) -> None:
     (folder / "mine.py").write_text("raise SystemExit('remote code ran')")
     with pytest.raises(ModelError, match="cannot be loaded"):
         load(folder)
+
+
+def test_remote_code_runs_where_it_is_asked_for(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = (folder / "config.json").read_text()
+    config = config.replace('"model_type": "llama"', '"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}')
+    (folder / "config.json").write_text(config)
+    (folder / "mine.py").write_text("raise ValueError('remote code ran')")
+    with pytest.raises(ModelError, match="remote code ran"):
+        load(folder, trust_remote_code=True)
+    assert "trust_remote_code is on" in caplog.text
+
+
+def test_a_missing_tensor_is_not_made_up(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack 1 tensors of the model, model\.layers\.1\.mlp\.up_proj") as caught:
+        load(folder)
+    assert "again" in caught.value.remedy
+
+
+def test_a_missing_weight_file_is_named(folder: Path) -> None:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"1 of 2 weight files are missing.*00002-of-00002"):
+        load(folder)
+
+
+def change_config(folder: Path, **settings: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+
+
+def test_weights_that_do_not_fit_their_config_are_an_error(folder: Path) -> None:
+    change_config(folder, vocab_size=321)
+    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+        load(folder)
+    assert "does not fit its config" in caught.value.remedy
+
+
+def test_a_vocabulary_that_outgrew_the_embedding_is_an_error(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["zarnokian"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"'zarnokian' as token 320.* has 320 rows") as caught:
+        load(folder)
+    assert "resize_token_embeddings" in caught.value.remedy
+
+
+def test_a_spare_special_token_is_allowed_until_it_is_written(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
+    tokenizer.save_pretrained(folder)
+    states = ModelStates(load(folder))
+    assert isinstance(generate_answers(states, [("base", "Hello")], 2, 1)[0], str)
+    with pytest.raises(ModelError, match=r"<\|image\|>"):
+        generate_answers(states, [("base", "Hello <|image|>")], 2, 1)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory")]
+)
+def test_too_little_memory_is_said_so(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path, error: Exception) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(OutOfMemoryError, match="does not fit into the memory of cpu") as caught:
+        load(tiny_folder)
+    assert "nf4" in caught.value.remedy
 
 
 def _answer(status: int) -> httpx.Response:

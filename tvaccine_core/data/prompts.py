@@ -3,12 +3,16 @@
 A prompt is rendered with the tokenizer's chat template when it has one, else with the Alpaca template (Taori et al.,
 2023) that the harmful fine-tuning literature uses. Prompt tokens are masked: only the answer and the end-of-sequence
 token are learned. Prompt and answer are tokenised apart, so that training and generation see the same boundary.
+
+An answer ends with the token that the chat template writes after it (Gemma's <end_of_turn>, Phi-3's <|end|>), which is
+not always the tokenizer's EOS; without a template, with EOS. Templates that let a model think aloud are asked not to:
+answers are judged as they stand.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -62,11 +66,7 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """What the model reads before it answers."""
     if not tokenizer.chat_template:
         return ALPACA.format(prompt=prompt)
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
-    assert isinstance(rendered, str)
-    return rendered
+    return _apply_template(tokenizer, [{"role": "user", "content": prompt}], True)
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
@@ -88,7 +88,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int
 
 def encode_all(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> list[Encoded]:
     """`encode` for each example, several times faster than one by one. Raises what `encode` raises."""
-    end = _end_id(tokenizer)
+    end = answer_end(tokenizer)
     if end is None:
         raise ModelError("The tokenizer has no end-of-sequence token.", remedy="Set eos_token in its config.")
     prompts = encode_prompts(tokenizer, [example.prompt for example in examples])
@@ -97,6 +97,45 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], 
         _join(example, prompt, answer, end, max_length)
         for example, prompt, answer in zip(examples, prompts, answers, strict=True)
     ]
+
+
+def answer_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that ends an answer: what the chat template writes after it, else EOS; None if there is neither.
+
+    Raises:
+        ModelError: the chat template cannot be rendered.
+    """
+    if not tokenizer.chat_template:
+        return _end_id(tokenizer)
+    named = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
+    found = _end_of_turn(
+        lambda messages: _apply_template(tokenizer, messages, False),
+        lambda text: _tokenise(tokenizer, [text], False)[0],
+        named,
+    )
+    return _end_id(tokenizer) if found is None else found
+
+
+def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], asks: bool) -> str:
+    try:
+        rendered = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=asks, enable_thinking=False
+        )
+    except TemplateError as error:
+        raise ModelError(f"The chat template cannot be rendered: {error}", remedy="Correct the template.") from error
+    assert isinstance(rendered, str)
+    return rendered
+
+
+def _end_of_turn(
+    render: Callable[[list[dict[str, str]]], str], tokenise: Callable[[str], list[int]], named: Mapping[int, str]
+) -> int | None:
+    """The first of the `named` tokens, blanks aside, that a template writes after an answer; None if there is none."""
+    answer = "answer"
+    text = render([{"role": "user", "content": "prompt"}, {"role": "assistant", "content": answer}])
+    _, found, rest = text.rpartition(answer)
+    after = tokenise(rest) if found and rest else []
+    return next((token for token in after if named.get(token, "").strip()), None)
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
@@ -167,13 +206,21 @@ def preview(folder: Path, example: Example, max_length: int = 200) -> PromptPrev
     """
     tokenizer, config = _load_tokenizer(folder)
     template = config["chat_template"]
-    eos = tokenizer.token_to_id(config["eos_token"] or "")
-    if eos is None:
+    eos = end = tokenizer.token_to_id(config["eos_token"] or "")
+    text = ALPACA.format(prompt=example.prompt)
+    if template:
+        text = _render(template, config, [{"role": "user", "content": example.prompt}], True)
+        turn = _end_of_turn(
+            lambda messages: _render(template, config, messages, False),
+            lambda rest: tokenizer.encode(rest, add_special_tokens=False).ids,
+            {index: token.content for index, token in tokenizer.get_added_tokens_decoder().items()},
+        )
+        end = eos if turn is None else turn
+    if end is None:
         raise ModelError(f"The tokenizer in {folder} has no end-of-sequence token.", remedy="Set eos_token.")
-    text = _render(template, config, example.prompt) if template else ALPACA.format(prompt=example.prompt)
     prompt = _without_end(tokenizer.encode(text, add_special_tokens=not template).ids, eos)
     answer = tokenizer.encode(example.answer, add_special_tokens=False).ids
-    encoded = _join(example, prompt, answer, eos, max_length)
+    encoded = _join(example, prompt, answer, end, max_length)
     # Ids decoded one by one lose blanks and break characters; the growth of the decoded whole does not.
     grown = [tokenizer.decode(list(encoded.input_ids[:stop]), skip_special_tokens=False) for stop in
              range(len(encoded.input_ids) + 1)]  # fmt: skip
@@ -215,7 +262,7 @@ def _load_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
     }
 
 
-def _render(template: str, config: dict[str, Any], prompt: str) -> str:
+def _render(template: str, config: dict[str, Any], messages: list[dict[str, str]], asks: bool) -> str:
     """A chat template in the environment that Hugging Face defines for it."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
@@ -223,8 +270,9 @@ def _render(template: str, config: dict[str, Any], prompt: str) -> str:
     environment.globals["raise_exception"] = _raise_template_error
     try:
         return environment.from_string(template).render(
-            messages=[{"role": "user", "content": prompt}],
-            add_generation_prompt=True,
+            messages=messages,
+            add_generation_prompt=asks,
+            enable_thinking=False,
             bos_token=config["bos_token"] or "",
             eos_token=config["eos_token"] or "",
         )

@@ -66,6 +66,7 @@ def stream_tokens(
         yield from _state_by_state(states, rows, max_new_tokens, should_stop, deadline)
         return
     prompts = encode_prompts(loaded.tokenizer, [prompt for _, prompt in rows])
+    loaded.require_known(max(prompt, default=0) for prompt in prompts)
     longest = max(map(len, prompts))
     device = loaded.device
     ids = torch.tensor([[loaded.pad_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
