@@ -31,7 +31,7 @@ LAYERS = (
     {"errors", "records"},
     {"config"},
     {"database", "rows", "jobs", "store", "export"},
-    {"hooks", "grads", "losses", "merged", "passes"},
+    {"hooks", "grads", "losses", "merged", "passes", "ranks"},
     {"models", "adapters", "adapter_files", "checkpoints", "data", "sandbox"},
     {"methods"},
     {"training"},
