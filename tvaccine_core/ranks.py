@@ -30,9 +30,11 @@ import torch.distributed as dist
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from tvaccine_core.errors import ConfigError, TrainingError, TVaccineError
+from tvaccine_core.hooks import anatomy
 
 PATIENCE = timedelta(days=7)
 """Longest wait for another process's word; what is dead is noticed by its closed connection, not by this."""
@@ -91,11 +93,11 @@ ALONE = Ranks()
 class Group(Ranks):
     """One of the processes that a launcher started. Make it with `join`."""
 
-    def __init__(self, index: int, size: int, board: dist.Store) -> None:
+    def __init__(self, index: int, size: int, board: Store) -> None:
         self.index = index
         self.size = size
         self._board = board
-        self._words = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._words: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def reduce_sum(self, tensor: Tensor) -> Tensor:
         total = tensor.detach().clone()
@@ -199,10 +201,32 @@ def join() -> Group:
             )
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
+    store: Any
     store, index, size = next(rendezvous("env://"))
-    board = dist.PrefixStore("tvaccine", store.clone())  # a connection of its own: another's wait must not block it
-    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=index, world_size=size)
+    board = PrefixStore("tvaccine", store.clone())  # a connection of its own: another's wait must not block it
+    dist.init_process_group(backend, store=PrefixStore("group", store), rank=index, world_size=size)
     return Group(index, size, board)
+
+
+def shard_base(model: nn.Module) -> None:
+    """Divide the frozen base among the processes, decoder layer by decoder layer (FSDP2); adapters stay whole.
+
+    A layer's weights are gathered when it runs, forward and backward, and given back after it. Call it in every
+    process, when the adapters are set up and before a method sees the model. The methods' hooks and `autograd.grad` work
+    as on a whole base; linears run peft's own code, for merging needs whole weights. From then on every forward pass
+    needs all processes, through the same layers: training does that, an evaluation in one process would wait for ever.
+
+    Raises:
+        ModelError: no decoder layers are found.
+    """
+    from torch.distributed.device_mesh import init_device_mesh  # a second and a half to import, for those who need it
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (dist.get_world_size(),))
+    kept = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    parts = anatomy(model)
+    for module in (*(block.layer for block in parts.blocks), parts.causal):
+        fully_shard(module, mesh=mesh, ignored_params=kept)
 
 
 def leave() -> None:

@@ -1,6 +1,6 @@
 """One of several processes that run the command line, made to misbehave: `python launched.py FAULT ARGUMENTS...`.
 
-FAULT: `none`; `memory`: the second process has no memory left at its third step; `stopped`: the leader's attack on SFT
+FAULT: `memory`: the second process has no memory left at its third step; `stopped`: the leader's attack on SFT
 is stopped while it is measured; `killed`: the second process dies at its third step.
 """
 

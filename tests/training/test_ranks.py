@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from tvaccine_core import ranks as ranks_module
 from tvaccine_core.adapters import ModelStates
@@ -36,7 +37,7 @@ from tvaccine_core.errors import CancelledError, TrainingError
 from tvaccine_core.methods import load_method
 from tvaccine_core.models import load_model
 from tvaccine_core.passes import Passes
-from tvaccine_core.ranks import ALONE, Ranks
+from tvaccine_core.ranks import ALONE, Ranks, shard_base
 from tvaccine_core.records import Event
 from tvaccine_core.training import fit
 
@@ -53,6 +54,8 @@ class Case:
     method: MethodConfig
     optimisation: OptimisationConfig = STEPS
     dropout: float = 0.0
+    sharded: bool = False
+    """Among processes, the base is divided too."""
 
 
 CASES = {
@@ -64,6 +67,8 @@ CASES = {
         DRAWN.model_copy(update={"probe_batch_size": 1}), STEPS.model_copy(update={"batch_size": 1})
     ),
     "dropout": Case(DRAWN, dropout=0.3),
+    "sharded vaccine": Case(VaccineConfig(rho=2.0), sharded=True),
+    "sharded tvaccine": Case(DRAWN, sharded=True),
 }
 EQUAL_TO_ONE_PROCESS = [name for name in CASES if name != "dropout"]
 
@@ -74,6 +79,11 @@ def train(model_folder: str, case: Case, ranks: Ranks = ALONE, **options: Any) -
     states.add("mine", AdapterConfig(r=4, alpha=8, dropout=case.dropout), seed=1)
     states.train("mine")
     states.model.double()
+    if case.sharded and ranks is not ALONE:
+        shard_base(states.model)
+        mine = sum(p.to_local().numel() for p in states.model.parameters() if isinstance(p, DTensor))  # pyright: ignore
+        whole = sum(p.numel() for p in states.model.parameters() if not p.requires_grad)
+        assert mine == whole / ranks.size
     data, tokenizer = load_lab_data(LabConfig()), states.loaded.tokenizer
     examples = [*data.alignment[:20], *data.tasks["sentiment"].train[:6]]
     settings: dict[str, Any] = {"seed": 3, "pad_id": states.loaded.pad_id, "ranks": ranks, **options}
