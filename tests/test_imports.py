@@ -31,13 +31,13 @@ LAYERS = (
     {"errors", "records"},
     {"config"},
     {"database", "rows", "jobs", "store", "export"},
-    {"hooks", "grads", "losses", "merged", "passes"},
+    {"hooks", "grads", "losses", "merged", "passes", "ranks"},
     {"models", "adapters", "adapter_files", "targets", "checkpoints", "data", "sandbox"},
     {"methods"},
     {"training"},
     {"attack", "evaluation", "conformance"},
     {"pipeline"},
-    {"engine", "export", "worker", "supervisor"},
+    {"engine", "export", "worker", "supervisor", "launch"},
     {"bench", "cli", "__main__"},
 )
 """The engine from the ground up, by the first name under `tvaccine_core`. A new name must be given its place here."""
@@ -53,6 +53,7 @@ TORCH_FREE = (
     "tvaccine_core.data.sources",
     "tvaccine_core.store",
     "tvaccine_core.supervisor",
+    "tvaccine_core.launch",
     "tvaccine_core.__main__",
     "app",
     "app.services",
@@ -69,7 +70,7 @@ METHOD_FILE_MAY_IMPORT = {
     "methods",
     "methods.base",
 }
-STORE_READERS = {"store", "export", "engine", "worker", "supervisor", "bench", "cli", "__main__"}
+STORE_READERS = {"store", "export", "engine", "worker", "supervisor", "launch", "bench", "cli", "__main__"}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """`python -m tvaccine_core`: the lab without a browser. Each command imports what it needs when it runs."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import typer
 
@@ -9,6 +9,7 @@ from tvaccine_core import __version__
 from tvaccine_core.cli import runs, stages, tools
 from tvaccine_core.cli.options import err, out
 from tvaccine_core.errors import ConfigError, RunNotFoundError, TVaccineError
+from tvaccine_core.launch import run_together, started_together
 
 app = typer.Typer(
     help="T-Vaccine Lab: align a small language model, attack it, see what holds.",
@@ -33,9 +34,18 @@ def version() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 2 for a wrong wish, 1 for what went wrong, 130 after Ctrl-C."""
+    """Run a command line; returns the exit code: 2 for a wrong wish, 1 for what went wrong, 130 after Ctrl-C.
+
+    Of several processes that a launcher started, the first runs it; the others do their share of its jobs.
+    """
+    if not started_together():
+        return _run(lambda: app(arguments))
+    return _run(lambda: sys.exit(run_together(lambda: _run(lambda: app(arguments)))))
+
+
+def _run(action: Callable[[], None]) -> int:
     try:
-        app(arguments)
+        action()
     except TVaccineError as error:
         err.print(str(error), style="bold red", soft_wrap=True)
         if error.remedy:

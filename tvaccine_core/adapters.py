@@ -36,6 +36,7 @@ from tvaccine_core.errors import ModelError
 from tvaccine_core.hooks import replace_forwards
 from tvaccine_core.merged import mergeable
 from tvaccine_core.models import LoadedModel
+from tvaccine_core.ranks import Ranks
 from tvaccine_core.records import StateRecord
 from tvaccine_core.targets import find_targets, shorten
 
@@ -162,6 +163,16 @@ class ModelStates:
         """Load `state` from `folder` unless it is in memory. Raises what `load` raises."""
         if state not in self._stacks:
             self.load(state, folder)
+
+    def share(self, state: str, ranks: Ranks) -> None:
+        """Give the leading process's `state` to the others, which need not have its files."""
+        plain = self._plain(self._stack(state)) if ranks.leads else None
+        note, tensors = ranks.share_tensors(
+            plain and {"rank": plain.rank, "alpha": plain.alpha}, plain.tensors if plain else {}
+        )
+        if plain is None:
+            self.drop(state)
+            self._adopt(state, PlainAdapter(tensors, **note))
 
     def drop(self, state: str) -> None:
         """Forget `state`, free its adapter, and forget the stacks it was part of; nothing happens if there is none.

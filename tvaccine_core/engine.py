@@ -7,8 +7,10 @@ trains.
 """
 
 import gc
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +21,7 @@ from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.evaluation.scores import evaluate_state
 from tvaccine_core.models import LoadedModel, load_model
 from tvaccine_core.pipeline import Session, state_folder
+from tvaccine_core.ranks import ALONE, Ranks
 from tvaccine_core.records import AnswerRecord, Event, GeneratedAnswer
 from tvaccine_core.store import JobRow, Store
 
@@ -35,41 +38,43 @@ class TorchEngine:
 
     Args:
         num_threads: torch's CPU threads; results are bit-equal only for the same number.
+        ranks: the processes that train with this one; the others `follow`.
     """
 
-    def __init__(self, num_threads: int | None = None) -> None:
+    def __init__(self, num_threads: int | None = None, *, ranks: Ranks = ALONE) -> None:
         self._num_threads = num_threads
+        self._ranks = ranks
         self._states: ModelStates | None = None
         self._asked: dict[str, tuple[int, ...]] = {}
         """State kept for answers -> identity of the file it was read from; oldest use first."""
 
     def run(self, store: Store, job: JobRow, config: LabConfig, should_stop: ShouldStop) -> Iterator[Event]:
         """Do a `baseline`, `align`, `attack` or `evaluate` job; see the functions of `pipeline`."""
+        if job.kind in ("align", "attack"):
+            task = {"kind": job.kind, "params": job.params, "resumed": job.resumed, "config": config.to_yaml()}
+            self._ranks.share(json.dumps(task).encode())
         states = self._load(config.model)
         self._forget_jobs(states)
-        session = _session(states, store, job)
+        session = self._session(states, store, job)
         params = job.params
         match job.kind:
             case "baseline":
                 yield from pipeline.baseline(session, config, should_stop=should_stop)
-            case "align":
-                yield from pipeline.align(
-                    session, config, params["method"], should_stop=should_stop, resume=job.resumed
-                )
-            case "attack":
-                yield from pipeline.attack(
-                    session,
-                    config,
-                    params["method"],
-                    parse_config(AttackConfig, params["attack"]),
-                    params["attack_id"],
-                    should_stop=should_stop,
-                    resume=job.resumed,
-                )
+            case "align" | "attack":
+                yield from _train(session, config, job.kind, params, should_stop, job.resumed)
             case "evaluate":
                 yield from _evaluate(session, config, params["state"], params["step"], should_stop)
             case "generate":
                 yield from self.answer(store, job, config, should_stop, float("inf"))
+
+    def follow(self, task: dict[str, Any], folder: Path, should_stop: ShouldStop) -> None:
+        """Do this process's share of a job that the leading process `run`s; nothing is written but in `folder`."""
+        config = LabConfig.from_yaml(task["config"])
+        states = self._load(config.model)
+        self._forget_jobs(states)
+        session = Session(states.loaded, states, folder, lambda answers: None, self._ranks)
+        for _ in _train(session, config, task["kind"], task["params"], should_stop, task["resumed"]):
+            pass
 
     def answer(
         self, store: Store, job: JobRow, config: LabConfig, should_stop: ShouldStop, time_limit_s: float
@@ -80,7 +85,7 @@ class TorchEngine:
             self._ask(states, store.run_dir(job.run_id), job.run_id, state): state for state in job.params["states"]
         }
         for record in pipeline.answer(
-            _session(states, store, job),
+            self._session(states, store, job),
             config,
             list(wanted),
             job.params["prompt"],
@@ -97,6 +102,12 @@ class TorchEngine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _session(self, states: ModelStates, store: Store, job: JobRow) -> Session:
+        def save(answers: list[GeneratedAnswer]) -> None:
+            store.save_answers(job.run_id, answers)
+
+        return Session(states.loaded, states, store.run_dir(job.run_id), save, self._ranks)
 
     def _load(self, model: ModelConfig) -> ModelStates:
         if self._states is None or self._states.loaded.config != model:
@@ -128,11 +139,18 @@ class TorchEngine:
         return name
 
 
-def _session(states: ModelStates, store: Store, job: JobRow) -> Session:
-    def save(answers: list[GeneratedAnswer]) -> None:
-        store.save_answers(job.run_id, answers)
-
-    return Session(states.loaded, states, store.run_dir(job.run_id), save)
+def _train(
+    session: Session, config: LabConfig, kind: str, params: dict[str, Any], should_stop: ShouldStop, resume: bool
+) -> Iterator[Event]:
+    """An `align` or `attack` job."""
+    session.ranks.require_same(session.loaded.key, "base model")
+    if kind == "align":
+        yield from pipeline.align(session, config, params["method"], should_stop=should_stop, resume=resume)
+        return
+    attack = parse_config(AttackConfig, params["attack"])
+    yield from pipeline.attack(
+        session, config, params["method"], attack, params["attack_id"], should_stop=should_stop, resume=resume
+    )
 
 
 def _evaluate(session: Session, config: LabConfig, state: str, step: int, should_stop: ShouldStop) -> Iterator[Event]:

@@ -16,9 +16,10 @@ def l2_norm(tensor: Tensor) -> Tensor:
     return torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
 
 
-def joint_norm(norms: Mapping[int, Tensor], reduce_sum: Callable[[Tensor], Tensor]) -> Tensor:
-    """L2 norm of everything whose parts have these norms, over all processes."""
-    return reduce_sum(torch.stack(list(norms.values())).square().sum()).sqrt()
+def joint_norm(norms: Mapping[int, Tensor], reduce_sum: Callable[[Tensor], Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
+    """L2 norm, over all processes, of everything whose parts have these norms here; and that of each part."""
+    squares = reduce_sum(torch.stack(list(norms.values())).square())
+    return squares.sum().sqrt(), dict(zip(norms, squares.sqrt().unbind(), strict=True))
 
 
 def scale_to_radius(gradients: Mapping[int, Tensor], norm: Tensor, radius: float) -> dict[int, Tensor]:

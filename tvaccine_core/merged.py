@@ -83,6 +83,7 @@ def mergeable(model: nn.Module) -> list[LoraLinear]:
         for module in model.modules()
         if type(module) is LoraLinear
         and type(module.base_layer) is nn.Linear
+        and type(module.base_layer.weight) is nn.Parameter  # a sharded one is whole only while its layer runs
         and module.base_layer.weight.dtype in (torch.float32, torch.float64)
     ]
 

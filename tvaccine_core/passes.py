@@ -68,12 +68,13 @@ class Passes:
         """Those of `parameters` that act on the input of layer 0, by id: embeddings, projections of them."""
 
     @contextmanager
-    def scope(self, generator: torch.Generator) -> Iterator[None]:
+    def scope(self, generator: torch.Generator, rank: int = 0) -> Iterator[None]:
         """What a step's passes, backward included, run inside.
 
-        Dropout draws from a seed of `generator` and torch's global random state is kept; adapters are lean.
+        Dropout draws from a seed of `generator` and of `rank`, so that processes with equal generators differ in it;
+        torch's global random state is kept; adapters are lean.
         """
-        seed = int(torch.randint(2**62, (), generator=generator))
+        seed = int(torch.randint(2**62, (), generator=generator)) + rank
         with hooks.isolated_randomness(self.device, seed), merged_adapters(self._mergeable):
             yield
 

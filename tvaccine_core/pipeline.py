@@ -7,12 +7,16 @@ Beside them, `answer`: one prompt, several states, streamed.
 
 Artifacts lie under the run's folder: `states/<state>/` (one peft adapter each), `checkpoints/<job>/` while a stage
 trains, and `answers.jsonl` where no store takes the answers.
+
+Several processes (`Session.ranks`) may run `align` and `attack` side by side: all train; the leader alone measures and
+touches the run's folder.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +27,14 @@ from tvaccine_core.config import AttackConfig, LabConfig, MethodConfig, SFTConfi
 from tvaccine_core.data.batches import derive_seed
 from tvaccine_core.data.prompts import Encoded, encode_all, template_name
 from tvaccine_core.data.sources import load_lab_data
-from tvaccine_core.errors import ConfigError
+from tvaccine_core.errors import CancelledError, ConfigError
 from tvaccine_core.evaluation.drift import embedding_drift
 from tvaccine_core.evaluation.generate import decode, stream_tokens
 from tvaccine_core.evaluation.scores import evaluate_state, evaluation_examples
 from tvaccine_core.hooks import find_blocks
 from tvaccine_core.methods import load_method
 from tvaccine_core.models import LoadedModel, load_model
+from tvaccine_core.ranks import ALONE, Ranks, Word
 from tvaccine_core.records import AnswerRecord, Event, Example, GeneratedAnswer, MessageRecord, StateRecord, StepRecord
 from tvaccine_core.training import fit
 
@@ -45,6 +50,7 @@ class Session:
     states: ModelStates
     run_dir: Path
     save_answers: Callable[[list[GeneratedAnswer]], None]
+    ranks: Ranks = ALONE
 
 
 def open_session(
@@ -132,7 +138,7 @@ def align(
         ConfigError: the method is not in `config`.
         What `fit`, `evaluate_state` and `ModelStates.save` raise.
     """
-    data, states = load_lab_data(config), session.states
+    data, states, ranks = load_lab_data(config), session.states, session.ranks
     method = load_method(_method_config(config, method_name))
     state = aligned_state(method_name)
     optimisation = config.alignment.optimisation
@@ -147,7 +153,7 @@ def align(
 
     # 2. Train it.
     checkpoints = checkpoint_folder(session.run_dir, state)
-    if not resume:
+    if not resume and ranks.leads:
         discard_checkpoints(checkpoints)
     yield from fit(
         states.model,
@@ -160,7 +166,10 @@ def align(
         checkpoint_dir=checkpoints,
         resume=resume,
         should_stop=should_stop,
+        ranks=ranks,
     )
+    if not ranks.leads:
+        return
 
     # 3. Save the state and score it.
     yield states.save(state, [state], state_folder(session.run_dir, state), relative_to=session.run_dir)
@@ -187,23 +196,27 @@ def attack(
         DataError: too few examples for the mixture.
         What `fit`, `evaluate_state` and `ModelStates.save` raise.
     """
-    data, states = load_lab_data(config), session.states
+    data, states, ranks = load_lab_data(config), session.states, session.ranks
     aligned, attacked = aligned_state(method_name), attacked_state(method_name, attack_id)
-    states.ensure(aligned, state_folder(session.run_dir, aligned))
+    if ranks.leads:
+        states.ensure(aligned, state_folder(session.run_dir, aligned))
+    if ranks.size > 1:
+        states.share(aligned, ranks)
     steps = attack.optimisation.steps
 
     def measure(step: int, sets: Sequence[str], tasks: Sequence[str]) -> Iterator[Event]:
-        return evaluate_state(
-            states,
-            attacked,
-            data,
-            config.evaluation,
-            tasks,
-            step,
-            session.save_answers,
-            sets=sets,
-            should_stop=should_stop,
-        )
+        if ranks.leads:
+            yield from evaluate_state(
+                states,
+                attacked,
+                data,
+                config.evaluation,
+                tasks,
+                step,
+                session.save_answers,
+                sets=sets,
+                should_stop=should_stop,
+            )
 
     # 1. The user's data: the same for every method.
     yield from _introduce(session)
@@ -212,10 +225,13 @@ def attack(
     # 2. Fine-tune on it, measuring along the way.
     trained = prepare_attack(states, attack, aligned=aligned, attacked=attacked)
     checkpoints = checkpoint_folder(session.run_dir, attacked)
-    if not resume:
+    if not resume and ranks.leads:
         discard_checkpoints(checkpoints)
     if attack.eval_every and not last_step(checkpoints):
-        yield from measure(0, data.harmful_sets, [attack.task])
+        with _others_wait(ranks):
+            yield from measure(0, data.harmful_sets, [attack.task])
+    if ranks.agree(Word.GO_ON) == Word.LEAVE:
+        raise CancelledError("The leading process was stopped.")
     for event in fit(
         states.model,
         load_method(SFTConfig()),
@@ -226,12 +242,16 @@ def attack(
         checkpoint_dir=checkpoints,
         resume=resume,
         should_stop=should_stop,
+        ranks=ranks,
     ):
         yield event
         if not isinstance(event, StepRecord) or not attack.eval_every:
             continue
         if event.step % attack.eval_every == 0 and event.step < steps:
-            yield from measure(event.step, data.harmful_sets, [attack.task])
+            with _others_wait(ranks):
+                yield from measure(event.step, data.harmful_sets, [attack.task])
+    if not ranks.leads:
+        return
 
     # 3. Save the state, score it on everything, and see how far it drifted.
     yield states.save(attacked, [attacked], state_folder(session.run_dir, attacked), relative_to=session.run_dir)
@@ -307,6 +327,17 @@ def answer(
                 yield record(row, done=False)
             waiting.clear()
             last = time.monotonic()
+
+
+@contextmanager
+def _others_wait(ranks: Ranks) -> Iterator[None]:
+    """For what the leader does while the others wait for its word: if it is stopped, they must hear of it."""
+    try:
+        yield
+    except BaseException:
+        if ranks.leads:
+            ranks.agree(Word.LEAVE)
+        raise
 
 
 def _method_config(config: LabConfig, name: str) -> MethodConfig:

@@ -4,6 +4,8 @@ Optimiser AdamW (Loshchilov and Hutter, arXiv:1711.05101), linear warm-up then c
 norm, token-weighted accumulation: the gradient of a step is the mean over all its labelled tokens, however they are
 split. The same seed, data and thread count give the same bytes, resumed or not: which examples make a step is a pure
 function of its number, and a checkpoint holds weights, optimiser moments, the method's state and its generator.
+Several processes (`ranks`) divide each micro-batch; gradient and perturbation are those of the whole one, so one
+process or many give the same adapters to rounding (dropout aside: its masks differ).
 Cost: the method's passes, plus about 2 % for optimiser, clipping and one wait for the device a step.
 """
 
@@ -24,10 +26,13 @@ from tvaccine_core.data.batches import BatchStream, derive_seed, require_labels
 from tvaccine_core.data.prompts import MASKED, Encoded
 from tvaccine_core.errors import CancelledError, NonFiniteLossError, OutOfMemoryError, TrainingError
 from tvaccine_core.methods.base import Batch, Method, MethodContext
+from tvaccine_core.ranks import ALONE, Ranks, Word
 from tvaccine_core.records import CheckpointRecord, Event, MessageRecord, StepRecord
 
 
-def collate(examples: Sequence[Encoded], pad_id: int, *, total_labelled: int | None = None) -> Batch:
+def collate(
+    examples: Sequence[Encoded], pad_id: int, *, total_labelled: int | None = None, ranks: Ranks = ALONE
+) -> Batch:
     """Pad on the right into one `Batch` on the CPU, prepared for its loss.
 
     Args:
@@ -35,15 +40,21 @@ def collate(examples: Sequence[Encoded], pad_id: int, *, total_labelled: int | N
         pad_id: fills `input_ids`; masked, so its value is of no consequence.
         total_labelled: labelled tokens of the whole optimiser step; the batch's weight is its share of them.
             None: the batch is the whole step.
+        ranks: who divides the batch. The examples are dealt in turn, as they come sorted by length; a process that
+            gets none takes one that counts for nothing, since all must take part in the sums.
     """
+    whole = sum(example.num_labelled for example in examples)
+    mine = examples[ranks.index :: ranks.size]
+    share = sum(example.num_labelled for example in mine) / whole
+    examples = mine or examples[:1]
     longest = max(len(example.input_ids) for example in examples)
     rows = [(example, longest - len(example.input_ids)) for example in examples]
-    labelled = sum(example.num_labelled for example in examples)
     return Batch(
         input_ids=torch.tensor([[*example.input_ids, *[pad_id] * gap] for example, gap in rows]),
         attention_mask=torch.tensor([[1] * len(example.input_ids) + [0] * gap for example, gap in rows]),
         labels=torch.tensor([[*example.labels, *[MASKED] * gap] for example, gap in rows]),
-        weight=1.0 if total_labelled is None else labelled / total_labelled,
+        weight=share * (1.0 if total_labelled is None else whole / total_labelled),
+        share=share,
     ).to("cpu")
 
 
@@ -69,7 +80,7 @@ def fit(
     checkpoint_dir: Path | None = None,
     resume: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
-    reduce_sum: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Event]:
     """Train what requires a gradient in `model`, and report every step.
 
@@ -82,10 +93,10 @@ def fit(
         seed: of the data's order and of the method's generator.
         pad_id: padding token.
         probe: harmful examples for methods that ask for them; may be empty.
-        checkpoint_dir: where resumable checkpoints go; None for none.
+        checkpoint_dir: where resumable checkpoints go; None for none. Of several processes only the leader's counts.
         resume: take up from the newest checkpoint there; from the start if there is none.
-        should_stop: asked before every step.
-        reduce_sum: sum of a tensor over processes; the identity in one.
+        should_stop: asked before every step; it is enough that one process wants to stop.
+        ranks: the processes that train together, their other arguments equal.
 
     Yields:
         A `StepRecord` a step (the method's own records before it), `CheckpointRecord`s, `MessageRecord`s. What happens
@@ -118,14 +129,16 @@ def fit(
         model,
         MethodContext(
             generator=generator,
-            sample_harmful=_sampler(probe, pad_id, device) if probe else None,
-            reduce_sum=reduce_sum,
+            sample_harmful=_sampler(probe, pad_id, device, ranks) if probe else None,
+            reduce_sum=ranks.reduce_sum,
             emit=reported.append,
+            rank=ranks.index,
         ),
     )
     start, elapsed_s = 0, 0.0
     fingerprint = _fingerprint(method, [*encoded, *probe], config, seed, trainable)
-    if resume and checkpoint_dir is not None and (checkpoint := load_checkpoint(checkpoint_dir, fingerprint)):
+    ranks.require_same(fingerprint, "settings, data and adapters")
+    if resume and (checkpoint := _find_checkpoint(checkpoint_dir, fingerprint, ranks)):
         start, elapsed_s = checkpoint.step, checkpoint.elapsed_s
         _restore(checkpoint, trainable, optimiser, method, generator)
         for sentence in checkpoint.skipped:
@@ -134,7 +147,7 @@ def fit(
 
     def save(step: int) -> CheckpointRecord | None:
         nonlocal saved
-        if checkpoint_dir is None or saved == step:
+        if checkpoint_dir is None or saved == step or not ranks.leads:
             return None
         path = save_checkpoint(
             checkpoint_dir,
@@ -148,8 +161,9 @@ def fit(
 
     model.train()
     for step in range(start, config.steps):
-        if should_stop():
-            if record := save(step):
+        word = ranks.agree(Word.STOP if should_stop() else Word.GO_ON)
+        if word != Word.GO_ON:
+            if word == Word.STOP and (record := save(step)):
                 yield record
             raise CancelledError(f"Stopped after step {step} of {config.steps}.", remedy="Resume to go on from there.")
         began = time.perf_counter()
@@ -162,16 +176,18 @@ def fit(
             metrics: dict[str, Tensor] = {}
             optimiser.zero_grad(set_to_none=True)
             for examples in micro_batches:
-                batch = collate(examples, pad_id, total_labelled=num_tokens).to(device)
+                batch = collate(examples, pad_id, total_labelled=num_tokens, ranks=ranks).to(device)
                 for name, value in method.training_step(model, batch, step).items():
                     value = value * batch.weight
                     metrics[name] = metrics[name] + value if name in metrics else value
+            ranks.sum_gradients(list(trainable.values()))
             gradients = [parameter.grad for parameter in trainable.values() if parameter.grad is not None]
             if not gradients:
                 raise TrainingError(f"Step {step + 1} gave no parameter a gradient.", remedy="Report this method.")
             grad_norm = torch.nn.utils.get_total_norm(gradients)
             names = list(metrics)
-            numbers = torch.stack([grad_norm.float(), *(metrics[name].float() for name in names)]).tolist()
+            means = ranks.reduce_sum(torch.stack([metrics[name].float() for name in names]))
+            numbers = torch.cat([grad_norm.float()[None], means]).tolist()
             values = dict(zip(names, numbers[1:], strict=True))
             if not (math.isfinite(numbers[0]) and math.isfinite(values["loss"])):
                 raise NonFiniteLossError(
@@ -210,14 +226,25 @@ def fit(
     optimiser.zero_grad(set_to_none=True)
 
 
-def _sampler(probe: Sequence[Encoded], pad_id: int, device: torch.device) -> Callable[[int, torch.Generator], Batch]:
+def _sampler(
+    probe: Sequence[Encoded], pad_id: int, device: torch.device, ranks: Ranks
+) -> Callable[[int, torch.Generator], Batch]:
     """Draw harmful batches from `probe` without replacement; all of it if more are asked for than there are."""
 
     def sample(count: int, generator: torch.Generator) -> Batch:
         order = torch.randperm(len(probe), generator=generator)[:count].tolist()
-        return collate([probe[index] for index in order], pad_id).to(device)
+        return collate([probe[index] for index in order], pad_id, ranks=ranks).to(device)
 
     return sample
+
+
+def _find_checkpoint(folder: Path | None, fingerprint: str, ranks: Ranks) -> Checkpoint | None:
+    """What to resume from: the leader reads it, the others' machines may not have it."""
+    found = load_checkpoint(folder, fingerprint) if folder is not None and ranks.leads else None
+    note, tensors = ranks.share_tensors(
+        found and {"step": found.step, "elapsed_s": found.elapsed_s}, found.tensors if found else {}
+    )
+    return found if ranks.leads or note is None else Checkpoint(**note, tensors=tensors, skipped=())
 
 
 def _fingerprint(

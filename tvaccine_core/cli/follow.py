@@ -18,6 +18,7 @@ from rich.progress import (
 
 from tvaccine_core.cli.options import err
 from tvaccine_core.errors import StoreError
+from tvaccine_core.launch import lead, started_together
 from tvaccine_core.store import JobRow, Store
 from tvaccine_core.supervisor import Supervisor
 
@@ -37,7 +38,8 @@ def follow(
 ) -> list[JobRow]:
     """Start workers, wait until the jobs have ended, and return them. Ctrl-C cancels them and exits with 130.
 
-    Where another program (the page) already has workers on the folder, they do the work.
+    Where another program (the page) already has workers on the folder, they do the work. Where a launcher started
+    several processes, they are the workers, and the first failure ends all.
 
     Args:
         job_ids: to wait for.
@@ -47,6 +49,8 @@ def follow(
     Raises:
         StoreError: the workers die again and again.
     """
+    if started_together():
+        return _work_together(store, job_ids, on_poll, quiet)
     supervisor = Supervisor(store.home, num_workers)
     with supervisor:
         if supervisor.standing_by and not quiet:
@@ -93,6 +97,22 @@ def _wait(
                     remedy=f"The last lines: {_tail(supervisor.log_path(0))}",
                 )
             time.sleep(POLL_EVERY_S)
+
+
+def _work_together(
+    store: Store, job_ids: Sequence[str], on_poll: Callable[[], None] | None, quiet: bool
+) -> list[JobRow]:
+    bars = _Bars() if err.is_terminal and not quiet else _Lines(quiet)
+
+    def look() -> None:
+        bars.show([store.job(job_id) for job_id in job_ids])
+        if on_poll is not None:
+            on_poll()
+
+    with bars:
+        lead(store, job_ids, look)
+        look()
+    return [store.job(job_id) for job_id in job_ids]
 
 
 def _cancel(store: Store, job_ids: Sequence[str]) -> None:

@@ -34,6 +34,8 @@ class Batch:
     labels: Tensor  # (B, T) long
     weight: float = 1.0
     """This micro-batch's share of its optimiser step's labelled tokens; scales the gradient it adds."""
+    share: float = 1.0
+    """Of a micro-batch that several processes divide: the share of its labelled tokens that is here."""
     prepared: LabelledTokens | None = field(default=None, repr=False)
 
     @property
@@ -68,6 +70,8 @@ class MethodContext:
     """Sum over processes; the identity in one."""
     emit: Callable[[Event], None]
     """Report an event of the method's own, e.g. a `LayerDrawRecord`."""
+    rank: int = 0
+    """Which of the processes this is; all draw the same layers, each has dropout masks of its own."""
 
 
 class Method(ABC, Generic[ConfigT]):
@@ -76,7 +80,7 @@ class Method(ABC, Generic[ConfigT]):
     passes: Passes
     context: MethodContext
     perturbation_norms: dict[int, Tensor]
-    """Layer -> L2 norm of its share of the last step's perturbation; empty for a method without one."""
+    """Layer -> L2 norm of its share of the last step's perturbation, in this process; empty without a perturbation."""
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
@@ -101,7 +105,8 @@ class Method(ABC, Generic[ConfigT]):
         """Add `batch.weight` times this micro-batch's gradient to `.grad` of what step `step` (0-based) trains.
 
         Returns:
-            Detached 0-dim tensors; always `loss`, the clean loss, mean over the batch's labelled tokens.
+            Detached 0-dim tensors; always `loss`, the clean loss, mean over the batch's labelled tokens. Where several
+            processes divide a micro-batch, each is such a mean here, or the same in all of them.
         """
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -118,19 +123,22 @@ class Method(ABC, Generic[ConfigT]):
         """Two passes: find the worst shift of radius `rho` at the attention outputs of `layers`, descend under it.
 
         Nothing below layer `floor` trains; `frozen` are the parameters from there up that do not train either.
+        Processes that divide the micro-batch find its shift together: each loss here is a mean over its own tokens, so
+        the micro-batch's gradient at a hidden state is `batch.share` times the one found.
         """
         tokens = batch.prepare()
-        with self.passes.scope(self.context.generator):
+        reduce_sum = self.context.reduce_sum
+        with self.passes.scope(self.context.generator, self.context.rank):
             clean = self.passes.clean(tokens, layers, floor)
-            norms = {layer: l2_norm(gradient) for layer, gradient in clean.gradients.items()}
-            norm = joint_norm(norms, self.context.reduce_sum)
-            shifts = scale_to_radius(clean.gradients, norm, rho)
+            mine = {layer: l2_norm(gradient) * batch.share for layer, gradient in clean.gradients.items()}
+            norm, norms = joint_norm(mine, reduce_sum)
+            shifts = scale_to_radius(clean.gradients, norm, rho * batch.share)
             self.perturbation_norms = {layer: l2_norm(shift) for layer, shift in shifts.items()}
             perturbed_loss = self.passes.perturbed(tokens, clean, shifts, frozen, batch.weight)
         return {
             "loss": clean.loss,
             "perturbed_loss": perturbed_loss,
-            "perturbation_norm": joint_norm(self.perturbation_norms, self.context.reduce_sum),
+            "perturbation_norm": joint_norm(self.perturbation_norms, reduce_sum)[0],
             "clean_grad_norm": norm,
             **{f"clean_grad_norm.{layer}": value for layer, value in norms.items()},
         }

@@ -86,11 +86,12 @@ class TVaccine(Method[TVaccineConfig]):
         )
 
     def score_layers(self, harmful: Batch) -> tuple[Tensor, Tensor]:
-        """Gradient norm of the harmful loss at every attention output, (L,), and that loss, 0-dim."""
-        with self.passes.scope(self.context.generator):
+        """Over all processes: gradient norm of the harmful loss at every attention output, (L,), and that loss."""
+        with self.passes.scope(self.context.generator, self.context.rank):
             clean = self.passes.clean(harmful.prepare(), range(self._num_blocks), floor=0)
-        norms = torch.stack([l2_norm(gradient) for gradient in clean.gradients.values()])
-        return self.context.reduce_sum(norms.square()).sqrt(), clean.loss
+        norms = torch.stack([l2_norm(gradient) for gradient in clean.gradients.values()]) * harmful.share
+        reduce_sum = self.context.reduce_sum
+        return reduce_sum(norms.square()).sqrt(), reduce_sum(clean.loss * harmful.share)
 
     def state_dict(self) -> dict[str, Tensor]:
         state = super().state_dict()

@@ -1,0 +1,41 @@
+"""One of several processes that run the command line, made to misbehave: `python launched.py FAULT ARGUMENTS...`.
+
+FAULT: `memory`: the second process has no memory left at its third step; `stopped`: the leader's attack on SFT
+is stopped while it is measured; `killed`: the second process dies at its third step.
+"""
+
+import os
+import signal
+import sys
+from typing import Any
+
+from tvaccine_core import pipeline
+from tvaccine_core.__main__ import main
+from tvaccine_core.errors import CancelledError
+from tvaccine_core.methods.sft import SFT
+
+FAULT = sys.argv[1]
+training_step, evaluate_state = SFT.training_step, pipeline.evaluate_state
+
+
+def failing_step(self: SFT, model: Any, batch: Any, step: int) -> Any:
+    """Fails in the second process."""
+    if step == 2 and os.environ["RANK"] == "1":
+        if FAULT == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 GiB.")
+    return training_step(self, model, batch, step)
+
+
+def stopped_evaluation(states: Any, state: str, data: Any, config: Any, tasks: Any, step: int, *args: Any, **kw: Any):  # noqa: ANN201
+    """Is stopped in the middle of an attack, while the other process waits to train on."""
+    if state == "attacked/sft/a1" and step == 2:
+        raise CancelledError("Stopped.")
+    yield from evaluate_state(states, state, data, config, tasks, step, *args, **kw)
+
+
+if FAULT in ("memory", "killed"):
+    SFT.training_step = failing_step
+elif FAULT == "stopped":
+    pipeline.evaluate_state = stopped_evaluation
+sys.exit(main(sys.argv[2:]))

@@ -1,0 +1,163 @@
+"""The command line under a launcher, two processes on loopback: equal to one process; failures and stops reach all."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from tvaccine_core import launch
+from tvaccine_core.engine import TorchEngine
+from tvaccine_core.errors import StoreError
+from tvaccine_core.ranks import ALONE
+from tvaccine_core.records import StepRecord
+from tvaccine_core.store import Store
+from tvaccine_core.supervisor import Supervisor
+from tvaccine_core.worker import Worker
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = (
+    "evaluation.max_per_set=2",
+    "evaluation.max_new_tokens=4",
+    "alignment.optimisation.steps=4",
+    "alignment.optimisation.batch_size=5",
+    "alignment.optimisation.learning_rate=1e-4",
+    "alignment.optimisation.checkpoint_every=2",
+    "attack.optimisation.steps=3",
+    "attack.optimisation.learning_rate=1e-4",
+    "attack.eval_every=2",
+)
+TINY = ("--preset", "sandbox-check", *(part for setting in SETTINGS for part in ("--set", setting)))
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def run_two(fault: str, *arguments: str) -> tuple[list[int], list[str]]:
+    """Exit codes of two processes as SLURM would start them, and what they printed to standard error."""
+    environment = ENVIRONMENT | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("launched.py")), fault, *arguments],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=280)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], said
+
+
+def jobs(store: Store) -> dict[str, str]:
+    return {job.title: job.state for job in store.jobs()}
+
+
+def work(store: Store) -> None:
+    """Do what is queued in this process."""
+    worker = Worker(store, TorchEngine(1))
+    while worker.run_one():
+        pass
+
+
+def losses(store: Store) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for job in store.jobs():
+        for stored in store.events(job.run_id, kinds=["step"], job_id=job.id):
+            assert isinstance(stored.event, StepRecord)
+            found.setdefault(job.title, []).append(stored.event.loss)
+    return found
+
+
+def test_accelerate_launch_gives_what_one_process_does(tmp_path: Path) -> None:
+    """`demo`: every method aligned and attacked, the base and all states measured by the leader."""
+    launcher = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+    quiet = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port())
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", *launcher, *quiet, "-m", "tvaccine_core", "demo", *TINY),
+            *("--methods", "sft,tvaccine", "--data-dir", str(tmp_path / "two")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=ENVIRONMENT,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("s from start to end") == 1  # the followers print nothing
+    two, one = Store(tmp_path / "two"), Store(tmp_path / "one")
+    (run,) = two.runs()
+    copy = one.create_run(run.config)
+    for job in two.jobs():
+        if job.kind in ("align", "attack"):
+            one.enqueue(copy, job.kind, job.params)
+    work(one)
+    assert set(jobs(two).values()) == set(jobs(one).values()) == {"done"}
+    expected = losses(one)
+    assert {title: len(values) for title, values in expected.items()} == {
+        **{"align sft": 4, "align tvaccine": 4},
+        **{"attack sft a1": 3, "attack tvaccine a1": 3},
+    }
+    for title, values in losses(two).items():
+        assert values == pytest.approx(expected[title], abs=1e-5), title
+    for path in (one.run_dir(copy) / "states").rglob("*.safetensors"):
+        theirs = load_file(two.run_dir(run.id) / "states" / path.relative_to(one.run_dir(copy) / "states"))
+        for name, tensor in load_file(path).items():
+            assert abs(theirs[name] - tensor).max() <= 1e-5, (path.parent.name, name)
+
+
+def test_a_process_that_fails_ends_all_with_its_message_and_nothing_is_lost(tmp_path: Path) -> None:
+    codes, said = run_two("memory", "align", *TINY, "--methods", "sft", "--data-dir", str(tmp_path))
+    assert codes == [1, 1], "\n".join(said)
+    store = Store(tmp_path)
+    align = next(job for job in store.jobs() if job.kind == "align")
+    assert jobs(store) == {"align sft": "failed", "baseline": "cancelled"}
+    assert (align.error or "").startswith("Process 1 of 2: Step 3: cpu has no memory left")
+    assert "batch_size" in (align.remedy or "")
+    assert (align.error or "") in " ".join(said[0].split())
+    store.resume(align.id)
+    work(store)
+    assert store.job(align.id).state == "done"
+    assert losses(store)["align sft"] != []
+    steps = [stored.event.step for stored in store.events(align.run_id, kinds=["step"])]  # pyright: ignore
+    assert steps == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_fails_the_job_with_advice(tmp_path: Path) -> None:
+    codes, said = run_two("killed", "align", *TINY, "--methods", "sft", "--data-dir", str(tmp_path))
+    assert codes == [1, -9], "\n".join(said)
+    store = Store(tmp_path)
+    align = next(job for job in store.jobs() if job.kind == "align")
+    assert align.state == "failed"
+    assert "connection to another process" in (align.error or "")
+    assert "resume" in (align.remedy or "")
+    assert [path.name for path in store.run_dir(align.run_id).glob("checkpoints/aligned/sft/*")] == ["step-00000002"]
+
+
+def test_a_stop_while_the_others_wait_reaches_them_and_they_go_on_with_the_next_job(tmp_path: Path) -> None:
+    codes, said = run_two("stopped", "demo", *TINY, "--methods", "sft,tvaccine", "--data-dir", str(tmp_path))
+    assert codes == [1, 0], "\n".join(said)
+    assert jobs(Store(tmp_path)) == {
+        **{"align sft": "done", "align tvaccine": "done", "baseline": "done"},
+        **{"attack sft a1": "cancelled", "attack tvaccine a1": "done"},
+    }
+
+
+def test_another_programs_workers_must_not_take_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_group", ALONE)
+    with Supervisor(tmp_path, 0), pytest.raises(StoreError, match="would take the jobs"):
+        launch.lead(Store(tmp_path), [], lambda: None)
