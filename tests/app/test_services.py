@@ -9,6 +9,7 @@ from app.services import (
     ConfigError,
     Lab,
     LabConfig,
+    ModelConfig,
     RunNotFoundError,
     StoreError,
     TVaccineError,
@@ -130,17 +131,19 @@ def test_preview_marks_the_answer_as_learned() -> None:
     config = LabConfig()
     example = data_of(config).alignment[0]
     shown = preview_example(config, example)
+    assert shown is not None
     learned = "".join(token for token, mark in zip(shown.tokens, shown.learned, strict=True) if mark)
     assert example.answer in learned
     assert example.prompt not in learned
 
 
 def test_time_is_what_the_last_run_took(lab: Lab) -> None:
-    assert lab.seconds_a_step("sft") is None
+    assert lab.seconds_a_step("sft", ModelConfig()) is None
     run_id = lab.start_alignment(small_config())
     finish_alignments(lab, run_id)
-    assert lab.seconds_a_step("sft") == pytest.approx(0.1)
-    assert lab.seconds_a_step("vaccine") is None
+    assert lab.seconds_a_step("sft", ModelConfig()) == pytest.approx(0.1)
+    assert lab.seconds_a_step("vaccine", ModelConfig()) is None
+    assert lab.seconds_a_step("sft", ModelConfig(quantization="nf4")) is None, "another model takes another time"
 
 
 def test_repeating_takes_the_first_attack_and_names_what_later_ones_changed(lab: Lab, done_run: str) -> None:
