@@ -57,7 +57,7 @@ class Draft:
         self._methods = {name: Form(_method(config, name), name) for name in names}
         tasks = [(task.title, name) for name, task in data_of(config).tasks.items()]
         self.model = Form(config.model, "model", main=MODEL_MAIN) if own_models else None
-        self.model_group = gr.Group(visible=is_own(config.model), elem_id="own-model", render=False)
+        self.model_group = gr.Group(visible=is_own(config.model), render=False)
         self.preset = gr.Radio(
             choices=[
                 (item.title, name) for name, item in PRESETS.items() if own_models or not is_own(item.config.model)

@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from tvaccine_core.config import ModelConfig
 from tvaccine_core.data.prompts import answer_end, encode_prompts
-from tvaccine_core.errors import ModelError, OutOfMemoryError
+from tvaccine_core.errors import ModelError, OutOfMemoryError, lacks_memory
 from tvaccine_core.hooks import find_blocks
 from tvaccine_core.model_files import check_folder, check_id, check_weights, model_folder, not_cached, weight_files
 
@@ -141,7 +141,7 @@ def _read_model(folder: Path, config: ModelConfig, device: torch.device) -> Any:
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise _no_memory(folder, config, device) from error
     except (SafetensorError, OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        if any(sign in str(error).lower() for sign in ("out of memory", "allocate memory")):
+        if lacks_memory(error):
             raise _no_memory(folder, config, device) from error
         raise ModelError(
             f"The model in {folder} cannot be loaded: {error}",
