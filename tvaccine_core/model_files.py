@@ -52,12 +52,6 @@ def check_model(config: ModelConfig) -> ModelFacts:
             local cache.
     """
     name = config.name
-    if name == YOUR_MODEL:
-        raise ModelError(
-            "No model is named yet.",
-            remedy="Give its folder or its Hugging Face id: on the page at Choose, on the command line by "
-            "--set model.name=…",
-        )
     folder = model_folder(name)
     if folder is not None:
         settings = check_folder(folder)
@@ -74,7 +68,13 @@ def check_model(config: ModelConfig) -> ModelFacts:
 
 
 def check_id(name: str) -> None:
-    """Raise `ModelError` if `name` cannot be a model on the hub."""
+    """Raise `ModelError` if `name` cannot be a model on the hub, or is none yet."""
+    if name == YOUR_MODEL:
+        raise ModelError(
+            "No model is named yet.",
+            remedy="Give its folder or its Hugging Face id: on the page at Choose, on the command line by "
+            "--set model.name=…",
+        )
     try:
         validate_repo_id(name)
     except HFValidationError as error:

@@ -244,7 +244,7 @@ class Worker:
         except TVaccineError as known:
             state, error = "failed", _bare(known)
             log.warning("%s failed: %s", job.id, known)
-        except Exception as unknown:
+        except Exception as unknown:  # noqa: BLE001 - a worker outlives whatever a job does
             # As text: a handler that keeps its records would keep the traceback's frames, and what they hold.
             log.error("%s failed\n%s", job.id, "".join(traceback.format_exception(unknown)))
             state, error = "failed", self._explain(job, unknown)

@@ -1,4 +1,4 @@
-"""A model of one's own, from the first screen to the last: named, checked, stored in 4 bits, aligned, attacked, asked."""
+"""A model of one's own, from the first screen to the last: named, checked, in 4 bits, aligned, attacked, asked."""
 
 import json
 import shutil

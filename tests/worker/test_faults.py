@@ -1,7 +1,10 @@
-"""The real engine under a worker when things go wrong: memory, numbers, sudden ends. Each job says why, nothing is lost,
-and the next job runs."""
+"""The real engine under a worker when things go wrong: memory, numbers, sudden ends, damage.
+
+Each job says why, nothing is lost, and the next job runs.
+"""
 
 import gc
+import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine import ATTACK_STEPS, CONFIG, METHOD, attack, losses, run_all, scores, state_hash, whole_run
+from test_engine import (
+    ALIGN_STEPS,
+    ATTACK_STEPS,
+    CONFIG,
+    METHOD,
+    attack,
+    losses,
+    run_all,
+    scores,
+    state_hash,
+    whole_run,
+)
 
 from tvaccine_core import models
 from tvaccine_core.engine import TorchEngine
@@ -19,8 +33,10 @@ from tvaccine_core.records import Event
 from tvaccine_core.store import Store
 from tvaccine_core.worker import Worker
 
-STATES = ("aligned/tvaccine", "attacked/tvaccine/a1")
-NO_MEMORY = "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 GiB."
+ALIGNED, ATTACKED = "aligned/tvaccine", "attacked/tvaccine/a1"
+NO_MEMORY = (
+    "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 GiB."
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +60,16 @@ def finished(store: Store, engine: TorchEngine) -> str:
     return whole_run(store, Worker(store, engine), CONFIG)
 
 
-def queued(store: Store) -> tuple[str, str, str]:
-    """A run, its alignment, and an attack that waits for it."""
+def queued(store: Store) -> tuple[str, str]:
+    """A run and its alignment."""
     run_id = store.create_run(CONFIG)
-    align = store.enqueue(run_id, "align", METHOD)
-    return run_id, align, attack(store, run_id, align)
+    return run_id, store.enqueue(run_id, "align", METHOD)
 
 
-def equal_runs(store: Store, first: str, second: str) -> bool:
-    """The same models, bit by bit, with the same scores."""
-    hashes = [[state_hash(store, run, state) for state in STATES] for run in (first, second)]
-    return hashes[0] == hashes[1] and scores(store, first) == scores(store, second)
+def equal(store: Store, first: str, second: str, state: str = ALIGNED) -> bool:
+    """The same model, bit by bit, with the same scores."""
+    records = [{key: e for key, e in scores(store, run).items() if e.state == state} for run in (first, second)]
+    return records[0] == records[1] != {} and state_hash(store, first, state) == state_hash(store, second, state)
 
 
 def failing_once(function: Callable[..., Any], error: Exception, at: int) -> Callable[..., Any]:
@@ -75,7 +90,7 @@ def test_memory_that_runs_out_in_a_load_fails_the_job_and_frees_what_was_loaded(
     store: Store, worker: Worker, engine: TorchEngine, finished: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine.release()
-    run_id, align, _ = queued(store)
+    run_id, align = queued(store)
     half: list[weakref.ref[Any]] = []
     load = models.AutoModelForCausalLM.from_pretrained
 
@@ -93,15 +108,14 @@ def test_memory_that_runs_out_in_a_load_fails_the_job_and_frees_what_was_loaded(
     assert "nf4" in (job.remedy or "")
     gc.collect()
     assert [model() for model in half] == [None]
-    assert [store.job(job.id).state for job in store.jobs(run_id)] == ["failed", "cancelled"]
     _resume_all(store, worker, run_id)
-    assert equal_runs(store, run_id, finished)
+    assert equal(store, run_id, finished)
 
 
 def test_memory_that_runs_out_in_a_step_costs_the_steps_since_the_checkpoint(
     store: Store, worker: Worker, engine: TorchEngine, finished: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id, align, _ = queued(store)
+    run_id, align = queued(store)
     with monkeypatch.context() as patched:
         step = failing_once(TVaccine.training_step, RuntimeError(NO_MEMORY), at=5)
         patched.setattr(TVaccine, "training_step", step)
@@ -112,14 +126,14 @@ def test_memory_that_runs_out_in_a_step_costs_the_steps_since_the_checkpoint(
     assert "batch_size" in (job.remedy or "")
     assert engine._states is None, "the model's memory was given back"
     _resume_all(store, worker, run_id)
-    assert equal_runs(store, run_id, finished)
+    assert equal(store, run_id, finished)
     assert [number for number, _ in losses(store, run_id, align)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_memory_that_runs_out_in_an_evaluation_makes_it_smaller_and_costs_nothing(
     store: Store, worker: Worker, finished: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id, _, _ = queued(store)
+    run_id, _ = queued(store)
     sizes: list[int] = []
     stream = generate.stream_tokens
 
@@ -135,13 +149,13 @@ def test_memory_that_runs_out_in_an_evaluation_makes_it_smaller_and_costs_nothin
         run_all(worker)
     assert {job.state for job in store.jobs(run_id)} == {"done"}
     assert sizes[:5] == [10, 5, 3, 3, 3]
-    assert equal_runs(store, run_id, finished)
+    assert equal(store, run_id, finished)
 
 
 def test_without_memory_for_one_prompt_the_evaluation_fails_and_the_training_is_kept(
     store: Store, worker: Worker, finished: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id, align, _ = queued(store)
+    run_id, align = queued(store)
 
     def never(*_: Any, **__: Any) -> Iterator[Any]:
         raise RuntimeError(NO_MEMORY)
@@ -165,13 +179,13 @@ def test_without_memory_for_one_prompt_the_evaluation_fails_and_the_training_is_
         patched.setattr(TVaccine, "training_step", counted)
         _resume_all(store, worker, run_id)
     assert steps == [], "it was not trained again"
-    assert equal_runs(store, run_id, finished)
+    assert equal(store, run_id, finished)
 
 
 def test_a_nan_ends_the_job_at_its_step_and_the_next_job_runs(
     store: Store, worker: Worker, finished: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id, align, _ = queued(store)
+    run_id, align = queued(store)
     training_step = TVaccine.training_step
 
     def nan(self: TVaccine, model: Any, batch: Any, step: int) -> Any:
@@ -191,47 +205,48 @@ def test_a_nan_ends_the_job_at_its_step_and_the_next_job_runs(
     run_all(worker)
     assert {job.state for job in store.jobs(other)} == {"done"}
     _resume_all(store, worker, run_id)
-    assert equal_runs(store, run_id, finished)
-
-
-def _moments(store: Store, run_id: str, job_kind: str) -> list[str]:
-    jobs = {job.id for job in store.jobs(run_id) if job.kind == job_kind}
-    return [stored.event.kind for stored in store.events(run_id) if stored.job_id in jobs]
+    assert equal(store, run_id, finished)
 
 
 @pytest.mark.parametrize(
     ("kind", "after"),
-    [("align", "message"), ("align", "checkpoint"), ("align", "state"), ("align", "eval")]
-    + [("attack", "eval"), ("attack", "checkpoint"), ("attack", "state"), ("attack", "drift")],
+    [("align", "checkpoint"), ("align", "state"), ("align", "eval"), ("attack", "eval"), ("attack", "state")],
 )
 def test_a_worker_that_dies_after_any_event_loses_nothing(
     store: Store, worker: Worker, finished: str, kind: str, after: str
 ) -> None:
-    """It dies when the event is stored: nothing of its is called any more; another engine takes the job up."""
-    assert after in _moments(store, finished, kind)
-    run_id, align, attacked = queued(store)
+    """It dies when the event is stored: nothing of its is called any more; another worker takes the job up."""
+    run_id, align = queued(store)
     if kind == "attack":
-        worker.run_one()
+        shutil.copytree(store.run_dir(finished) / "states" / "aligned", store.run_dir(run_id) / "states" / "aligned")
+        store.claim("elsewhere")
+        store.finish(align, "done")
+        attack(store, run_id, align)
     job = store.claim("dies")
     assert job is not None
-    assert job.id == (align if kind == "align" else attacked)
+    assert job.kind == kind
     running: Iterator[Event] = TorchEngine(1).run(store, job, CONFIG, lambda: False)
     for event in running:
         store.append(job.id, [event])
         if event.kind == after:
             break
+    else:
+        raise AssertionError(f"no {after}")
     store.reap(timeout_s=-1)
     assert store.job(job.id).state == "interrupted"
-    _resume_all(store, worker, run_id)
+    store.resume(job.id)
+    run_all(worker)
     del running
-    assert equal_runs(store, run_id, finished)
-    assert [number for number, _ in losses(store, run_id, attacked)] == list(range(1, ATTACK_STEPS + 1))
+    assert store.job(job.id).state == "done"
+    assert equal(store, run_id, finished, ALIGNED if kind == "align" else ATTACKED)
+    num_steps = ALIGN_STEPS if kind == "align" else ATTACK_STEPS
+    assert [number for number, _ in losses(store, run_id, job.id)] == list(range(1, num_steps + 1))
 
 
 def test_a_disk_that_is_full_when_a_model_is_saved_keeps_the_checkpoint(
     store: Store, worker: Worker, finished: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id, align, _ = queued(store)
+    run_id, align = queued(store)
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -245,15 +260,13 @@ def test_a_disk_that_is_full_when_a_model_is_saved_keeps_the_checkpoint(
     assert "Free disk space" in (job.remedy or "")
     assert not list((store.run_dir(run_id) / "states").rglob("*.safetensors"))
     _resume_all(store, worker, run_id)
-    assert equal_runs(store, run_id, finished)
+    assert equal(store, run_id, finished)
 
 
 def test_a_base_that_was_damaged_between_two_jobs_is_named(
     store: Store, worker: Worker, tiny_folder: Path, tmp_path: Path
 ) -> None:
     """The damage comes after the page has looked: the worker says what the page would have said."""
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
     weights, tokenizer = folder / "model.safetensors", folder / "tokenizer.json"
