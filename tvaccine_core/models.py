@@ -161,10 +161,10 @@ def _read_model(folder: Path, config: ModelConfig, device: torch.device) -> Any:
 
 def _no_memory(folder: Path, config: ModelConfig, device: torch.device) -> OutOfMemoryError:
     size = sum(path.stat().st_size for path in weight_files(folder)) / 2**30
-    advice = "Use a smaller model" if config.quantization == "nf4" else "Set quantization to nf4, use a smaller model"
+    smaller = "a smaller model" if config.quantization == "nf4" else "quantization nf4 or a smaller model"
     return OutOfMemoryError(
         f"{config.name} does not fit into the memory of {device}: its weight files hold {size:.1f} GiB.",
-        remedy=f"{advice}, or close other programs; then resume.",
+        remedy=f"Close other programs and resume, or start a new run with {smaller}.",
     )
 
 

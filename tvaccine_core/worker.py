@@ -263,8 +263,8 @@ class Worker:
         if lacks_memory(error):
             return OutOfMemoryError(
                 f"There was not enough memory for `{job.title}`.",
-                remedy="Use a smaller batch, gradient checkpointing or nf4 quantization, or close other programs; "
-                "then resume the job.",
+                remedy="Close other programs and resume the job, or start a new run with a smaller batch, shorter "
+                "examples or nf4 quantization.",
             )
         path = self.store.run_dir(job.run_id) / "log" / f"{job.id}.txt"
         try:

@@ -8,7 +8,7 @@ from written_runs import small_config
 
 from app.controls import Form, fields_of, make_control
 from app.draft import Draft
-from app.services import METHODS, PRESETS, AttackConfig, ConfigError, LabConfig, default_method
+from app.services import METHODS, PRESETS, YOUR_MODEL, AttackConfig, ConfigError, LabConfig, default_method
 from tvaccine_core.config import ModelConfig, TVaccineConfig, VaccineConfig
 
 
@@ -102,3 +102,13 @@ def test_no_method_is_an_error(draft: Draft) -> None:
 def test_what_no_control_shows_is_kept(draft: Draft) -> None:
     config = LabConfig(model=ModelConfig(name="elsewhere", quantization="nf4"))
     assert draft.read(*filled(draft, config)).model == config.model
+
+
+def test_the_preset_shown_is_the_one_that_the_config_is(draft: Draft) -> None:
+    def shown(config: LabConfig) -> object:
+        return dict(zip(draft.outputs, draft.fill(config), strict=True))[draft.preset]
+
+    check = PRESETS["sandbox-check"].config
+    assert shown(check) == "sandbox-check"
+    assert shown(check.model_copy(update={"seed": 7})) is None
+    assert shown(check.model_copy(update={"model": ModelConfig(name="owner/model")})) == YOUR_MODEL

@@ -210,7 +210,13 @@ def test_a_nan_ends_the_job_at_its_step_and_the_next_job_runs(
 
 @pytest.mark.parametrize(
     ("kind", "after"),
-    [("align", "checkpoint"), ("align", "state"), ("align", "eval"), ("attack", "eval"), ("attack", "state")],
+    [
+        ("align", "checkpoint"),
+        ("align", "state"),
+        pytest.param("align", "eval", marks=pytest.mark.slow),
+        ("attack", "eval"),
+        pytest.param("attack", "state", marks=pytest.mark.slow),
+    ],
 )
 def test_a_worker_that_dies_after_any_event_loses_nothing(
     store: Store, worker: Worker, finished: str, kind: str, after: str
