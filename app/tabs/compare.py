@@ -241,7 +241,8 @@ def draw_table(glance: Glance) -> str:
             rows.append((title, method, known.state_hash[: panes.SHORT_HASH] if known else "", scores))
     judge = next(iter(view.evals.values())).judge
     caption = text.TABLE_CAPTION.format(judge=judge, seed=view.config.seed)
-    return markup.scores_table(rows, columns) + f'<p class="lab-note">{caption}</p>'
+    warning = markup.notice(text.OWN_MODEL_DATA, "warning") if is_own(view.config.model) else ""
+    return warning + markup.scores_table(rows, columns) + f'<p class="lab-note">{caption}</p>'
 
 
 def bar_rows(glance: Glance) -> list[tuple[str, str, dict[str, Proportion]]]:
@@ -273,5 +274,4 @@ def draw_drift(glance: Glance) -> charts.Spec:
 def draw_not_shown(glance: Glance) -> str:
     """What this page cannot tell."""
     own = is_own(config_of(glance).model)
-    words = text.NOT_SHOWN.format(size=text.OTHER_SIZE if own else text.SANDBOX_SIZE)
-    return (markup.notice(text.OWN_MODEL_DATA, "warning") if own else "") + f'<p class="lab-note">{words}</p>'
+    return f'<p class="lab-note">{text.NOT_SHOWN.format(size=text.OTHER_SIZE if own else text.SANDBOX_SIZE)}</p>'
