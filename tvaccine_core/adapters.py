@@ -24,10 +24,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from tvaccine_core.adapter_files import (
-    PREFIX,
     PlainAdapter,
     hash_adapter,
     make_lora_config,
+    named_factors,
     read_adapter,
     write_adapter,
 )
@@ -257,7 +257,7 @@ class ModelStates:
                 b = torch.cat([b.detach() for _, b, _ in factors], dim=1).cpu()  # (out, r)
                 missing = rank - a.shape[0]
                 a, b = nn.functional.pad(a, (0, 0, 0, missing)), nn.functional.pad(b, (0, missing))
-            tensors |= _named(module_name, a, b)
+            tensors |= named_factors(module_name, a, b)
         alpha = configs[0].lora_alpha if len(stack) == 1 else rank  # pyright: ignore[reportAttributeAccessIssue]
         return PlainAdapter(tensors, rank=rank, alpha=float(alpha))
 
@@ -300,7 +300,7 @@ class ModelStates:
         expected: dict[str, Tensor] = {}
         for module_name, layer in self._layers.items():
             if name in layer.lora_A:
-                expected |= _named(module_name, *_factors(layer, name))
+                expected |= named_factors(module_name, *_factors(layer, name))
         if {key: tensor.shape for key, tensor in expected.items()} != {
             key: tensor.shape for key, tensor in tensors.items()
         }:
@@ -394,11 +394,3 @@ def _factors(layer: LoraLayer, name: str) -> tuple[Tensor, Tensor]:
     assert isinstance(a, Tensor)
     assert isinstance(b, Tensor)
     return a, b
-
-
-def _named(module_name: str, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """The two factors under the names that peft gives them in its files."""
-    return {
-        f"{PREFIX}{module_name}.lora_A.weight": a.detach(),
-        f"{PREFIX}{module_name}.lora_B.weight": b.detach(),
-    }
