@@ -20,11 +20,19 @@ from tvaccine_core.config import (
     TVaccineConfig,
     parse_config,
 )
-from tvaccine_core.data.mixtures import user_mixture
+from tvaccine_core.data.mixtures import attack_data
 from tvaccine_core.data.prompts import PromptPreview, preview
 from tvaccine_core.data.sources import LabData, load_lab_data
 from tvaccine_core.errors import ConfigError, DataError, RunNotFoundError, StoreError, TVaccineError
-from tvaccine_core.export import SCORE_COLUMNS, STEP_COLUMNS, export_run, score_rows, step_rows
+from tvaccine_core.export import (
+    SCORE_COLUMNS,
+    STEP_COLUMNS,
+    changed_settings,
+    export_run,
+    repeatable,
+    score_rows,
+    step_rows,
+)
 from tvaccine_core.methods import METHODS, MethodInfo
 from tvaccine_core.records import (
     AnswerRecord,
@@ -111,24 +119,11 @@ class Lab:
 
     def repeatable(self, run_id: str) -> tuple[LabConfig, list[dict[str, str]]]:
         """What repeats a run: its config with its first attack, and of each later attack the settings that differ."""
-        config = self.run(run_id).config
-        attacks: dict[str, AttackConfig] = {}
-        for job in self.store.jobs(run_id):
-            if job.kind == "attack":
-                attacks[str(job.params["attack_id"])] = parse_config(AttackConfig, job.params["attack"])
-        if not attacks:
-            return config, []
-        first, *later = attacks.values()
-        repeated = config.model_copy(update={"attack": first})
-        known = flatten(first)
-        differing = [{key: value for key, value in flatten(item).items() if value != known[key]} for item in later]
-        return repeated, differing
+        config, attacks = repeatable(self.store, run_id)
+        return config, [changed_settings(attack, config.attack) for attack in list(attacks.values())[1:]]
 
     def delete_run(self, run_id: str) -> None:
-        """Stop what waits, then delete the run and its files."""
-        for job in self.store.jobs(run_id):
-            if job.state == "queued":
-                self.store.cancel(job.id)
+        """Delete the run with what waits in it, and its files. Raises `RunBusyError` while one of its jobs runs."""
         self.store.delete_run(run_id)
 
     # Work
@@ -228,10 +223,10 @@ class Lab:
 
     # Time
 
-    def seconds_a_step(self, method: str) -> float | None:
-        """Seconds an alignment step of `method` took in the newest run that finished one here; None if none did."""
+    def seconds_a_step(self, method: str, like: LabConfig) -> float | None:
+        """Seconds an alignment step of `method` took in the newest run here with the model and batch of `like`."""
         for run in self.runs()[:20]:
-            job = latest(self.store.jobs(run.id), "align").get(method)
+            job = latest(self.store.jobs(run.id), "align").get(method) if _cost_alike(run.config, like) else None
             if job is None or job.state != "done":
                 continue
             last = self.store.events(run.id, kinds=("step",), job_id=job.id)[-1:]
@@ -239,6 +234,13 @@ class Lab:
                 if isinstance(event.event, StepRecord) and event.event.step:
                     return event.event.elapsed_s / event.event.step
         return None
+
+
+def _cost_alike(one: LabConfig, other: LabConfig) -> bool:
+    """True if a step of one costs about as much as a step of the other."""
+    ours, theirs = one.alignment.optimisation, other.alignment.optimisation
+    sizes = [(o.batch_size, o.accumulation, o.max_length) for o in (ours, theirs)]
+    return one.model == other.model and sizes[0] == sizes[1]
 
 
 MAX_PROMPT = 2000
@@ -281,9 +283,7 @@ def data_of(config: LabConfig) -> LabData:
 
 def mixture(config: LabConfig, attack: AttackConfig) -> list[Example]:
     """The user's data in an attack, exactly as training will see it."""
-    data = data_of(config)
-    harmful, task = data.attack_harmful, data.task(attack.task).train
-    return user_mixture(harmful, task, attack.num_samples, attack.harmful_ratio, attack.seed)
+    return attack_data(data_of(config), attack)
 
 
 def suggestions(config: LabConfig) -> list[tuple[str, str]]:

@@ -105,7 +105,7 @@ def template_of(config: LabConfig, part: str, index: int) -> str:
 def cost_view(lab: Lab, config: LabConfig, preset: str) -> str:
     """What a preset costs, from what this machine needed before where that is known."""
     steps = config.alignment.optimisation.steps
-    paces = {method.name: lab.seconds_a_step(method.name) for method in config.alignment.methods}
+    paces = {method.name: lab.seconds_a_step(method.name, config) for method in config.alignment.methods}
     known = [pace for pace in paces.values() if pace is not None]
     time = text.COST_UNKNOWN
     if len(known) == len(paces):

@@ -130,7 +130,7 @@ def study(
     readme: Annotated[Path | None, typer.Option(help="Put the tables between the result markers of this file.")] = None,
     summary: Annotated[Path | None, typer.Option(help="Write what the page shows of it to this JSON file.")] = None,
 ) -> None:
-    """Compare methods over alignment and attack seeds, with t intervals. Hours for the default settings."""
+    """Compare methods over alignment and attack seeds, with t intervals. An hour or more for the default settings."""
     from tvaccine_core.bench.study import StudySettings, run_study
     from tvaccine_core.bench.study_report import draw_figure, render_markdown, summarise, update_readme
 
