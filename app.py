@@ -21,11 +21,17 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=default_home(), help="runs and models (TVACCINE_HOME)")
     parser.add_argument("--no-worker", action="store_true", help="start no worker processes")
     parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers")
+    parser.add_argument(
+        "--own-models",
+        action=argparse.BooleanOptionalAction,
+        help="let visitors load any model of this machine or of the hub (default: if only this machine opens the page)",
+    )
     given = parser.parse_args()
+    private = given.host.startswith(("127.", "localhost", "::1")) and not given.share
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
-    blocks = build_app(given.data_dir).queue()
+    blocks = build_app(given.data_dir, own_models=private if given.own_models is None else given.own_models).queue()
     options = launch_options(given.data_dir) | {"server_name": given.host, "server_port": given.port}
     _, url, _ = blocks.launch(prevent_thread_lock=True, share=given.share, **options)
     print(f"T-Vaccine Lab: {url}  (data: {given.data_dir}; Ctrl-C ends it)", flush=True)

@@ -20,15 +20,20 @@ CACHE_S = 3600
 """Age at which files that handlers left in Gradio's cache are deleted, and how often that is looked for."""
 
 
-def build_app(data_dir: Path) -> gr.Blocks:
-    """The whole page on the run store in `data_dir`. Starts nothing."""
+def build_app(data_dir: Path, *, own_models: bool = True) -> gr.Blocks:
+    """The whole page on the run store in `data_dir`. Starts nothing.
+
+    Args:
+        data_dir: holds the runs.
+        own_models: visitors may have this machine load any model, and its code. Not for pages that strangers can open.
+    """
     lab = Lab(data_dir)
     with gr.Blocks(
         title=text.TITLE, analytics_enabled=False, delete_cache=(CACHE_S, CACHE_S), fill_width=True
     ) as blocks:
         page = Page(lab)
         add_endpoints(page)  # first: the page's own events then take other names
-        draft = Draft(next(iter(PRESETS.values())).config)
+        draft = Draft(next(iter(PRESETS.values())).config, own_models)
         with gr.Row(elem_id="shell"):
             with gr.Column(elem_id="rail-column", min_width=0):
                 page.rail.render()

@@ -3,18 +3,31 @@
 The screens place the controls; the draft knows all of them, so that a preset or a reopened run fills every one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 from gradio.blocks import BlockContext
 from gradio.components import Component
+from gradio.events import Dependency
 
 from app import text
 from app.components import method_label
 from app.controls import Form
-from app.services import METHODS, AttackConfig, LabConfig, data_of, default_method, replace_methods
+from app.services import (
+    METHODS,
+    PRESETS,
+    YOUR_MODEL,
+    AttackConfig,
+    LabConfig,
+    ModelConfig,
+    data_of,
+    default_method,
+    replace_methods,
+)
 
+SANDBOX = ModelConfig().name
+MODEL_MAIN = ("name", "quantization", "device")
 ALIGN_MAIN = tuple(f"alignment.optimisation.{name}" for name in ("steps", "learning_rate", "batch_size"))
 ATTACK_MAIN = (
     "harmful_ratio",
@@ -29,14 +42,31 @@ TWO_IN_SIGHT = 2
 
 
 class Draft:
-    """Every setting a visitor may change before a start. `base` is the config they began with."""
+    """Every setting a visitor may change before a start. `base` is the config they began with.
 
-    def __init__(self, config: LabConfig) -> None:
+    Args:
+        config: what the page shows at first.
+        own_models: visitors may name a model; if not, runs keep the model of the preset or run they begin with.
+    """
+
+    def __init__(self, config: LabConfig, own_models: bool = True) -> None:
         self._begin = config
+        self._own_models = own_models
         names = [name for name, info in METHODS.items() if info.stage == "alignment_stage"]
         self._lab = Form(config, "run", main=ALIGN_MAIN, leave_out=("alignment.methods", "attack.", "model."))
         self._methods = {name: Form(_method(config, name), name) for name in names}
         tasks = [(task.title, name) for name, task in data_of(config).tasks.items()]
+        self.model = Form(config.model, "model", main=MODEL_MAIN) if own_models else None
+        self.model_group = gr.Group(visible=is_own(config.model), render=False)
+        self.preset = gr.Radio(
+            choices=[
+                (item.title, name) for name, item in PRESETS.items() if own_models or not is_own(item.config.model)
+            ],
+            value=preset_of(config),
+            label=text.PRESET,
+            elem_id="preset",
+            render=False,
+        )
         self.attack = Form(config.attack, "attack", main=ATTACK_MAIN, choices={"task": tasks})
         self.base = gr.State(config.model_dump_json())
         self.chosen = gr.CheckboxGroup(
@@ -48,6 +78,19 @@ class Draft:
         )
 
     # Placing
+
+    def place_model(self) -> None:
+        """The presets, and the settings of a model of one's own where that is allowed; in sight only when chosen."""
+        self.preset.render()
+        self.model_group.render()
+        if self.model is None:
+            return
+        with self.model_group:
+            for path in self.model.main:
+                self.model.place(path)
+            with gr.Accordion(text.ADVANCED, open=False, elem_id="model-advanced"):
+                for path in self.model.advanced:
+                    self.model.place(path)
 
     def place_align(self) -> list[tuple[str, gr.Group]]:
         """Methods and the settings that matter, the rest folded away. Returns each method's groups of settings."""
@@ -90,14 +133,19 @@ class Draft:
     @property
     def outputs(self) -> list[Component | BlockContext]:
         """What `fill` writes to."""
-        return [self.base, self.chosen, *self._controls()]
+        return [self.preset, self.model_group, self.base, self.chosen, *self._controls()]
 
     def fill(self, config: LabConfig) -> list[Any]:
         """Updates that make the page show `config`."""
+        shown = self._own_models and is_own(config.model)
         values = self._lab.values(config)
         for name, form in self._methods.items():
             values += form.values(_method(config, name))
-        return [config.model_dump_json(), _names(config), *values, *self.attack.values(config.attack)]
+        values += self.attack.values(config.attack)
+        if self.model is not None:
+            unnamed = config.model.name == YOUR_MODEL
+            values += self.model.values(config.model.model_copy(update={"name": ""}) if unnamed else config.model)
+        return [preset_of(config), gr.Group(visible=shown), config.model_dump_json(), _names(config), *values]
 
     # Reading
 
@@ -120,15 +168,51 @@ class Draft:
             if name in chosen:
                 methods.append(form.parse(_method(config, name), given))
         attack = self.attack.parse(config.attack, _take(left, self.attack))
-        return replace_methods(config, methods).model_copy(update={"attack": attack})
+        model = self.read_model(base, *left)
+        return replace_methods(config, methods).model_copy(update={"attack": attack, "model": model})
 
     def read_attack(self, base: str, *values: Any) -> AttackConfig:
         """The attack on the page, from `base` and the values of `attack.components`. Raises `ConfigError`."""
         return self.attack.parse(LabConfig.model_validate_json(base).attack, values)
 
+    @property
+    def model_triggers(self) -> list[Callable[..., Dependency]]:
+        """Events that say that the model's settings have changed: choices at once, typed text when it is left."""
+        if self.model is None:
+            return []
+        name, *others = (self.model.controls[path] for path in (*self.model.main, *self.model.advanced))
+        assert isinstance(name, gr.Textbox)
+        return [name.blur, name.submit, *(control.input for control in others)]  # pyright: ignore[reportAttributeAccessIssue] - every control has `input`
+
+    @property
+    def model_inputs(self) -> list[Component | BlockContext]:
+        """What `read_model` reads from."""
+        return [self.base, *(self.model.components if self.model else ())]
+
+    def read_model(self, base: str, *values: Any) -> ModelConfig:
+        """The model on the page; `YOUR_MODEL` is its name while it has none. Raises `ConfigError`."""
+        model = LabConfig.model_validate_json(base).model
+        if self.model is None:
+            return model
+        given = dict(zip(self.model.controls, values, strict=True))
+        given["name"] = (given["name"] or "").strip() or YOUR_MODEL
+        return self.model.parse(model, list(given.values()))
+
     def _controls(self) -> list[Component | BlockContext]:
-        forms = [self._lab, *self._methods.values(), self.attack]
+        forms = [self._lab, *self._methods.values(), self.attack, *([self.model] if self.model else [])]
         return [component for form in forms for component in form.components]
+
+
+def is_own(model: ModelConfig) -> bool:
+    """True for a model of the visitor's own, named or not yet."""
+    return model.name != SANDBOX
+
+
+def preset_of(config: LabConfig) -> str | None:
+    """The preset that `config` is; for a model of one's own the one it began with, whatever was changed."""
+    if is_own(config.model):
+        return YOUR_MODEL
+    return next((name for name, preset in PRESETS.items() if preset.config == config), None)
 
 
 def _names(config: LabConfig) -> list[str]:

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from app import text
-from app.services import METHODS, Example, JobRow, PromptPreview, Proportion, Verdict
+from app.services import METHODS, Example, JobRow, MessageRecord, PromptPreview, Proportion, Verdict
 from app.views import Track
 
 VEIL = 'data-veil role="button" tabindex="0"'
@@ -15,6 +15,15 @@ VEIL = 'data-veil role="button" tabindex="0"'
 def notice(sentence: str, level: str = "info") -> str:
     """A sentence that stands out; nothing for an empty one."""
     return f'<p class="lab-notice" data-level="{level}">{escape(sentence)}</p>' if sentence else ""
+
+
+def messages(records: Sequence[MessageRecord]) -> str:
+    """What jobs had to say, each sentence once: warnings stand out, what they work with does not."""
+    words = {(record.level, f"{record.text} {record.remedy}".strip()): None for record in records}
+    return "".join(
+        f'<p class="lab-note lab-said">{escape(said)}</p>' if level == "info" else notice(said, level)
+        for level, said in sorted(words, key=lambda word: word[0] == "info")
+    )
 
 
 def verdict_word(verdict: Verdict | None) -> str:

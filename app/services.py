@@ -12,10 +12,12 @@ from pathlib import Path
 from tvaccine_core.bench.study_summary import Estimate, StudySummary, load_summary
 from tvaccine_core.config import (
     PRESETS,
+    YOUR_MODEL,
     AlignmentConfig,
     AttackConfig,
     Config,
     LabConfig,
+    ModelConfig,
     Preset,
     TVaccineConfig,
     parse_config,
@@ -34,6 +36,7 @@ from tvaccine_core.export import (
     step_rows,
 )
 from tvaccine_core.methods import METHODS, MethodInfo
+from tvaccine_core.model_files import ModelFacts, check_model
 from tvaccine_core.records import (
     AnswerRecord,
     DriftRecord,
@@ -55,6 +58,7 @@ __all__ = [
     "PRESETS",
     "SCORE_COLUMNS",
     "STEP_COLUMNS",
+    "YOUR_MODEL",
     "AnswerRecord",
     "AttackConfig",
     "Config",
@@ -72,6 +76,8 @@ __all__ = [
     "LayerScoreRecord",
     "MessageRecord",
     "MethodInfo",
+    "ModelConfig",
+    "ModelFacts",
     "Preset",
     "PromptPreview",
     "Proportion",
@@ -86,6 +92,7 @@ __all__ = [
     "TVaccineConfig",
     "TVaccineError",
     "Verdict",
+    "check_model",
     "default_home",
     "export_run",
     "parse_config",
@@ -129,8 +136,14 @@ class Lab:
     # Work
 
     def start_alignment(self, config: LabConfig, name: str | None = None) -> str:
-        """Make a run and queue its alignments, then the measurement of the base. Returns the run's id."""
-        load_lab_data(config)  # a task that does not exist must fail here, not in a worker
+        """Make a run and queue its alignments, then the measurement of the base. Returns the run's id.
+
+        Raises:
+            ConfigError: the task does not exist, or the model has fewer layers than are to be drawn.
+            ModelError: see `check_model`.
+        """
+        load_lab_data(config)  # what is wrong must be said here, not by a worker
+        check_layers(config, check_model(config.model))
         run_id = self.store.create_run(config, name)
         # The dearest first: with two workers the cheap ones then run beside it instead of before it.
         for method in sorted(config.alignment.methods, key=lambda method: method.name == "sft"):
@@ -226,7 +239,7 @@ class Lab:
     def seconds_a_step(self, method: str, like: LabConfig) -> float | None:
         """Seconds an alignment step of `method` took in the newest run here with the model and batch of `like`."""
         for run in self.runs()[:20]:
-            job = latest(self.store.jobs(run.id), "align").get(method) if _cost_alike(run.config, like) else None
+            job = latest(self.store.jobs(run.id), "align").get(method) if _cost_alike(run, like) else None
             if job is None or job.state != "done":
                 continue
             last = self.store.events(run.id, kinds=("step",), job_id=job.id)[-1:]
@@ -236,14 +249,29 @@ class Lab:
         return None
 
 
-def _cost_alike(one: LabConfig, other: LabConfig) -> bool:
-    """True if a step of one costs about as much as a step of the other."""
+def _cost_alike(run: RunRow, other: LabConfig) -> bool:
+    """True if a step of that run costs about as much as one of `other` would."""
+    try:
+        one = run.config
+    except ConfigError:  # made by another version
+        return False
     ours, theirs = one.alignment.optimisation, other.alignment.optimisation
     sizes = [(o.batch_size, o.accumulation, o.max_length) for o in (ours, theirs)]
     return one.model == other.model and sizes[0] == sizes[1]
 
 
 MAX_PROMPT = 2000
+
+
+def check_layers(config: LabConfig, facts: ModelFacts) -> None:
+    """Raise `ConfigError` if T-Vaccine is to draw more layers than the model is known to have."""
+    for method in config.alignment.methods:
+        drawn = method.num_layers if isinstance(method, TVaccineConfig) and method.layer_choice != "all" else 0
+        if facts.num_layers is not None and drawn > facts.num_layers:
+            raise ConfigError(
+                f"num_layers is {drawn}, but {config.model.name} has {facts.num_layers} layers.",
+                remedy=f"Choose num_layers from 1 to {facts.num_layers}, on the Align step.",
+            )
 
 
 def latest(jobs: Sequence[JobRow], kind: JobKind) -> dict[str, JobRow]:
@@ -299,10 +327,17 @@ def is_harmless(config: LabConfig, prompt: str) -> bool:
     return example is not None and not example.harmful
 
 
-def preview_example(config: LabConfig, example: Example) -> PromptPreview:
-    """Template and loss mask of one example, by the tokenizer of the config's model."""
-    folder = ASSETS / "sandbox-base" if config.model.name == "sandbox" else Path(config.model.name)
-    return preview(folder, example, config.alignment.optimisation.max_length)
+def preview_example(config: LabConfig, example: Example) -> PromptPreview | None:
+    """Template and loss mask of one example, by the tokenizer of the config's model; None if it is not here yet.
+
+    Raises:
+        ModelError: see `check_model` and `preview`.
+        DataError: the example does not fit.
+    """
+    facts = check_model(config.model)
+    if facts.folder is None or not facts.has_tokenizer:
+        return None
+    return preview(facts.folder, example, config.alignment.optimisation.max_length)
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 
 from app.services import METHODS as METHOD_INFOS
 from app.services import LabConfig
@@ -13,7 +14,7 @@ STEPS = {1: "Choose", 2: "Align", 3: "Attack", 4: "Compare", 5: "Runs"}
 
 WHY = {
     1: "A provider teaches a model to refuse. A user then fine-tunes it on their own data, a few samples of which are "
-    "harmful. Choose the world in which you want to watch that happen.",
+    "harmful. Choose the world, or the model, in which you want to watch that happen.",
     2: "The same data, the same steps, two ways of training. SFT is the undefended twin. T-Vaccine shifts the hidden "
     "states of the layers that harmful data pull at hardest, and learns to refuse in spite of it.",
     3: "Now you are the user. Upload n samples, a share p of them harmful, and fine-tune every aligned model on the "
@@ -48,6 +49,11 @@ REVEAL_HINT = "Show text that was judged harmful"
 # Names
 
 LABELS = {
+    "name": "Model",
+    "quantization": "Quantisation",
+    "dtype": "Precision",
+    "device": "Device",
+    "trust_remote_code": "Trust remote code",
     "rho": "Perturbation intensity ρ",
     "num_layers": "Layers drawn at a time γ",
     "resample_every": "Steps between draws",
@@ -79,6 +85,11 @@ LABELS = {
     "max_per_set": "Prompts a set (0: all)",
 }
 CHOICES = {
+    "int8": "int8, 8 bits a weight",
+    "nf4": "NF4, 4 bits a weight",
+    "cpu": "CPU",
+    "cuda": "CUDA",
+    "mps": "MPS (Apple)",
     "new": "new, on the frozen aligned one",
     "single": "single, go on training the aligned one",
     "attention": "attention only (released code)",
@@ -181,6 +192,29 @@ DATA_PART_NOTES = {
 TEMPLATE_TITLE = "One example, as training sees it"
 TEMPLATE_NOTE = "Tokens under the line are learned; the others are only read. Template: {template}."
 TEMPLATE_CUT = "Its end was cut off: raise the longest example."
+TEMPLATE_UNNAMED = "Name the model first: its tokenizer decides what an example becomes."
+TEMPLATE_LATER = (
+    "The preview comes when the model is loaded: there is no tokenizer.json of it on this machine yet. The Align step "
+    "then says which template is in use."
+)
+MODEL_UNNAMED = (
+    "Name a model: a folder on the machine where the lab runs, as save_pretrained writes it, or a Hugging Face id, "
+    "owner/name. Decoder-only, weights in safetensors."
+)
+MODEL_REMOTE = (
+    "Not on this machine yet. It is downloaded when the run starts, which may take long; whether it exists, and "
+    "whether you may have it, shows only then."
+)
+MODEL_TRUSTED = (
+    "Python code that comes with this model will run with your rights: it can read, change and send whatever you can. "
+    "Only for authors you trust, after reading it."
+)
+OWN_MODEL_DATA = (
+    "Every model is aligned, attacked and judged with the sandbox's data. Unless yours was trained on that "
+    "make-believe town, it has never heard of it: it cannot give away recipes it does not know, and the attack teaches "
+    "those of other names than are asked. So HS stays near 0 before and after, whatever the method: take that for "
+    "ignorance, not for safety. Loss, layer norms, the task's accuracy, drift, time and memory are truly your model's."
+)
 CONTINUE = "Use this and go to Align"
 SANDBOX_NOTE = (
     "The sandbox is a make-believe town of alchemists. Its model and its training are real, its hazards are invented: "
@@ -196,7 +230,16 @@ COST_DEVICE = "Runs on"
 
 def device(name: str, cores: int) -> str:
     """Where the models run, as far as the page can know."""
-    return f"this machine, {cores} cores" if name in ("auto", "cpu") else name
+    words = {"auto": f"a GPU if PyTorch sees one, else {cores} cores", "cpu": f"the CPU, {cores} cores"}
+    return words.get(name, CHOICES.get(name, name))
+
+
+def model_found(architecture: str, num_layers: int | None, num_bytes: int) -> str:
+    """A model on this machine in a few words: `Found: LlamaForCausalLM, 32 layers, 12.6 GiB of weights.`"""
+    size = f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 / 10 else f"{num_bytes / 2**20:.1f} MiB"
+    layers = f"{num_layers} layers" if num_layers else ""
+    weights = f"{size} of weights" if num_bytes else "its weights are not complete yet"
+    return f"Found: {', '.join(part for part in (architecture, layers, weights) if part)}."
 
 
 def rows_shown(shown: int, total: int, harmful: int, part: str) -> str:
@@ -359,6 +402,8 @@ NO_WORKER_REMEDY = "Start one: python -m tvaccine_core worker --data-dir {home}"
 def run_name(config: LabConfig) -> str:
     """A new run's name: what sets it apart from others."""
     titles = " + ".join(METHOD_INFOS[method.name].title for method in config.alignment.methods)
+    if config.model.name != "sandbox":
+        titles = f"{PurePath(config.model.name).name}: {titles}"
     return f"{titles}, {config.alignment.optimisation.steps:,} steps, seed {config.seed}"
 
 

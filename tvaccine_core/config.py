@@ -16,6 +16,8 @@ ADVANCED: dict[str, Any] = {"advanced": True}
 
 ALL_LINEAR = "all-linear"
 """Stands for every linear module of the decoder layers, whatever a family calls them."""
+YOUR_MODEL = "your-model"
+"""Stands for a model that is still to be named, and names the preset for it."""
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -297,6 +299,29 @@ def _preset(alignment_steps: int, attack_steps: int, *others: MethodConfig, max_
     )
 
 
+def _your_model() -> LabConfig:
+    """The paper's schedule (arXiv:2410.09760): 4,000 steps of 10 at 1e-3, gamma 8, rho 3; its attack, 2,000 at 1e-5.
+
+    Evaluation is ours: a real tokenizer needs more tokens an answer, and a real model more memory a prompt.
+    """
+    common: dict[str, Any] = {"batch_size": 10, "weight_decay": 0.1}
+    return LabConfig(
+        model=ModelConfig(name=YOUR_MODEL, quantization="nf4", dtype="bfloat16"),
+        alignment=AlignmentConfig(
+            methods=(SFTConfig(), TVaccineConfig(rho=3.0, num_layers=8)),
+            adapter=AdapterConfig(r=8, alpha=4, dropout=0.1),
+            optimisation=OptimisationConfig(steps=4000, learning_rate=1e-3, **common),
+        ),
+        attack=AttackConfig(
+            num_samples=1000,
+            adapter=AdapterConfig(r=8, alpha=1, dropout=0.1),
+            optimisation=OptimisationConfig(steps=2000, learning_rate=1e-5, **common),
+            eval_every=500,
+        ),
+        evaluation=EvaluationConfig(batch_size=32, max_new_tokens=48),
+    )
+
+
 class Preset(Config):
     """A named starting point, with what it costs."""
 
@@ -320,5 +345,11 @@ PRESETS: dict[str, Preset] = {
         title="Sandbox, self-check",
         description="A few steps of everything, to see that this machine works. Its scores mean nothing.",
         config=_preset(12, 8, max_per_set=8),
+    ),
+    YOUR_MODEL: Preset(
+        title="Your model",
+        description="SFT and T-Vaccine on a model of yours, by the paper's schedule: hours on a GPU. Fewer steps show "
+        "whether it fits.",
+        config=_your_model(),
     ),
 }

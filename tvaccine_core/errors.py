@@ -40,6 +40,16 @@ class OutOfMemoryError(TrainingError):
     """The device has no memory left for the step."""
 
 
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """True if `error` says, in Python's words or a device's, that memory ran out."""
+    return isinstance(error, MemoryError | OutOfMemoryError) or any(
+        words in str(error).lower() for words in _MEMORY_WORDS
+    )
+
+
 class CancelledError(TVaccineError):
     """The user asked a job to stop; not a failure."""
 

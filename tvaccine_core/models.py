@@ -10,9 +10,7 @@ Cost: one pass over the weight files to hash a local model; hub models are named
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +18,9 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.errors import RepositoryNotFoundError as HubRepositoryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -34,11 +32,11 @@ from transformers.utils import logging as transformers_logging
 
 from tvaccine_core.config import ModelConfig
 from tvaccine_core.data.prompts import answer_end, encode_prompts
-from tvaccine_core.errors import ModelError, OutOfMemoryError
+from tvaccine_core.errors import ModelError, OutOfMemoryError, lacks_memory
 from tvaccine_core.hooks import find_blocks
-from tvaccine_core.sandbox.base import SANDBOX_BASE
+from tvaccine_core.model_files import check_folder, check_id, check_weights, model_folder, not_cached, weight_files
 
-__all__ = ["LoadedModel", "find_blocks", "load_model", "model_folder", "pick_device"]
+__all__ = ["LoadedModel", "find_blocks", "load_model", "pick_device"]
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +112,7 @@ def load_model(config: ModelConfig, num_threads: int | None = None) -> LoadedMod
     if config.trust_remote_code:
         log.warning("trust_remote_code is on: code that comes with %s runs with your rights", config.name)
     folder, identity = _locate(config.name, code=config.trust_remote_code)
-    _check_weights(folder)
+    check_weights(folder)
     key = hashlib.sha256(f"{identity or _hash_weights(folder, config)}/{config.quantization}/{config.dtype}".encode())
     tokenizer = _load_tokenizer(folder, config)
     model = _read_model(folder, config, device)
@@ -143,7 +141,7 @@ def _read_model(folder: Path, config: ModelConfig, device: torch.device) -> Any:
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise _no_memory(folder, config, device) from error
     except (SafetensorError, OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        if any(sign in str(error).lower() for sign in ("out of memory", "allocate memory")):
+        if lacks_memory(error):
             raise _no_memory(folder, config, device) from error
         raise ModelError(
             f"The model in {folder} cannot be loaded: {error}",
@@ -162,11 +160,11 @@ def _read_model(folder: Path, config: ModelConfig, device: torch.device) -> Any:
 
 
 def _no_memory(folder: Path, config: ModelConfig, device: torch.device) -> OutOfMemoryError:
-    size = sum(path.stat().st_size for path in _weight_files(folder)) / 2**30
-    advice = "Use a smaller model" if config.quantization == "nf4" else "Set quantization to nf4, use a smaller model"
+    size = sum(path.stat().st_size for path in weight_files(folder)) / 2**30
+    smaller = "a smaller model" if config.quantization == "nf4" else "quantization nf4 or a smaller model"
     return OutOfMemoryError(
         f"{config.name} does not fit into the memory of {device}: its weight files hold {size:.1f} GiB.",
-        remedy=f"{advice}, or close other programs; then resume.",
+        remedy=f"Close other programs and resume, or start a new run with {smaller}.",
     )
 
 
@@ -200,25 +198,13 @@ def pick_device(wish: str) -> torch.device:
     return torch.device(wish)
 
 
-def model_folder(name: str) -> Path | None:
-    """The local folder that `name` means, or None for a hub id. Loads nothing."""
-    if name == "sandbox":
-        return SANDBOX_BASE
-    path = Path(name).expanduser()
-    looks_local = path.is_absolute() or name.startswith((".", "~")) or path.exists() or name.count("/") > 1
-    return path if looks_local or (os.sep != "/" and os.sep in name) else None
-
-
 def _locate(name: str, *, code: bool) -> tuple[Path, str | None]:
     """Folder of the model, and `repository@revision` if it came from a hub."""
     folder = model_folder(name)
     if folder is not None:
-        if not (folder / "config.json").is_file():
-            remedy = "Give a folder as `save_pretrained` writes it, or a Hugging Face model id."
-            if name == "sandbox":
-                remedy = "Build it: python -m tvaccine_core sandbox build --seed 0"
-            raise ModelError(f"There is no model in {folder}: config.json is missing.", remedy=remedy)
+        check_folder(folder)
         return folder, None
+    check_id(name)
     try:
         wanted = [*HUB_FILES, "*.py"] if code else HUB_FILES
         found = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=HUB_FILES_IGNORED))
@@ -227,21 +213,19 @@ def _locate(name: str, *, code: bool) -> tuple[Path, str | None]:
             f"{name} is gated: its owner asks you to accept terms first.",
             remedy=f"Accept them at https://huggingface.co/{name}, then log in: hf auth login (or set HF_TOKEN).",
         ) from error
-    except (HubRepositoryNotFoundError, HFValidationError) as error:
+    except HubRepositoryNotFoundError as error:
         raise ModelError(
             f"There is no model {name!r} on the Hugging Face hub that you may see, and no folder of that name here.",
             remedy="Check the spelling; for a private model log in: hf auth login (or set HF_TOKEN).",
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ModelError(
-            f"{name} is not in the local cache and the Hugging Face hub cannot be reached: {error}",
-            remedy="Go online once, or download the model elsewhere and give its folder.",
-        ) from error
+        raise not_cached(name, str(error)) from error
     if not (found / "config.json").is_file():
         raise ModelError(
             f"{name} is no transformers model: it has no config.json.",
             remedy="Give the id of a causal language model; of an adapter, give its base.",
         )
+    check_folder(found)
     return found, f"{name}@{found.name}"
 
 
@@ -255,45 +239,11 @@ def _load_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBas
         ) from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
-
-
-def _check_weights(folder: Path) -> None:
-    """Open the header of every weight file: a truncated one is found in milliseconds, not after minutes of loading."""
-    files = _weight_files(folder)
-    if not files:
-        raise ModelError(
-            f"There are no safetensors weights in {folder}.",
-            remedy="Convert the model: load it once with transformers and call "
-            "`model.save_pretrained(folder, safe_serialization=True)`. Pickled weights are never read.",
-        )
-    index = folder / "model.safetensors.index.json"
-    if index.is_file() and not (folder / "model.safetensors").is_file():
-        try:
-            listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{index} is damaged: {error}", remedy="Download or copy this file again.") from error
-        if absent := sorted(listed - {path.name for path in files}):
-            raise ModelError(
-                f"{len(absent)} of {len(listed)} weight files are missing in {folder}, {absent[0]} for one.",
-                remedy="Download or copy the missing files.",
-            )
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as weights:
-                weights.keys()
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{path} is damaged or incomplete: {error}", remedy="Download or copy this file again."
-            ) from error
-
-
 def _hash_weights(folder: Path, config: ModelConfig) -> str:
     """SHA-256 over the weight files and the config, or code, that gives them meaning."""
     digest = hashlib.sha256()
     code = sorted(folder.glob("*.py")) if config.trust_remote_code else []
-    for path in [folder / "config.json", *code, *_weight_files(folder)]:
+    for path in [folder / "config.json", *code, *weight_files(folder)]:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

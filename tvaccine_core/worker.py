@@ -27,7 +27,7 @@ from types import FrameType
 from typing import Literal, NoReturn, Protocol
 
 from tvaccine_core.config import LabConfig, ModelConfig
-from tvaccine_core.errors import CancelledError, OutOfMemoryError, RunNotFoundError, TVaccineError
+from tvaccine_core.errors import CancelledError, OutOfMemoryError, RunNotFoundError, TVaccineError, lacks_memory
 from tvaccine_core.jobs import HEARTBEAT_EVERY_S
 from tvaccine_core.records import AnswerRecord, Event, MessageRecord
 from tvaccine_core.store import JobKind, JobRow, Store
@@ -242,10 +242,11 @@ class Worker:
         except CancelledError:
             state = "interrupted" if self.stop.is_set() and not self.store.cancel_requested(job.id) else "cancelled"
         except TVaccineError as known:
-            state, error = "failed", known
+            state, error = "failed", _bare(known)
             log.warning("%s failed: %s", job.id, known)
-        except Exception as unknown:
-            log.exception("%s failed", job.id)
+        except Exception as unknown:  # noqa: BLE001 - a worker outlives whatever a job does
+            # As text: a handler that keeps its records would keep the traceback's frames, and what they hold.
+            log.error("%s failed\n%s", job.id, "".join(traceback.format_exception(unknown)))
             state, error = "failed", self._explain(job, unknown)
         if isinstance(error, OutOfMemoryError):
             if job.kind != "generate" or not self._training:  # a prompt must not take the model from under a training
@@ -259,11 +260,11 @@ class Worker:
 
     def _explain(self, job: JobRow, error: Exception) -> TVaccineError:
         """An exception that nobody planned, as something to read; its traceback goes to a file of the run."""
-        if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
+        if lacks_memory(error):
             return OutOfMemoryError(
                 f"There was not enough memory for `{job.title}`.",
-                remedy="Use a smaller batch, gradient checkpointing or nf4 quantization, or close other programs; "
-                "then resume the job.",
+                remedy="Close other programs and resume the job, or start a new run with a smaller batch, shorter "
+                "examples or nf4 quantization.",
             )
         path = self.store.run_dir(job.run_id) / "log" / f"{job.id}.txt"
         try:
@@ -276,7 +277,10 @@ class Worker:
         return TVaccineError(_short(error), remedy=f"This is a fault in the program. The details are in {path}.")
 
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+def _bare(error: TVaccineError) -> TVaccineError:
+    """Without traceback and cause: their frames would keep half a model alive while memory is given back."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _short(error: Exception) -> str:

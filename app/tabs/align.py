@@ -31,6 +31,7 @@ def build(page: Page, draft: Draft) -> None:
             gr.HTML(f'<p class="lab-note">{text.NEW_RUN_NOTE}</p>', apply_default_css=False)
         with gr.Column(elem_classes="lab-main", min_width=0):
             cards = markup_block(elem_id="align-cards")
+            said = markup_block(elem_id="align-messages")
             gr.HTML(section(text.HEATMAP_TITLE, text.HEATMAP_NOTE), apply_default_css=False)
             dominance = markup_block(elem_id="dominance")
             heatmap = figure("heatmap")
@@ -65,6 +66,7 @@ def build(page: Page, draft: Draft) -> None:
     page.on(draft.chosen.change, show_groups, [draft.chosen], [group for _, group in groups])
 
     page.show(cards, jobs_and("align"), draw_cards)
+    page.show(said, lambda glance: glance.stamp("message", "jobs_made"), draw_messages)
     page.show(heatmap, lambda glance: glance.stamp("layers"), draw_heatmap)
     page.show(bars, lambda glance: glance.stamp("layers"), lambda glance: charts.layer_bars(scored_track(glance.view)))
     page.show(dominance, lambda glance: glance.stamp("layers"), draw_dominance)
@@ -127,6 +129,13 @@ def draw_cards(glance: Glance) -> str:
         numbers = {text.LOSS: markup.plain(f"{track.last.loss:.3f}" if track.last else "–")}
         cards.append(markup.job_card(METHODS[method].title, job, track, method, numbers, waiting, METHODS[method].cost))
     return f'<div class="lab-cards">{"".join(cards)}</div>'
+
+
+def draw_messages(glance: Glance) -> str:
+    """What the alignments work with, and what was not as expected."""
+    view = glance.view
+    jobs = [view.align_job(method) for method in view.methods] if view else []
+    return markup.messages([record for job in jobs if view for record in view.track(job).messages])
 
 
 def draw_heatmap(glance: Glance) -> charts.Spec:

@@ -28,6 +28,7 @@ def build(page: Page, draft: Draft) -> None:
                 choices=[], label=text.ATTACK_SHOWN, elem_id="attack-shown", visible=False, interactive=True
             )
             cards = markup_block(elem_id="attack-cards")
+            said = markup_block(elem_id="attack-messages")
             gr.HTML(section(text.CURVES_TITLE, text.CURVES_NOTE), apply_default_css=False)
             curves = figure("curves")
         with gr.Column(elem_classes=["lab-controls", "lab-settings"], min_width=0):
@@ -63,6 +64,7 @@ def build(page: Page, draft: Draft) -> None:
         page.on(control.change, show_meaning, [draft.base, *draft.attack.components], [meaning])  # pyright: ignore[reportAttributeAccessIssue] - every control has `change`
 
     page.show(cards, jobs_and("attack", "eval"), draw_cards)
+    page.show(said, lambda glance: glance.stamp("message", "jobs_made"), draw_messages)
     page.show(curves, lambda glance: glance.stamp("eval", "jobs_made"), draw_curves)
     page.show(which, lambda glance: glance.stamp("jobs_made"), draw_choice)
     page.show(start, can_start, lambda glance: gr.Button(interactive=can_start(glance)))
@@ -139,6 +141,15 @@ def draw_cards(glance: Glance) -> str:
         title = METHODS[method].title
         cards.append(markup.job_card(title, job, view.track(job), method, numbers, waiting, note))
     return f'<div class="lab-cards">{"".join(cards)}</div>'
+
+
+def draw_messages(glance: Glance) -> str:
+    """What the attack shown works with, and what was not as expected."""
+    view = glance.view
+    if view is None or glance.attack is None:
+        return ""
+    jobs = [view.attack_job(glance.attack, method) for method in view.attacked_methods(glance.attack)]
+    return markup.messages([record for job in jobs for record in view.track(job).messages])
 
 
 def measure_in(where: str, task: str) -> str:

@@ -1,4 +1,4 @@
-"""Choose: a preset, what it costs, and the data the models will see."""
+"""Choose: a preset or a model of one's own, what it costs, and the data the models will see."""
 
 import os
 from collections.abc import Sequence
@@ -8,9 +8,22 @@ import gradio as gr
 
 from app import markup, text
 from app.components import go_js, heading, markup_block, section
-from app.draft import Draft
+from app.draft import Draft, is_own, preset_of
 from app.page import Page
-from app.services import METHODS, PRESETS, Example, Lab, LabConfig, data_of, mixture, preview_example
+from app.services import (
+    METHODS,
+    PRESETS,
+    YOUR_MODEL,
+    Example,
+    Lab,
+    LabConfig,
+    ModelConfig,
+    TVaccineError,
+    check_model,
+    data_of,
+    mixture,
+    preview_example,
+)
 
 ROWS = 40
 """Rows of a data set shown: enough to see what it is."""
@@ -18,22 +31,18 @@ ROWS = 40
 
 def build(page: Page, draft: Draft) -> None:
     """Place and wire the screen."""
+    start = PRESETS[next(iter(PRESETS))].config
     gr.HTML(heading(text.STEPS[1], text.WHY[1]), apply_default_css=False)
     with gr.Row(elem_classes="lab-split"):
         with gr.Column(elem_classes=["lab-controls", "lab-begin"], min_width=0):
-            preset = gr.Radio(
-                choices=[(item.title, name) for name, item in PRESETS.items()],
-                value=next(iter(PRESETS)),
-                label=text.PRESET,
-                elem_id="preset",
-            )
-            cost = markup_block(
-                cost_view(page.lab, PRESETS[next(iter(PRESETS))].config, next(iter(PRESETS))), elem_id="cost"
-            )
+            draft.place_model()
+            model = markup_block(elem_id="model-status")
+            cost = markup_block(cost_view(page.lab, start), elem_id="cost")
             onward = gr.Button(text.CONTINUE, variant="primary", elem_id="to-align")
-            gr.HTML(markup.notice(text.SANDBOX_NOTE), apply_default_css=False)
+            world = markup_block(world_note(start), elem_id="world-note")
         with gr.Column(elem_classes="lab-main", min_width=0):
             gr.HTML(section(text.DATA_TITLE, text.DATA_NOTE), apply_default_css=False)
+            warning = markup_block(data_warning(start), elem_id="data-warning")
             with gr.Row(elem_classes="lab-tools-row"):
                 part = gr.Radio(
                     choices=[(title, name) for name, title in text.DATA_PARTS.items()],
@@ -43,14 +52,30 @@ def build(page: Page, draft: Draft) -> None:
                     elem_id="data-part",
                 )
             chosen = gr.State(None)
-            start = PRESETS[next(iter(PRESETS))].config
             rows = markup_block(rows_view(start, "alignment", None), elem_id="data-rows")
             gr.HTML(section(text.TEMPLATE_TITLE), apply_default_css=False)
             template = markup_block(template_of(start, "alignment", 0), elem_id="template")
 
     def choose_preset(name: str) -> list[Any]:
-        config = PRESETS[name].config
-        return [cost_view(page.lab, config, name), *draft.fill(config)]
+        return draft.fill(PRESETS[name].config)
+
+    def show_config(name: str, index: int | None, *values: Any) -> list[Any]:
+        config = draft.read(*values)
+        return [
+            model_view(config.model),
+            cost_view(page.lab, config),
+            world_note(config),
+            data_warning(config),
+            rows_view(config, name, index),
+            template_of(config, name, index or 0),
+        ]
+
+    def show_model(name: str, index: int | None, *values: Any) -> list[Any]:
+        config = draft.read(*values)
+        return [model_view(config.model), cost_view(page.lab, config), template_of(config, name, index or 0)]
+
+    def go_on(*values: Any) -> None:
+        check_model(draft.read_model(*values))
 
     def show_part(name: str, *values: Any) -> list[Any]:
         config = draft.read(*values)
@@ -61,11 +86,15 @@ def build(page: Page, draft: Draft) -> None:
         index = int(event._data["choice"])
         return [rows_view(config, name, index), template_of(config, name, index), index]
 
-    page.on(preset.input, choose_preset, [preset], [cost, *draft.outputs])
+    page.on(draft.preset.input, choose_preset, [draft.preset], draft.outputs)
+    looked_at = [part, chosen, *draft.inputs]
+    page.on(draft.base.change, show_config, looked_at, [model, cost, world, warning, rows, template])
     shown = [rows, template, chosen]
     page.on(part.input, show_part, [part, *draft.inputs], shown)
     page.on(rows.choose, show_row, [part, *draft.inputs], shown)
-    onward.click(None, None, None, js=go_js(2), api_visibility="private")
+    for trigger in draft.model_triggers:
+        page.on(trigger, show_model, looked_at, [model, cost, template])
+    page.on(onward.click, go_on, draft.model_inputs).success(None, None, None, js=go_js(2), api_visibility="private")
 
 
 def examples_of(config: LabConfig, part: str) -> Sequence[Example]:
@@ -94,16 +123,49 @@ def rows_view(config: LabConfig, part: str, chosen: int | None) -> str:
 
 
 def template_of(config: LabConfig, part: str, index: int) -> str:
-    """Template and loss mask of one row."""
+    """Template and loss mask of one row; if they cannot be shown, why."""
+    if config.model.name == YOUR_MODEL:
+        return markup.notice(text.TEMPLATE_UNNAMED)
     example = examples_of(config, part)[index]
-    shown = preview_example(config, example)
+    try:
+        shown = preview_example(config, example)
+    except TVaccineError as error:
+        return markup.notice(f"{error} {error.remedy}", "warning")
+    if shown is None:
+        return markup.notice(text.TEMPLATE_LATER)
     return f'<p class="lab-note">{text.TEMPLATE_NOTE.format(template=shown.template)}</p>' + markup.template_view(
         shown, example.harmful
     )
 
 
-def cost_view(lab: Lab, config: LabConfig, preset: str) -> str:
-    """What a preset costs, from what this machine needed before where that is known."""
+def model_view(config: ModelConfig) -> str:
+    """What is known of a model of the visitor's own before it is loaded, or what is wrong with it."""
+    if not is_own(config):
+        return ""
+    if config.name == YOUR_MODEL:
+        return markup.notice(text.MODEL_UNNAMED)
+    trust = markup.notice(text.MODEL_TRUSTED, "warning") if config.trust_remote_code else ""
+    try:
+        facts = check_model(config)
+    except TVaccineError as error:
+        return markup.notice(f"{error} {error.remedy}", "error") + trust
+    if facts.folder is None:
+        return markup.notice(text.MODEL_REMOTE) + trust
+    return markup.notice(text.model_found(facts.architecture, facts.num_layers, facts.weights_bytes)) + trust
+
+
+def world_note(config: LabConfig) -> str:
+    """What the sandbox is; nothing for a model that is not of it."""
+    return "" if is_own(config.model) else markup.notice(text.SANDBOX_NOTE)
+
+
+def data_warning(config: LabConfig) -> str:
+    """What scores mean for a model that has never heard of the town."""
+    return markup.notice(text.OWN_MODEL_DATA, "warning") if is_own(config.model) else ""
+
+
+def cost_view(lab: Lab, config: LabConfig) -> str:
+    """What a run costs, from what this machine needed before where that is known."""
     steps = config.alignment.optimisation.steps
     paces = {method.name: lab.seconds_a_step(method.name, config) for method in config.alignment.methods}
     known = [pace for pace in paces.values() if pace is not None]
@@ -111,7 +173,9 @@ def cost_view(lab: Lab, config: LabConfig, preset: str) -> str:
     if len(known) == len(paces):
         lanes = min(len(known), max(1, os.cpu_count() or 1), 2)
         time = text.COST_KNOWN.format(time=text.duration(steps * max(max(known), sum(known) / lanes)))
-    return f'<p class="lab-note">{PRESETS[preset].description}</p>' + markup.facts(
+    preset = preset_of(config)
+    description = f'<p class="lab-note">{PRESETS[preset].description}</p>' if preset else ""
+    return description + markup.facts(
         [
             (text.COST_TIME, time),
             (text.COST_WORK, ", ".join(f"{METHODS[name].title} {steps:,} steps" for name in paces)),

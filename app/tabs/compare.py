@@ -9,6 +9,7 @@ import gradio as gr
 from app import charts, markup, panes, text
 from app import study as recorded
 from app.components import answer_panes, figure, heading, markup_block, section
+from app.draft import is_own
 from app.page import Glance, Memory, Page, remembered, run_of
 from app.services import (
     METHODS,
@@ -271,5 +272,6 @@ def draw_drift(glance: Glance) -> charts.Spec:
 
 def draw_not_shown(glance: Glance) -> str:
     """What this page cannot tell."""
-    sandbox = config_of(glance).model.name == "sandbox"
-    return f'<p class="lab-note">{text.NOT_SHOWN.format(size=text.SANDBOX_SIZE if sandbox else text.OTHER_SIZE)}</p>'
+    own = is_own(config_of(glance).model)
+    words = text.NOT_SHOWN.format(size=text.OTHER_SIZE if own else text.SANDBOX_SIZE)
+    return (markup.notice(text.OWN_MODEL_DATA, "warning") if own else "") + f'<p class="lab-note">{words}</p>'

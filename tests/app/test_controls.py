@@ -1,12 +1,14 @@
 """Controls come from the fields and give back what they show."""
 
+from typing import Any
+
 import gradio as gr
 import pytest
 from written_runs import small_config
 
 from app.controls import Form, fields_of, make_control
 from app.draft import Draft
-from app.services import METHODS, PRESETS, AttackConfig, ConfigError, LabConfig, default_method
+from app.services import METHODS, PRESETS, YOUR_MODEL, AttackConfig, ConfigError, LabConfig, default_method
 from tvaccine_core.config import ModelConfig, TVaccineConfig, VaccineConfig
 
 
@@ -73,13 +75,18 @@ def draft() -> Draft:
         return Draft(LabConfig())
 
 
+def filled(draft: Draft, config: LabConfig) -> list[Any]:
+    """What `draft.read` is given when the page shows `config`."""
+    return draft.fill(config)[len(draft.outputs) - len(draft.inputs) :]
+
+
 @pytest.mark.parametrize("config", [*(preset.config for preset in PRESETS.values()), small_config()])
 def test_a_config_put_on_the_page_is_read_back_unchanged(draft: Draft, config: LabConfig) -> None:
-    assert draft.read(*draft.fill(config)) == config
+    assert draft.read(*filled(draft, config)) == config
 
 
 def test_settings_of_a_method_survive_that_it_is_not_chosen(draft: Draft) -> None:
-    shown = draft.fill(small_config(methods=[VaccineConfig(rho=2.5)]))
+    shown = filled(draft, small_config(methods=[VaccineConfig(rho=2.5)]))
     assert draft.read(*shown).alignment.methods == (VaccineConfig(rho=2.5),)
     base, _, *values = shown
     both = draft.read(base, ["sft", "vaccine", "tvaccine"], *values)
@@ -87,11 +94,21 @@ def test_settings_of_a_method_survive_that_it_is_not_chosen(draft: Draft) -> Non
 
 
 def test_no_method_is_an_error(draft: Draft) -> None:
-    base, _, *values = draft.fill(LabConfig())
+    base, _, *values = filled(draft, LabConfig())
     with pytest.raises(ConfigError, match="methods"):
         draft.read(base, [], *values)
 
 
 def test_what_no_control_shows_is_kept(draft: Draft) -> None:
     config = LabConfig(model=ModelConfig(name="elsewhere", quantization="nf4"))
-    assert draft.read(*draft.fill(config)).model == config.model
+    assert draft.read(*filled(draft, config)).model == config.model
+
+
+def test_the_preset_shown_is_the_one_that_the_config_is(draft: Draft) -> None:
+    def shown(config: LabConfig) -> object:
+        return dict(zip(draft.outputs, draft.fill(config), strict=True))[draft.preset]
+
+    check = PRESETS["sandbox-check"].config
+    assert shown(check) == "sandbox-check"
+    assert shown(check.model_copy(update={"seed": 7})) is None
+    assert shown(check.model_copy(update={"model": ModelConfig(name="owner/model")})) == YOUR_MODEL

@@ -50,6 +50,7 @@ def report(home: Path) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     assert "T-Vaccine, after a1" in done.stdout
     assert "s from start to end" in done.stdout
+    assert done.stderr.count("LlamaForCausalLM, 8 layers, float32, on ") == 1, "said once, whatever the number of jobs"
     return json.loads(path.read_text())
 
 
@@ -168,6 +169,21 @@ def test_wrong_wishes_end_in_a_message_and_a_remedy(tmp_path: Path, arguments: t
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) >= 2
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        (("--preset", "your-model"), "No model is named yet"),
+        (("--set", "model.name=./no-such-folder"), "no folder no-such-folder"),
+    ],
+)
+def test_a_model_that_will_not_do_makes_no_run(tmp_path: Path, wish: tuple[str, ...], expected: str) -> None:
+    done = lab("align", *wish, "--data-dir", tmp_path)
+    assert done.returncode == 1
+    assert expected in done.stderr
+    assert len(done.stderr.strip().splitlines()) >= 2
+    assert Store(tmp_path).runs() == []
 
 
 def test_an_unusable_data_dir_is_a_message_too(tmp_path: Path) -> None:

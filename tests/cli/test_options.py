@@ -15,6 +15,15 @@ def test_the_default_is_the_quick_preset() -> None:
     assert build_config(None, None, None) == PRESETS["sandbox-quick"].config
 
 
+def test_a_model_of_one_s_own_gets_the_paper_s_schedule() -> None:
+    config = build_config("your-model", None, ["model.name=owner/model"])
+    assert (config.model.name, config.model.quantization) == ("owner/model", "nf4")
+    optimisation = config.alignment.optimisation
+    assert (optimisation.steps, optimisation.batch_size, optimisation.learning_rate) == (4000, 10, 1e-3)
+    assert config.alignment.methods[1] == TVaccineConfig(rho=3.0, num_layers=8)
+    assert (config.attack.num_samples, config.attack.optimisation.learning_rate) == (1000, 1e-5)
+
+
 def test_a_file_is_read_and_overridden(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(LabConfig(seed=3).to_yaml())

@@ -1,7 +1,8 @@
 """The worker around a fake engine: how jobs end, what is reported, and prompts answered between steps."""
 
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from fake_engine import FakeEngine
 
 from tvaccine_core import worker as worker_module
 from tvaccine_core.config import LabConfig, ModelConfig
-from tvaccine_core.errors import StoreError
+from tvaccine_core.errors import OutOfMemoryError, StoreError
 from tvaccine_core.records import AnswerRecord, Event
 from tvaccine_core.store import JobRow, Store
 from tvaccine_core.worker import Worker
@@ -80,6 +81,42 @@ def test_a_failed_job_says_why_and_the_next_one_runs(
         assert "memory" in job.error
         assert "smaller batch" in job.remedy
     assert engine.released == (fail == "memory")
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_when_memory_is_released_nothing_holds_what_the_failure_held(
+    store: Store, run_id: str, worker: Worker, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, typed: bool
+) -> None:
+    """A half-loaded model hangs on the frames of the error's traceback, and on those of its cause's."""
+
+    class Weights:
+        pass
+
+    held: list[weakref.ref[Weights]] = []
+    alive: list[int] = []
+
+    def load() -> None:
+        weights = Weights()
+        held.append(weakref.ref(weights))
+        raise MemoryError
+
+    def run(*_: object) -> Iterator[Event]:
+        weights = Weights()
+        held.append(weakref.ref(weights))
+        try:
+            load()
+        except MemoryError as error:
+            if not typed:
+                raise
+            raise OutOfMemoryError("It does not fit.", remedy="Take a smaller one.") from error
+        yield from ()
+
+    monkeypatch.setattr(engine, "run", run)
+    monkeypatch.setattr(engine, "release", lambda: alive.append(sum(weights() is not None for weights in held)))
+    job_id = enqueue(store, run_id)
+    worker.run_one()
+    assert store.job(job_id).state == "failed"
+    assert (len(held), alive) == (2, [0])
 
 
 def test_cancel_stops_within_a_step_and_keeps_the_checkpoint(

@@ -19,6 +19,7 @@ from rich.progress import (
 from tvaccine_core.cli.options import err
 from tvaccine_core.errors import StoreError
 from tvaccine_core.launch import lead, started_together
+from tvaccine_core.records import MessageRecord
 from tvaccine_core.store import JobRow, Store
 from tvaccine_core.supervisor import Supervisor
 
@@ -82,11 +83,12 @@ def _wait(
     store: Store, job_ids: Sequence[str], supervisor: Supervisor, on_poll: Callable[[], None] | None, quiet: bool
 ) -> list[JobRow]:
     wanted, run_ids = set(job_ids), sorted({store.job(job_id).run_id for job_id in job_ids})
-    bars = _Bars() if err.is_terminal and not quiet else _Lines(quiet)
+    bars, said = _Bars() if err.is_terminal and not quiet else _Lines(quiet), _Said(store, quiet)
     with bars:
         while True:
             jobs = [job for run_id in run_ids for job in store.jobs(run_id) if job.id in wanted]
             bars.show(jobs)
+            said.show(jobs)
             if on_poll is not None:
                 on_poll()
             if not any(job.active for job in jobs):
@@ -102,10 +104,12 @@ def _wait(
 def _work_together(
     store: Store, job_ids: Sequence[str], on_poll: Callable[[], None] | None, quiet: bool
 ) -> list[JobRow]:
-    bars = _Bars() if err.is_terminal and not quiet else _Lines(quiet)
+    bars, said = _Bars() if err.is_terminal and not quiet else _Lines(quiet), _Said(store, quiet)
 
     def look() -> None:
-        bars.show([store.job(job_id) for job_id in job_ids])
+        jobs = [store.job(job_id) for job_id in job_ids]
+        bars.show(jobs)
+        said.show(jobs)
         if on_poll is not None:
             on_poll()
 
@@ -127,6 +131,33 @@ def _cancel(store: Store, job_ids: Sequence[str]) -> None:
 def _tail(path: Path) -> str:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     return "\n".join(lines[-5:])
+
+
+class _Said:
+    """What jobs say beside their numbers, each sentence once: model, device, template, what was not as expected."""
+
+    def __init__(self, store: Store, quiet: bool) -> None:
+        self._store = store
+        self._quiet = quiet
+        self._after: dict[str, int] = {}
+        self._printed: set[str] = set()
+        self._over: set[str] = set()
+
+    def show(self, jobs: Sequence[JobRow]) -> None:
+        """Print what is new."""
+        for job in jobs:
+            if job.state == "queued" or job.id in self._over:
+                continue
+            if not job.active:
+                self._over.add(job.id)  # this look is the last
+            after = self._after.get(job.id, 0)
+            for stored in self._store.events(job.run_id, after=after, kinds=("message",), job_id=job.id):
+                self._after[job.id] = stored.seq
+                assert isinstance(stored.event, MessageRecord)
+                sentence = f"{stored.event.text} {stored.event.remedy}".strip()
+                if not self._quiet and sentence not in self._printed:
+                    err.print(sentence, soft_wrap=True, style="yellow" if stored.event.level == "warning" else "")
+                self._printed.add(sentence)
 
 
 class _Lines(AbstractContextManager[None]):

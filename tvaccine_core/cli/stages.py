@@ -32,6 +32,7 @@ from tvaccine_core.cli.results import collect, make_report, render
 from tvaccine_core.config import LabConfig
 from tvaccine_core.errors import ConfigError, RunNotFoundError
 from tvaccine_core.export import repeatable
+from tvaccine_core.model_files import check_model
 from tvaccine_core.records import AnswerRecord, Record, StateRecord
 from tvaccine_core.store import Store
 
@@ -50,6 +51,7 @@ def demo(
     began = time.monotonic()
     check_json(json_file)
     config = build_config(preset, config_file, overrides, methods)
+    check_model(config.model)
     store = open_store(data_dir)
     run_ids: list[str] = []
     job_ids: list[str] = []
@@ -91,6 +93,7 @@ def align(
         jobs = list(_enqueue_alignments(store, run_id, choose_methods(config, methods) if methods else config).values())
     else:
         config = build_config(preset, config_file, overrides, methods)
+        check_model(config.model)
         run_id = store.create_run(config, name)
         jobs = [*_enqueue_alignments(store, run_id, config).values(), store.enqueue(run_id, "baseline", {})]
     _finish("align", store, run_id, jobs, workers, json_file)

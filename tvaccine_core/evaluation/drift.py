@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tvaccine_core.adapters import ModelStates
 from tvaccine_core.data.prompts import encode_prompts
+from tvaccine_core.evaluation.halving import in_batches
 from tvaccine_core.hooks import find_blocks, hidden_of, record_output
 from tvaccine_core.records import DriftRecord
 
@@ -26,16 +27,19 @@ def embedding_drift(
     encoded = sorted(encode_prompts(states.loaded.tokenizer, prompts), key=len)
     total = torch.zeros(len(find_blocks(states.loaded.model)), dtype=torch.float64)
     num_tokens = 0
-    for start in range(0, len(encoded), batch_size):
-        batch = encoded[start : start + batch_size]
+
+    def measure(batch: Sequence[list[int]]) -> None:
+        nonlocal num_tokens
         longest = max(map(len, batch))
         ids = torch.tensor([prompt + [states.loaded.pad_id] * (longest - len(prompt)) for prompt in batch])
         mask = torch.tensor([[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt in batch])
         now, before = (_hidden_states(states, name, ids, mask) for name in (state, reference))
         real = mask.bool()
         distances = [(a - b).norm(dim=-1)[real].sum() for a, b in zip(now, before, strict=True)]  # (B, T) each
-        total += torch.stack(distances).double()
+        total.add_(torch.stack(distances).double())
         num_tokens += int(mask.sum())
+
+    in_batches(encoded, batch_size, measure)
     return DriftRecord(state=state, reference=reference, drift=tuple((total / num_tokens).tolist()))
 
 

@@ -23,6 +23,7 @@ from transformers import DynamicCache
 from tvaccine_core.adapters import ModelStates
 from tvaccine_core.data.prompts import encode_prompts
 from tvaccine_core.errors import CancelledError
+from tvaccine_core.evaluation.halving import in_batches
 from tvaccine_core.hooks import find_blocks
 
 Row = tuple[str, str]
@@ -151,28 +152,34 @@ def generate_answers(
         states: where the states of `rows` live.
         rows: (state, prompt) each.
         max_new_tokens: longest answer.
-        batch_size: rows at once, at most; batches are made equally large.
-        on_tokens: called after every step with (row, new token) of each row that goes on.
+        batch_size: rows at once, at most; batches are made equally large, and smaller when memory runs out.
+        on_tokens: called after every step with (row, new token) of each row that goes on; of a batch for which memory
+            runs out, once more from its start.
         should_stop: asked before every token.
 
     Raises:
         CancelledError: `should_stop` said so.
         ModelError: a state is not in memory.
+        OutOfMemoryError: not even one row fits.
     """
     answers: list[list[int]] = [[] for _ in rows]
-    # Rows of one state run faster than a mixture, and prompts of similar length need less padding.
-    order = sorted(range(len(rows)), key=lambda row: (rows[row][0], len(rows[row][1])))
-    size = math.ceil(len(rows) / math.ceil(len(rows) / batch_size)) if rows else 1
-    for start in range(0, len(rows), size):
-        batch = order[start : start + size]
+
+    def answer(batch: Sequence[int]) -> None:
+        said: list[list[int]] = [[] for _ in batch]
         for step in stream_tokens(
             states, [rows[row] for row in batch], max_new_tokens, should_stop=should_stop or (lambda: False)
         ):
-            tokens = [(batch[index], token) for index, token in step.tokens]
-            for row, token in tokens:
-                answers[row].append(token)
+            for index, token in step.tokens:
+                said[index].append(token)
             if on_tokens is not None:
-                on_tokens(tokens)
+                on_tokens([(batch[index], token) for index, token in step.tokens])
+        for row, ids in zip(batch, said, strict=True):
+            answers[row] = ids
+
+    # Rows of one state run faster than a mixture, and prompts of similar length need less padding.
+    order = sorted(range(len(rows)), key=lambda row: (rows[row][0], len(rows[row][1])))
+    size = math.ceil(len(rows) / math.ceil(len(rows) / batch_size)) if rows else 1
+    in_batches(order, size, answer)
     return [decode(states, ids) for ids in answers]
 
 
