@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from enum import IntEnum
@@ -96,6 +96,8 @@ class Group(Ranks):
     def __init__(self, index: int, size: int, board: Store) -> None:
         self.index = index
         self.size = size
+        self.on_stop: Callable[[], None] = lambda: None
+        """Called in the leader when another process is the one that wants to stop."""
         self._board = board
         self._words: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
 
@@ -123,7 +125,10 @@ class Group(Ranks):
                 gradient.copy_(part.view_as(gradient))
 
     def agree(self, word: Word) -> Word:
-        return Word(self._highest(word))
+        agreed = Word(self._highest(word))
+        if self.leads and agreed == Word.STOP and word != Word.STOP:
+            self.on_stop()
+        return agreed
 
     def share(self, payload: bytes | None) -> bytes:
         payload = (payload or b"") if self.leads else b""
@@ -189,7 +194,8 @@ def join() -> Group:
     On a machine with GPUs each process takes the one of its LOCAL_RANK.
 
     Raises:
-        ConfigError: there are more processes than GPUs on this machine.
+        ConfigError: there are more processes than GPUs on this machine; one of these variables is missing or wrong.
+        TrainingError: the other processes did not come, or cannot be reached.
     """
     backend = "gloo"
     if torch.cuda.is_available():
@@ -202,10 +208,25 @@ def join() -> Group:
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     store: Any
-    store, index, size = next(rendezvous("env://"))
-    board = PrefixStore("tvaccine", store.clone())  # a connection of its own: another's wait must not block it
-    dist.init_process_group(backend, store=PrefixStore("group", store), rank=index, world_size=size)
-    return Group(index, size, board)
+    variables = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    given = ", ".join(f"{name}={os.environ.get(name, '(not set)')}" for name in variables)
+    try:
+        store, index, size = next(rendezvous("env://"))
+        board = PrefixStore("tvaccine", store.clone())  # a connection of its own: another's wait must not block it
+        dist.init_process_group(backend, store=PrefixStore("group", store), rank=index, world_size=size)
+        return Group(index, size, board)
+    except ValueError as error:
+        raise ConfigError(
+            f"The processes cannot meet: {error} Here: {given}.",
+            remedy="Start them with torchrun, accelerate launch or srun, or set these variables in each; "
+            "for a process on its own unset RANK and WORLD_SIZE.",
+        ) from error
+    except dist.DistError as error:
+        raise TrainingError(
+            f"The processes do not meet: {error} Here: {given}.",
+            remedy="Each of the WORLD_SIZE processes needs a RANK of its own, and the address and a free port of the "
+            "machine that rank 0 is on; a firewall between machines must let them through.",
+        ) from error
 
 
 def shard_base(model: nn.Module) -> None:

@@ -10,8 +10,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from tvaccine_core import launch
+from tvaccine_core.cli.tools import worker
 from tvaccine_core.engine import TorchEngine
-from tvaccine_core.errors import StoreError
+from tvaccine_core.errors import ConfigError, StoreError
 from tvaccine_core.ranks import ALONE
 from tvaccine_core.records import StepRecord
 from tvaccine_core.store import Store
@@ -20,6 +21,7 @@ from tvaccine_core.worker import Worker
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
+    "model.device=cpu",
     "evaluation.max_per_set=2",
     "evaluation.max_new_tokens=4",
     "alignment.optimisation.steps=4",
@@ -31,7 +33,10 @@ SETTINGS = (
     "attack.eval_every=2",
 )
 TINY = ("--preset", "sandbox-check", *(part for setting in SETTINGS for part in ("--set", setting)))
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = os.environ | {
+    **{"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+    "CUDA_VISIBLE_DEVICES": "",  # two processes on a machine with one GPU would be refused
+}
 
 
 def free_port() -> str:
@@ -67,8 +72,8 @@ def jobs(store: Store) -> dict[str, str]:
 
 def work(store: Store) -> None:
     """Do what is queued in this process."""
-    worker = Worker(store, TorchEngine(1))
-    while worker.run_one():
+    mine = Worker(store, TorchEngine(1))
+    while mine.run_one():
         pass
 
 
@@ -155,6 +160,26 @@ def test_a_stop_while_the_others_wait_reaches_them_and_they_go_on_with_the_next_
         **{"align sft": "done", "align tvaccine": "done", "baseline": "done"},
         **{"attack sft a1": "cancelled", "attack tvaccine a1": "done"},
     }
+
+
+def test_a_signal_to_one_process_interrupts_the_job_and_ends_all(tmp_path: Path) -> None:
+    codes, said = run_two("terminated", "demo", *TINY, "--methods", "sft", "--data-dir", str(tmp_path))
+    assert codes == [130, 0], "\n".join(said)
+    store = Store(tmp_path)
+    assert jobs(store) == {"align sft": "interrupted", "attack sft a1": "cancelled", "baseline": "cancelled"}
+    assert "runs resume" in said[0]
+    (run,) = store.runs()
+    assert {path.name for path in store.run_dir(run.id).glob("checkpoints/aligned/sft/*")} == {
+        "step-00000002",
+        "step-00000003",
+    }
+
+
+def test_a_worker_is_not_started_by_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="A worker is one process"):
+        worker()
 
 
 def test_another_programs_workers_must_not_take_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
