@@ -9,6 +9,11 @@ through gloo, which may wait as long as the leader needs to measure a model. A t
 store, takes the first failure: a process that fails leaves the others waiting inside a sum, and only a thread that
 looks there can end them with the reason.
 
+Where the base is divided (`shard_base`), a forward pass needs every process. The leader measures alone, so before each
+of its passes it says so, and the others, who wait for its word meanwhile, run one over a single token: they bring their
+parts of the weights, and what it computes is thrown away. So followers cannot fall out of step with what the leader
+generates, however long that is.
+
 Cost a step: one small gloo exchange before it and one after the backward pass, the sum of the adapters' gradients in
 buckets, one for the metrics, and three small sums a micro-batch for a method that perturbs. Bytes between processes are
 safetensors and JSON, never pickles.
@@ -75,6 +80,12 @@ class Ranks:
         """The highest of all processes' words."""
         return word
 
+    def take_part_by(self, run_a_pass: Callable[[], None]) -> None:
+        """From now on the leader announces its own forward passes, and the others `run_a_pass` at each."""
+
+    def announce(self) -> None:
+        """In the leader: have the others take part in the forward pass that comes now. In the others: nothing."""
+
     def share(self, payload: bytes | None) -> bytes:
         """The leader's bytes, in every process; what the others pass is of no consequence."""
         return payload or b""
@@ -99,6 +110,7 @@ class Group(Ranks):
         self.on_stop: Callable[[], None] = lambda: None
         """Called in the leader when another process is the one that wants to stop."""
         self._board = board
+        self._run_a_pass: Callable[[], None] | None = None
         self._words: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def reduce_sum(self, tensor: Tensor) -> Tensor:
@@ -125,12 +137,34 @@ class Group(Ranks):
                 gradient.copy_(part.view_as(gradient))
 
     def agree(self, word: Word) -> Word:
+        self._wait_for_the_leader()
         agreed = Word(self._highest(word))
         if self.leads and agreed == Word.STOP and word != Word.STOP:
             self.on_stop()
         return agreed
 
+    def take_part_by(self, run_a_pass: Callable[[], None]) -> None:
+        self._run_a_pass = run_a_pass
+
+    def announce(self) -> None:
+        if self.leads:
+            self._leader_says(True)
+
+    def _wait_for_the_leader(self) -> None:
+        """Until it has done what it does alone: before each of its words, where it announces its passes."""
+        if self._run_a_pass is None:
+            return
+        while self._leader_says(False):
+            self._run_a_pass()
+
+    def _leader_says(self, a_pass_comes: bool) -> bool:
+        word = torch.tensor(int(a_pass_comes))
+        with _connected():
+            dist.broadcast(word, src=0, group=self._words)
+        return bool(word)
+
     def share(self, payload: bytes | None) -> bytes:
+        self._wait_for_the_leader()
         payload = (payload or b"") if self.leads else b""
         length = torch.tensor(len(payload))
         with _connected():
@@ -233,9 +267,13 @@ def shard_base(model: nn.Module) -> None:
     """Divide the frozen base among the processes, decoder layer by decoder layer (FSDP2); adapters stay whole.
 
     A layer's weights are gathered when it runs, forward and backward, and given back after it. Call it in every
-    process, when the adapters are set up, before a method sees the model. The methods' hooks and `autograd.grad` work
-    as on a whole base; linears run peft's own code, for merging needs whole weights. From then on every forward pass
-    needs all processes, through the same layers: training does that, an evaluation in one process would wait for ever.
+    process, before a method sees the model. Adapters that require a gradient by then stay whole, as do those that are
+    added later. The methods' hooks and `autograd.grad` work as on a whole base; linears run peft's own code, for
+    merging needs whole weights. From then on every forward pass needs all processes, through the same layers: training
+    does that; for what the leader runs alone see `Ranks.take_part_by`.
+
+    On machines with GPUs the parts go to this process's GPU, layer by layer, from wherever `model` is: from the CPU, no
+    GPU ever holds more than its parts and one whole layer (or the embedding with the head).
 
     Raises:
         ModelError: no decoder layers are found.

@@ -1,4 +1,4 @@
-"""The leader of several processes around a fake engine, with a stand-in for the others: what it takes, posts and ends."""
+"""The leader of several processes around a fake engine, the others played by a stand-in: what it takes and posts."""
 
 import json
 import threading
