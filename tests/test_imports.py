@@ -37,7 +37,7 @@ LAYERS = (
     {"training"},
     {"attack", "evaluation", "conformance"},
     {"pipeline"},
-    {"engine", "export", "worker", "supervisor", "launch"},
+    {"engine", "worker", "supervisor", "launch"},
     {"bench", "cli", "__main__"},
 )
 """The engine from the ground up, by the first name under `tvaccine_core`. A new name must be given its place here."""

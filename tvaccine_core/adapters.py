@@ -33,7 +33,7 @@ from tvaccine_core.adapter_files import (
 )
 from tvaccine_core.config import AdapterConfig
 from tvaccine_core.errors import ModelError
-from tvaccine_core.hooks import replace_forwards
+from tvaccine_core.hooks import on_entry, replace_forwards
 from tvaccine_core.merged import mergeable
 from tvaccine_core.models import LoadedModel
 from tvaccine_core.ranks import Ranks
@@ -50,8 +50,10 @@ _BASE_ROW = "__base__"
 class ModelStates:
     """The states of one base model. Adapters and states share one name space; `base` always exists."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, announce: Callable[[], None] | None = None) -> None:
         self.loaded = loaded
+        self._announce = announce
+        """Called before each forward pass of a state, where several processes hold parts of the base's weights."""
         self._peft: PeftModel | None = None
         self._layers: dict[str, LoraLayer] = {}
         self._stacks: dict[str, tuple[str, ...]] = {BASE: ()}
@@ -196,12 +198,12 @@ class ModelStates:
     @contextmanager
     def active(self, state: str) -> Iterator[nn.Module]:
         """The bare Hugging Face model answering as `state`, in eval mode; everything is put back on leaving."""
-        name = self._flatten(state)
+        name, model = self._flatten(state), self.loaded.model
         with self._undisturbed():
             self._activate(() if name is None else (name,))
-            self.loaded.model.eval()
-            with replace_forwards(self._merged_forwards(name)):
-                yield self.loaded.model
+            model.eval()
+            with replace_forwards(self._merged_forwards(name)), on_entry(model, self._announce, first=True):
+                yield model
 
     @contextmanager
     def mixed(self, states: Sequence[str]) -> Iterator[tuple[nn.Module, list[str]]]:
@@ -211,7 +213,8 @@ class ModelStates:
         with self._undisturbed():
             self._activate(tuple(used[:1]))
             self.model.eval()
-            yield self.model, [names[state] or _BASE_ROW for state in states]
+            with on_entry(self.loaded.model, self._announce, first=True):
+                yield self.model, [names[state] or _BASE_ROW for state in states]
 
     def _stack(self, state: str) -> tuple[str, ...]:
         if state not in self._stacks:
@@ -329,7 +332,7 @@ class ModelStates:
         without it, logits differ by rounding.
         """
         modules: list[Any] = mergeable(self.loaded.model)
-        if sum(module.base_layer.weight.nbytes for module in modules) > MERGED_LIMIT_BYTES:
+        if self._announce or sum(module.base_layer.weight.nbytes for module in modules) > MERGED_LIMIT_BYTES:
             return {}
         forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
         for module in modules:

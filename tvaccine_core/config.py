@@ -44,11 +44,23 @@ class ModelConfig(Config):
         "authors you trust, after reading it. Most models need none.",
         json_schema_extra=ADVANCED,
     )
+    shard: bool = Field(
+        default=False,
+        description="Divide the frozen base among the processes of a launcher (FSDP2), for a model that does not fit "
+        "one GPU. Slower: every pass gathers each layer's weights from all.",
+        json_schema_extra=ADVANCED,
+    )
     gradient_checkpointing: bool = Field(
         default=False,
         description="Recompute activations in the backward pass: slower, less memory.",
         json_schema_extra=ADVANCED,
     )
+
+    @model_validator(mode="after")
+    def _only_whole_numbers_are_divided(self) -> Self:
+        if self.shard and (self.quantization != "none" or self.device == "mps"):
+            raise ValueError("shard needs quantization none, and a CPU or CUDA GPUs")
+        return self
 
 
 class AdapterConfig(Config):

@@ -250,13 +250,19 @@ def capture_input(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def on_entry(module: nn.Module, action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` just before each run of `module`, recomputations inside backward excepted."""
+def on_entry(module: nn.Module, action: Callable[[], None] | None, *, first: bool = False) -> Iterator[None]:
+    """Call `action` just before each run of `module`, recomputations inside backward excepted.
+
+    With `first` it comes before the hooks that are there already, FSDP's among them. Without an action nothing is done.
+    """
+    if action is None:
+        yield
+        return
 
     def hook(module: nn.Module, inputs: Any) -> None:
         action()
 
-    handle = module.register_forward_pre_hook(hook)
+    handle = module.register_forward_pre_hook(hook, prepend=first)
     try:
         yield
     finally:

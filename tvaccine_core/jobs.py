@@ -74,7 +74,11 @@ class JobQueue:
         return job_id
 
     def claim(
-        self, worker_id: str, kinds: Collection[JobKind] | None = None, model: ModelConfig | None = None
+        self,
+        worker_id: str,
+        kinds: Collection[JobKind] | None = None,
+        model: ModelConfig | None = None,
+        job_ids: Collection[str] | None = None,
     ) -> JobRow | None:
         """Take the next job for the calling process, or None. No job is ever given twice.
 
@@ -82,6 +86,7 @@ class JobQueue:
             worker_id: unique to the worker, also over restarts.
             kinds: only these kinds.
             model: only jobs of runs with exactly this base model.
+            job_ids: only these jobs.
         """
         query, values = f"SELECT job.seq {_CLAIMABLE}", []
         if kinds is not None:
@@ -90,6 +95,9 @@ class JobQueue:
         if model is not None:
             query += " AND job.base = ?"
             values.append(base_of(model))
+        if job_ids is not None:
+            query += f" AND job.id IN ({marks(job_ids)})"
+            values += job_ids
         query += f" {_QUEUE_ORDER} LIMIT 1"
         with self._db.read() as db:  # an idle poll must not take the write lock
             if db.execute(query, values).fetchone() is None:

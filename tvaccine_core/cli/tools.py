@@ -22,6 +22,7 @@ from tvaccine_core.cli.options import (
     write_json,
 )
 from tvaccine_core.errors import ConfigError, TVaccineError
+from tvaccine_core.launch import started_together
 from tvaccine_core.store import JobKind
 from tvaccine_core.worker import Engine, run_worker
 
@@ -40,6 +41,12 @@ def worker(
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
     """Do the store's jobs until stopped. The page and the other commands start workers themselves."""
+    if started_together():
+        raise ConfigError(
+            "A worker is one process; a launcher (torchrun, accelerate launch) started this as one of several.",
+            remedy="Start it without the launcher, or have the launcher start the command that trains: demo, align, "
+            "attack or runs resume.",
+        )
     wanted: list[JobKind] | None = None
     if kinds is not None:
         wanted = [kind for kind in get_args(JobKind) if kind in kinds.split(",")]
