@@ -137,6 +137,13 @@ class VaccineConfig(Config):
         description="Perturbation intensity: L2 radius, joint over layers, tokens and batch.",
         json_schema_extra={"step": 0.1},
     )
+    perturb_every: int = Field(
+        default=1,
+        ge=1,
+        description="Steps from one perturbed step to the next (tau); those between descend the plain loss, and are "
+        "cheaper.",
+        json_schema_extra=ADVANCED,
+    )
 
 
 class TVaccineConfig(Config):
@@ -149,6 +156,13 @@ class TVaccineConfig(Config):
         le=50,
         description="Perturbation intensity: L2 radius, joint over layers, tokens and batch.",
         json_schema_extra={"step": 0.1},
+    )
+    perturb_every: int = Field(
+        default=1,
+        ge=1,
+        description="Steps from one perturbed step to the next (tau); those between descend the plain loss, and are "
+        "cheaper.",
+        json_schema_extra=ADVANCED,
     )
     num_layers: int = Field(
         default=4, ge=1, le=512, description="Layers drawn, perturbed and trained at a time (gamma)."
