@@ -268,8 +268,8 @@ def shard_base(model: nn.Module) -> None:
 
     A layer's weights are gathered when it runs, forward and backward, and given back after it. Call it in every
     process, before a method sees the model. Adapters that require a gradient by then stay whole, as do those that are
-    added later. The methods' hooks and `autograd.grad` work as on a whole base; linears run peft's own code, for
-    merging needs whole weights. From then on every forward pass needs all processes, through the same layers: training
+    added later. The methods' hooks and `autograd.grad` work as on a whole base; no weights are merged, for merging
+    needs whole ones. From then on every forward pass needs all processes, through the same layers: training
     does that; for what the leader runs alone see `Ranks.take_part_by`.
 
     On machines with GPUs the parts go to this process's GPU, layer by layer, from wherever `model` is: from the CPU, no
