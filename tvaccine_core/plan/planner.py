@@ -58,19 +58,23 @@ def plan_run(
         ConfigError: a setting does not fit the model.
     """
     shape, source = read_shape(config.model)
+    planner = _Planner(config, shape, device, workload_of(config, labelled))
+    return [planner.plan(method, source, whole) for method in config.alignment.methods]
+
+
+def workload_of(config: LabConfig, labelled: int | None = None) -> Workload:
+    """What `config` puts a model through at once. Raises `ConfigError` if not so many tokens can be learned."""
     optimisation = config.alignment.optimisation
     length = optimisation.max_length
-    workload = Workload(
+    if labelled is not None and not 1 <= labelled <= length:
+        raise ConfigError(f"{labelled} tokens of {length} cannot be learned.", remedy=f"Give 1 to {length}.")
+    return Workload(
         batch_size=optimisation.batch_size,
         length=length,
-        labelled=length if labelled is None else labelled,
+        labelled=labelled or length,
         evaluation_batch_size=config.evaluation.batch_size,
         new_tokens=config.evaluation.max_new_tokens,
     )
-    if not 1 <= workload.labelled <= length:
-        raise ConfigError(f"{workload.labelled} tokens of {length} cannot be learned.", remedy=f"Give 1 to {length}.")
-    planner = _Planner(config, shape, device, workload)
-    return [planner.plan(method, source, whole) for method in config.alignment.methods]
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ class _Planner:
             batch_size=workload.batch_size,
             length=workload.length,
             labelled=workload.labelled,
+            probe_batch_size=method.probe_batch_size if "score" in phases and isinstance(method, TVaccineConfig) else 0,
             evaluation_batch_size=workload.evaluation_batch_size,
             new_tokens=workload.new_tokens,
             num_layers=self._num_layers,

@@ -1,7 +1,8 @@
 """A model that has every tensor and no memory: built from its config alone, stored as `load_model` would store it.
 
 Its tensors are PyTorch's `FakeTensor`s: shape, type and storage size are true, bytes there are none. The product's own
-code runs on them unchanged. Quantised weights are made by bitsandbytes' own quantiser, run on pretended weights.
+code runs on them unchanged. Quantised weights have the parts and sizes that bitsandbytes gives them: its own quantiser
+reads values, which a pretended tensor has not.
 
 The pretended device is always the CPU, whatever the plan is for: PyTorch knows how a GPU's kernels divide their memory
 only where there is a GPU. `device` decides what it decides in `load_model`: the precision of quantised models.
@@ -14,7 +15,7 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
-from bitsandbytes.functional import quantize_4bit
+from bitsandbytes.functional import QuantState
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -28,6 +29,8 @@ from tvaccine_core.errors import ModelError
 from tvaccine_core.models import LoadedModel
 
 WORD = "word"
+BLOCK, SECOND_BLOCK = 64, 256
+"""Weights that share a scale in bitsandbytes' NF4, and scales that share one when they are quantised again."""
 ALIGNED = "aligned"
 """Name of the adapter that is trained."""
 
@@ -145,11 +148,23 @@ class _Fakes:
 
     def _fill_4bit(self, module: Any) -> None:
         marked = module.weight
+        num_blocks = -(-marked.numel() // BLOCK)
         with self.mode:
-            packed, state = quantize_4bit(
-                torch.empty(marked.shape, dtype=module.compute_dtype),
-                compress_statistics=marked.compress_statistics,
+            packed = torch.empty(-(-marked.numel() // 2), 1, dtype=torch.uint8)
+            state = QuantState(
+                absmax=torch.empty(num_blocks, dtype=torch.uint8),
+                shape=marked.shape,
+                dtype=module.compute_dtype,
+                blocksize=BLOCK,
+                code=torch.empty(16),
                 quant_type=marked.quant_type,
+                offset=torch.empty(()),
+                state2=QuantState(
+                    absmax=torch.empty(-(-num_blocks // SECOND_BLOCK)),
+                    blocksize=SECOND_BLOCK,
+                    code=torch.empty(256),
+                    dtype=torch.float32,
+                ),
             )
         weight: Any = nn.Parameter(packed, requires_grad=False)
         weight.quant_state, weight.quant_type = state, marked.quant_type

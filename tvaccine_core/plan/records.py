@@ -39,6 +39,8 @@ class MemoryPlan(Record):
     """Tokens of a training row, and of a prompt in evaluations."""
     labelled: int
     """Tokens of a row that are learned."""
+    probe_batch_size: int
+    """Rows of a scoring; 0 if the method has none."""
     evaluation_batch_size: int
     new_tokens: int
     num_layers: int
@@ -61,3 +63,29 @@ class MemoryPlan(Record):
     def phase(self, name: Phase) -> PhasePeak | None:
         """The phase of that name, None if the method has none."""
         return next((phase for phase in self.phases if phase.phase == name), None)
+
+
+class TimeEstimate(Record):
+    """How long a method's training takes, by a few steps on this machine."""
+
+    method: str
+    device: str
+    timed_steps: int
+    step_s: float
+    """Median."""
+    scoring_s: float
+    """A scoring of the layers; 0 if there is none."""
+    steps: int
+    """Of the whole training."""
+    total_s: float
+    """Training without evaluations."""
+
+
+class PlanReport(Record):
+    """What the command `plan` writes."""
+
+    plans: tuple[MemoryPlan, ...]
+    memory_gib: float | None
+    verdicts: dict[str, str]
+    """Method -> `fits`, `tight` or `does not fit`; empty without a memory to fit."""
+    times: tuple[TimeEstimate, ...] = ()

@@ -70,7 +70,7 @@ def rehearse(states: ModelStates, method: MethodConfig, workload: Workload) -> d
         events = fit(
             model,
             load_method(worst_draw(method)),
-            _rows(workload, workload.batch_size),
+            make_rows(workload, workload.batch_size),
             steps,
             seed=0,
             pad_id=0,
@@ -89,7 +89,8 @@ def rehearse(states: ModelStates, method: MethodConfig, workload: Workload) -> d
     return peaks
 
 
-def _rows(workload: Workload, count: int) -> list[Encoded]:
+def make_rows(workload: Workload, count: int) -> list[Encoded]:
+    """`count` rows of full length; what is not learned is the beginning."""
     masked = workload.length - workload.labelled
     ids = (0,) * workload.length
     labels = (MASKED,) * masked + (0,) * workload.labelled
@@ -99,7 +100,7 @@ def _rows(workload: Workload, count: int) -> list[Encoded]:
 def _score(model: Any, tracker: Tracker, config: TVaccineConfig, workload: Workload) -> Peak:
     method: Any = load_method(config)
     assert isinstance(method, TVaccine)
-    batch = collate(_rows(workload, config.probe_batch_size), 0)
+    batch = collate(make_rows(workload, config.probe_batch_size), 0)
 
     def sample(count: int, generator: torch.Generator) -> Batch:
         return batch

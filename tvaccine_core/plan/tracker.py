@@ -45,6 +45,33 @@ SCRATCH: dict[str, Callable[[tuple[Any, ...]], int]] = {"bitsandbytes::gemm_4bit
 """Operation -> bytes that it takes and gives back, by its arguments."""
 
 
+def _quantise_without_outliers(activations: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    rows, scales, _ = torch.ops.bitsandbytes.int8_vectorwise_quant.default(activations, 0.0)
+    return rows, scales, activations.new_empty(0, dtype=torch.int64)
+
+
+def _multiply_without_outliers(
+    activations: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    scales: Tensor,
+    weight_scales: Tensor,
+    outliers: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    product = torch.ops.bitsandbytes.int8_scaled_mm.default(
+        rows, weight, scales, weight_scales, bias=bias, dtype=activations.dtype
+    )
+    return product, activations.new_empty(0)
+
+
+STAND_INS: dict[str, Callable[..., Any]] = {
+    "bitsandbytes::int8_vectorwise_quant": _quantise_without_outliers,
+    "bitsandbytes::int8_mixed_scaled_mm": _multiply_without_outliers,
+}
+"""Operations whose result has as many elements as the values say, for pretended tensors: int8's outliers are none."""
+
+
 class _Entry:
     """A storage in the ledger. `death` is None while it lives."""
 
@@ -141,7 +168,11 @@ class Tracker(TorchDispatchMode):
         scratch = SCRATCH.get(func._schema.name)
         if scratch is not None:
             self._scratch.append((self._clock, scratch(args)))
-        result = func(*args, **(kwargs or {}))
+        stand_in = STAND_INS.get(func._schema.name)
+        if stand_in is not None and isinstance(args[0], FakeTensor):
+            result = stand_in(*args, **(kwargs or {}))
+        else:
+            result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
             self._note(result, func, args)
         elif result is not None:
