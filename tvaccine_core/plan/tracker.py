@@ -32,6 +32,7 @@ KEPT_AFTER = 64
 
 _ADAMW = {torch.ops.aten._fused_adamw_.default, torch.ops.aten._fused_adamw_.tensor_lr}
 _CAT = torch.ops.aten.cat.default
+_DEVICE = torch.ops.prim.device.default
 _READ = torch.ops.aten._local_scalar_dense.default
 
 
@@ -160,6 +161,8 @@ class Tracker(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is _DEVICE:  # a pretended tensor is asked for its device through here
+            return func(*args, **(kwargs or {}))
         self._clock += 1
         if func is _READ and isinstance(args[0], FakeTensor):
             return self._pretend_to_read(args[0])
