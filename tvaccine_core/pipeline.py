@@ -167,6 +167,7 @@ def align(
         resume=resume,
         should_stop=should_stop,
         ranks=ranks,
+        activation_memory=config.model.activation_memory,
     )
     if not ranks.leads:
         return
@@ -243,6 +244,7 @@ def attack(
         resume=resume,
         should_stop=should_stop,
         ranks=ranks,
+        activation_memory=config.model.activation_memory,
     ):
         yield event
         if not isinstance(event, StepRecord) or not attack.eval_every:

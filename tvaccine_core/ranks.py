@@ -213,7 +213,7 @@ def shard_base(model: nn.Module) -> None:
 
     A layer's weights are gathered when it runs, forward and backward, and given back after it. Call it in every
     process, when the adapters are set up, before a method sees the model. The methods' hooks and `autograd.grad` work
-    as on a whole base; linears run peft's own code, for merging needs whole weights. From then on every forward pass
+    as on a whole base; no weights are merged, for merging needs whole ones. From then on every forward pass
     needs all processes, through the same layers: training does that, an evaluation in one process would wait for ever.
 
     Raises:
