@@ -36,7 +36,7 @@ LAYERS = (
     {"methods"},
     {"training"},
     {"attack", "evaluation", "conformance"},
-    {"pipeline"},
+    {"pipeline", "plan"},
     {"engine", "worker", "supervisor", "launch"},
     {"bench", "cli", "__main__"},
 )

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 import typer
 from rich.progress import Progress
@@ -122,6 +122,26 @@ def step(overrides: Overrides = None, json_file: JsonFile = None) -> None:
 
     check_json(json_file)
     report = run(override(StepBenchSettings(), overrides))
+    out.print(render(report), soft_wrap=True)
+    write_json(json_file, report)
+
+
+@bench.command()
+def gpu(
+    shape: Annotated[str, typer.Option(help="Built-in name (llama-2-7b), folder or hub id.")] = "llama-2-7b",
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Build random weights on the device; else load the model's.")
+    ] = False,
+    device: Annotated[Literal["cuda", "cpu"], typer.Option(help="cpu: to try it on a small shape.")] = "cuda",
+    overrides: Overrides = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Peak memory and seconds of a step on this GPU, in bfloat16 and NF4, beside what `plan` predicts."""
+    from tvaccine_core.bench.gpu import GpuBenchSettings, render, run
+
+    check_json(json_file)
+    settings = GpuBenchSettings(shape=shape, random_weights=random_weights, device=device)
+    report = run(override(settings, overrides), lambda cost: err.print(f"{cost.storage} {cost.method} done"))
     out.print(render(report), soft_wrap=True)
     write_json(json_file, report)
 
