@@ -22,11 +22,19 @@ from tvaccine_core.config import (
     TVaccineConfig,
     parse_config,
 )
-from tvaccine_core.data.mixtures import user_mixture
+from tvaccine_core.data.mixtures import attack_data
 from tvaccine_core.data.prompts import PromptPreview, preview
 from tvaccine_core.data.sources import LabData, load_lab_data
 from tvaccine_core.errors import ConfigError, DataError, RunNotFoundError, StoreError, TVaccineError
-from tvaccine_core.export import SCORE_COLUMNS, STEP_COLUMNS, export_run, score_rows, step_rows
+from tvaccine_core.export import (
+    SCORE_COLUMNS,
+    STEP_COLUMNS,
+    changed_settings,
+    export_run,
+    repeatable,
+    score_rows,
+    step_rows,
+)
 from tvaccine_core.methods import METHODS, MethodInfo
 from tvaccine_core.model_files import ModelFacts, check_model
 from tvaccine_core.records import (
@@ -118,24 +126,11 @@ class Lab:
 
     def repeatable(self, run_id: str) -> tuple[LabConfig, list[dict[str, str]]]:
         """What repeats a run: its config with its first attack, and of each later attack the settings that differ."""
-        config = self.run(run_id).config
-        attacks: dict[str, AttackConfig] = {}
-        for job in self.store.jobs(run_id):
-            if job.kind == "attack":
-                attacks[str(job.params["attack_id"])] = parse_config(AttackConfig, job.params["attack"])
-        if not attacks:
-            return config, []
-        first, *later = attacks.values()
-        repeated = config.model_copy(update={"attack": first})
-        known = flatten(first)
-        differing = [{key: value for key, value in flatten(item).items() if value != known[key]} for item in later]
-        return repeated, differing
+        config, attacks = repeatable(self.store, run_id)
+        return config, [changed_settings(attack, config.attack) for attack in list(attacks.values())[1:]]
 
     def delete_run(self, run_id: str) -> None:
-        """Stop what waits, then delete the run and its files."""
-        for job in self.store.jobs(run_id):
-            if job.state == "queued":
-                self.store.cancel(job.id)
+        """Delete the run with what waits in it, and its files. Raises `RunBusyError` while one of its jobs runs."""
         self.store.delete_run(run_id)
 
     # Work
@@ -241,12 +236,10 @@ class Lab:
 
     # Time
 
-    def seconds_a_step(self, method: str, model: ModelConfig) -> float | None:
-        """Seconds an alignment step of `method` took in the newest run of `model` that ended here; None if none did."""
+    def seconds_a_step(self, method: str, like: LabConfig) -> float | None:
+        """Seconds an alignment step of `method` took in the newest run here with the model and batch of `like`."""
         for run in self.runs()[:20]:
-            if not _uses(run, model):
-                continue
-            job = latest(self.store.jobs(run.id), "align").get(method)
+            job = latest(self.store.jobs(run.id), "align").get(method) if _cost_alike(run, like) else None
             if job is None or job.state != "done":
                 continue
             last = self.store.events(run.id, kinds=("step",), job_id=job.id)[-1:]
@@ -256,14 +249,18 @@ class Lab:
         return None
 
 
-MAX_PROMPT = 2000
-
-
-def _uses(run: RunRow, model: ModelConfig) -> bool:
+def _cost_alike(run: RunRow, other: LabConfig) -> bool:
+    """True if a step of that run costs about as much as one of `other` would."""
     try:
-        return run.config.model == model
+        one = run.config
     except ConfigError:  # made by another version
         return False
+    ours, theirs = one.alignment.optimisation, other.alignment.optimisation
+    sizes = [(o.batch_size, o.accumulation, o.max_length) for o in (ours, theirs)]
+    return one.model == other.model and sizes[0] == sizes[1]
+
+
+MAX_PROMPT = 2000
 
 
 def check_layers(config: LabConfig, facts: ModelFacts) -> None:
@@ -314,9 +311,7 @@ def data_of(config: LabConfig) -> LabData:
 
 def mixture(config: LabConfig, attack: AttackConfig) -> list[Example]:
     """The user's data in an attack, exactly as training will see it."""
-    data = data_of(config)
-    harmful, task = data.attack_harmful, data.task(attack.task).train
-    return user_mixture(harmful, task, attack.num_samples, attack.harmful_ratio, attack.seed)
+    return attack_data(data_of(config), attack)
 
 
 def suggestions(config: LabConfig) -> list[tuple[str, str]]:

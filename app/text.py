@@ -1,5 +1,6 @@
 """Every sentence a user reads, and the names of things. British spelling, short sentences, the field's words."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
@@ -379,7 +380,7 @@ def commands(run_id: str, later_attacks: Sequence[Mapping[str, str]]) -> str:
     """What repeats a run from its exported config, and then its later attacks by the settings that differ."""
     lines = [f"python -m tvaccine_core demo --config {run_id}.yaml"]
     for settings in later_attacks:
-        options = "".join(f" --set attack.{path}={value}" for path, value in settings.items())
+        options = "".join(f" --set {shlex.quote(f'attack.{path}={value}')}" for path, value in settings.items())
         lines.append(f"python -m tvaccine_core attack{options}")
     return "\n".join(lines)
 

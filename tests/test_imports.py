@@ -31,13 +31,13 @@ LAYERS = (
     {"errors", "records"},
     {"config"},
     {"database", "rows", "jobs", "store", "export"},
-    {"hooks", "grads", "losses", "merged", "passes", "ranks"},
+    {"hooks", "activation_memory", "grads", "losses", "lowrank", "merged", "passes", "ranks"},
     {"models", "model_files", "adapters", "adapter_files", "targets", "checkpoints", "data", "sandbox"},
     {"methods"},
     {"training"},
     {"attack", "evaluation", "conformance"},
-    {"pipeline"},
-    {"engine", "export", "worker", "supervisor", "launch"},
+    {"pipeline", "plan"},
+    {"engine", "worker", "supervisor", "launch"},
     {"bench", "cli", "__main__"},
 )
 """The engine from the ground up, by the first name under `tvaccine_core`. A new name must be given its place here."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from tvaccine_core import __version__
-from tvaccine_core.cli import runs, stages, tools
+from tvaccine_core.cli import plan, runs, stages, tools
 from tvaccine_core.cli.options import err, out
 from tvaccine_core.errors import ConfigError, RunNotFoundError, TVaccineError
 from tvaccine_core.launch import run_together, started_together
@@ -23,6 +23,7 @@ for command in (stages.demo, stages.align, stages.attack, stages.evaluate, stage
 app.add_typer(runs.app, name="runs")
 app.command()(tools.worker)
 app.add_typer(tools.sandbox, name="sandbox")
+app.command()(plan.plan)
 app.command()(tools.conformance)
 app.add_typer(tools.bench, name="bench")
 

@@ -22,8 +22,7 @@ from torch import Tensor
 from tvaccine_core.errors import ModelError, RunNotFoundError
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-"""Begins the names of tensors in peft's files."""
+_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +37,20 @@ class PlainAdapter:
     @property
     def modules(self) -> set[str]:
         """Names of the modules that it adapts, in the Hugging Face model."""
-        return {key.rsplit(".lora_", 1)[0].removeprefix(PREFIX) for key in self.tensors}
+        return {key.rsplit(".lora_", 1)[0].removeprefix(_PREFIX) for key in self.tensors}
 
     @property
     def target_modules(self) -> list[str]:
         """Last parts of the names of the modules that it adapts, sorted."""
         return sorted({name.rsplit(".", 1)[-1] for name in self.modules})
+
+
+def named_factors(module_name: str, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """A (r, in) and B (out, r) of one linear under the names that peft gives them in its files."""
+    return {
+        f"{_PREFIX}{module_name}.lora_A.weight": a.detach(),
+        f"{_PREFIX}{module_name}.lora_B.weight": b.detach(),
+    }
 
 
 def make_lora_config(rank: int, alpha: float, target_modules: Sequence[str], *, dropout: float = 0.0) -> LoraConfig:

@@ -24,16 +24,16 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from tvaccine_core.adapter_files import (
-    PREFIX,
     PlainAdapter,
     hash_adapter,
     make_lora_config,
+    named_factors,
     read_adapter,
     write_adapter,
 )
 from tvaccine_core.config import AdapterConfig
 from tvaccine_core.errors import ModelError
-from tvaccine_core.hooks import replace_forwards
+from tvaccine_core.hooks import on_entry, replace_forwards
 from tvaccine_core.merged import mergeable
 from tvaccine_core.models import LoadedModel
 from tvaccine_core.ranks import Ranks
@@ -50,8 +50,10 @@ _BASE_ROW = "__base__"
 class ModelStates:
     """The states of one base model. Adapters and states share one name space; `base` always exists."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, announce: Callable[[], None] | None = None) -> None:
         self.loaded = loaded
+        self._announce = announce
+        """Called before each forward pass of a state, where several processes hold parts of the base's weights."""
         self._peft: PeftModel | None = None
         self._layers: dict[str, LoraLayer] = {}
         self._stacks: dict[str, tuple[str, ...]] = {BASE: ()}
@@ -196,12 +198,12 @@ class ModelStates:
     @contextmanager
     def active(self, state: str) -> Iterator[nn.Module]:
         """The bare Hugging Face model answering as `state`, in eval mode; everything is put back on leaving."""
-        name = self._flatten(state)
+        name, model = self._flatten(state), self.loaded.model
         with self._undisturbed():
             self._activate(() if name is None else (name,))
-            self.loaded.model.eval()
-            with replace_forwards(self._merged_forwards(name)):
-                yield self.loaded.model
+            model.eval()
+            with replace_forwards(self._merged_forwards(name)), on_entry(model, self._announce, first=True):
+                yield model
 
     @contextmanager
     def mixed(self, states: Sequence[str]) -> Iterator[tuple[nn.Module, list[str]]]:
@@ -211,7 +213,8 @@ class ModelStates:
         with self._undisturbed():
             self._activate(tuple(used[:1]))
             self.model.eval()
-            yield self.model, [names[state] or _BASE_ROW for state in states]
+            with on_entry(self.loaded.model, self._announce, first=True):
+                yield self.model, [names[state] or _BASE_ROW for state in states]
 
     def _stack(self, state: str) -> tuple[str, ...]:
         if state not in self._stacks:
@@ -257,7 +260,7 @@ class ModelStates:
                 b = torch.cat([b.detach() for _, b, _ in factors], dim=1).cpu()  # (out, r)
                 missing = rank - a.shape[0]
                 a, b = nn.functional.pad(a, (0, 0, 0, missing)), nn.functional.pad(b, (0, missing))
-            tensors |= _named(module_name, a, b)
+            tensors |= named_factors(module_name, a, b)
         alpha = configs[0].lora_alpha if len(stack) == 1 else rank  # pyright: ignore[reportAttributeAccessIssue]
         return PlainAdapter(tensors, rank=rank, alpha=float(alpha))
 
@@ -300,7 +303,7 @@ class ModelStates:
         expected: dict[str, Tensor] = {}
         for module_name, layer in self._layers.items():
             if name in layer.lora_A:
-                expected |= _named(module_name, *_factors(layer, name))
+                expected |= named_factors(module_name, *_factors(layer, name))
         if {key: tensor.shape for key, tensor in expected.items()} != {
             key: tensor.shape for key, tensor in tensors.items()
         }:
@@ -329,7 +332,7 @@ class ModelStates:
         without it, logits differ by rounding.
         """
         modules: list[Any] = mergeable(self.loaded.model)
-        if sum(module.base_layer.weight.nbytes for module in modules) > MERGED_LIMIT_BYTES:
+        if self._announce or sum(module.base_layer.weight.nbytes for module in modules) > MERGED_LIMIT_BYTES:
             return {}
         forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
         for module in modules:
@@ -394,11 +397,3 @@ def _factors(layer: LoraLayer, name: str) -> tuple[Tensor, Tensor]:
     assert isinstance(a, Tensor)
     assert isinstance(b, Tensor)
     return a, b
-
-
-def _named(module_name: str, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """The two factors under the names that peft gives them in its files."""
-    return {
-        f"{PREFIX}{module_name}.lora_A.weight": a.detach(),
-        f"{PREFIX}{module_name}.lora_B.weight": b.detach(),
-    }

@@ -9,25 +9,6 @@ from __future__ import annotations
 from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import AttackConfig
 from tvaccine_core.data.batches import derive_seed
-from tvaccine_core.data.mixtures import user_mixture
-from tvaccine_core.data.sources import LabData
-from tvaccine_core.records import Example
-
-
-def attack_data(data: LabData, attack: AttackConfig) -> list[Example]:
-    """What the user uploads.
-
-    Raises:
-        DataError: there are fewer harmful or task examples than the mixture needs.
-        ConfigError: there is no such task.
-    """
-    return user_mixture(
-        data.attack_harmful,
-        data.task(attack.task).train,
-        attack.num_samples,
-        attack.harmful_ratio,
-        derive_seed(attack.seed, "mixture"),
-    )
 
 
 def prepare_attack(states: ModelStates, attack: AttackConfig, *, aligned: str, attacked: str) -> str:

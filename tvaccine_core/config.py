@@ -14,6 +14,8 @@ from tvaccine_core.errors import ConfigError
 
 ADVANCED: dict[str, Any] = {"advanced": True}
 
+ActivationMemory = Literal["auto", "speed", "balanced", "lowest"]
+
 ALL_LINEAR = "all-linear"
 """Stands for every linear module of the decoder layers, whatever a family calls them."""
 YOUR_MODEL = "your-model"
@@ -44,11 +46,33 @@ class ModelConfig(Config):
         "authors you trust, after reading it. Most models need none.",
         json_schema_extra=ADVANCED,
     )
-    gradient_checkpointing: bool = Field(
+    shard: bool = Field(
         default=False,
-        description="Recompute activations in the backward pass: slower, less memory.",
+        description="Divide the frozen base among the processes of a launcher (FSDP2), for a model that does not fit "
+        "one GPU. Slower: every pass gathers each layer's weights from all.",
         json_schema_extra=ADVANCED,
     )
+    activation_memory: ActivationMemory = Field(
+        default="auto",
+        description="What training keeps for the backward pass: everything (`speed`), every second layer (`balanced`), "
+        "next to nothing (`lowest`), or what fits the device (`auto`). Gradients are the same.",
+        json_schema_extra=ADVANCED,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_gradient_checkpointing(cls, data: Any) -> Any:
+        """Configs exported before `activation_memory` existed say `gradient_checkpointing`, true or false."""
+        if not isinstance(data, dict) or not isinstance(data.get("gradient_checkpointing"), bool):
+            return data
+        rest = {key: value for key, value in data.items() if key != "gradient_checkpointing"}
+        return {"activation_memory": "lowest", **rest} if data["gradient_checkpointing"] else rest
+
+    @model_validator(mode="after")
+    def _only_whole_numbers_are_divided(self) -> Self:
+        if self.shard and (self.quantization != "none" or self.device == "mps"):
+            raise ValueError("shard needs quantization none, and a CPU or CUDA GPUs")
+        return self
 
 
 class AdapterConfig(Config):
@@ -127,6 +151,13 @@ class VaccineConfig(Config):
         description="Perturbation intensity: L2 radius, joint over layers, tokens and batch.",
         json_schema_extra={"step": 0.1},
     )
+    perturb_every: int = Field(
+        default=1,
+        ge=1,
+        description="Steps from one perturbed step to the next (tau); those between descend the plain loss, and are "
+        "cheaper.",
+        json_schema_extra=ADVANCED,
+    )
 
 
 class TVaccineConfig(Config):
@@ -139,6 +170,13 @@ class TVaccineConfig(Config):
         le=50,
         description="Perturbation intensity: L2 radius, joint over layers, tokens and batch.",
         json_schema_extra={"step": 0.1},
+    )
+    perturb_every: int = Field(
+        default=1,
+        ge=1,
+        description="Steps from one perturbed step to the next (tau); those between descend the plain loss, and are "
+        "cheaper.",
+        json_schema_extra=ADVANCED,
     )
     num_layers: int = Field(
         default=4, ge=1, le=512, description="Layers drawn, perturbed and trained at a time (gamma)."

@@ -9,6 +9,7 @@ trains.
 import gc
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from tvaccine_core import pipeline
 from tvaccine_core.adapters import BASE, ModelStates
 from tvaccine_core.config import AttackConfig, LabConfig, ModelConfig, parse_config
 from tvaccine_core.data.sources import load_lab_data
+from tvaccine_core.errors import ConfigError
 from tvaccine_core.evaluation.scores import evaluate_state
-from tvaccine_core.models import LoadedModel, load_model
+from tvaccine_core.models import load_model, pick_device
 from tvaccine_core.pipeline import Session, state_folder
-from tvaccine_core.ranks import ALONE, Ranks
+from tvaccine_core.ranks import ALONE, Ranks, shard_base
 from tvaccine_core.records import AnswerRecord, Event, GeneratedAnswer
 from tvaccine_core.store import JobRow, Store
 
@@ -50,6 +52,8 @@ class TorchEngine:
 
     def run(self, store: Store, job: JobRow, config: LabConfig, should_stop: ShouldStop) -> Iterator[Event]:
         """Do a `baseline`, `align`, `attack` or `evaluate` job; see the functions of `pipeline`."""
+        if config.model.shard:
+            self._load(config.model)  # in all processes, also where the leader works alone
         if job.kind in ("align", "attack"):
             task = {"kind": job.kind, "params": job.params, "resumed": job.resumed, "config": config.to_yaml()}
             self._ranks.share(json.dumps(task).encode())
@@ -71,6 +75,8 @@ class TorchEngine:
         """Do this process's share of a job that the leading process `run`s; nothing is written but in `folder`."""
         config = LabConfig.from_yaml(task["config"])
         states = self._load(config.model)
+        if task["kind"] == "load":
+            return
         self._forget_jobs(states)
         session = Session(states.loaded, states, folder, lambda answers: None, self._ranks)
         for _ in _train(session, config, task["kind"], task["params"], should_stop, task["resumed"]):
@@ -112,9 +118,35 @@ class TorchEngine:
     def _load(self, model: ModelConfig) -> ModelStates:
         if self._states is None or self._states.loaded.config != model:
             self.release()  # before loading: two bases may not fit
-            loaded: LoadedModel = load_model(model, self._num_threads)
-            self._states = ModelStates(loaded)
+            if model.shard:
+                self._states = self._load_divided(model)
+            else:
+                self._states = ModelStates(load_model(model, self._num_threads))
         return self._states
+
+    def _load_divided(self, model: ModelConfig) -> ModelStates:
+        """The base divided among the processes; the leader has the others do the same."""
+        ranks = self._ranks
+        if ranks.size == 1:
+            raise ConfigError(
+                "model.shard divides the base among several processes, and this is one alone.",
+                remedy="Start the command with torchrun or accelerate launch, or turn model.shard off.",
+            )
+        if ranks.leads:
+            config = LabConfig(model=model)
+            ranks.share(json.dumps({"kind": "load", "config": config.to_yaml()}).encode())
+        whole = load_model(model.model_copy(update={"device": "cpu"}), self._num_threads)
+        ranks.require_same(whole.key, "base model")
+        shard_base(whole.model)
+        ranks.take_part_by(self._run_a_pass)
+        loaded = replace(whole, config=model, device=pick_device(model.device))
+        return ModelStates(loaded, ranks.announce)
+
+    def _run_a_pass(self) -> None:
+        """Bring this process's part of the weights to a forward pass of the leading one."""
+        assert self._states is not None
+        with torch.no_grad(), self._states.active(BASE) as model:
+            model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self._states.loaded.device), use_cache=False)
 
     def _forget_jobs(self, states: ModelStates) -> None:
         """Drop what earlier jobs left in memory; what is needed of it is on disk, and may be newer there."""

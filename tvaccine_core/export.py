@@ -1,17 +1,22 @@
 """A run as files that need no program of ours: settings, records, answers, and adapters with a model card. Torch-free.
 
-config.yaml      reruns to the same numbers: `python -m tvaccine_core demo --config config.yaml`
+config.yaml      alignment and first attack, to the same numbers: `python -m tvaccine_core demo --config config.yaml`
+attacks.yaml     the settings of every attack, by its id
 steps.csv        one row a training step          scores.csv    one row a state, set and score
 events.jsonl     everything the engine reported   answers.csv   every judged generation
 states/…         peft adapters, as `PeftModel.from_pretrained(base, folder)` reads them
 """
 
 import csv
+import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import yaml
+
 from tvaccine_core import __version__
+from tvaccine_core.config import AttackConfig, LabConfig, parse_config
 from tvaccine_core.errors import StoreError
 from tvaccine_core.records import EvalRecord, StateRecord, StepRecord
 from tvaccine_core.store import JobRow, RunRow, Store, StoredEvent
@@ -30,7 +35,10 @@ def export_run(store: Store, run_id: str, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise StoreError(f"{folder} is not empty.", remedy="Give a folder that does not exist yet.")
-        (folder / "config.yaml").write_text(run.config.to_yaml(), encoding="utf-8")
+        config, attacks = repeatable(store, run_id)
+        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        settings = {attack_id: attack.model_dump(mode="json") for attack_id, attack in attacks.items()}
+        (folder / "attacks.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         _write_csv(folder / "steps.csv", STEP_COLUMNS, step_rows(events, jobs))
         _write_csv(folder / "scores.csv", SCORE_COLUMNS, score_rows(events))
         _write_csv(folder / "answers.csv", ANSWER_COLUMNS, _answer_rows(store, run_id))
@@ -48,6 +56,34 @@ def export_run(store: Store, run_id: str, folder: Path) -> Path:
             f"Cannot write {folder}: {error.strerror or error}", remedy="Choose another folder, or free some space."
         ) from error
     return folder
+
+
+def repeatable(store: Store, run_id: str) -> tuple[LabConfig, dict[str, AttackConfig]]:
+    """What repeats a run: its config with its first attack, and each of its attacks by id.
+
+    An attack may be set up long after the alignment, so its settings stand with its jobs.
+    """
+    config = store.run(run_id).config
+    attacks = {
+        str(job.params["attack_id"]): parse_config(AttackConfig, job.params["attack"])
+        for job in store.jobs(run_id)
+        if job.kind == "attack"
+    }
+    return config.model_copy(update={"attack": next(iter(attacks.values()), config.attack)}), attacks
+
+
+def changed_settings(attack: AttackConfig, first: AttackConfig) -> dict[str, str]:
+    """Settings of `attack` that differ from those of `first`, by dotted path, written as `--set` reads them."""
+    known = dict(_leaves(first.model_dump(mode="json")))
+    return {path: value for path, value in _leaves(attack.model_dump(mode="json")) if value != known[path]}
+
+
+def _leaves(value: object, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value if isinstance(value, str) else json.dumps(value)
 
 
 STEP_COLUMNS = ("job", "step", "num_steps", "loss", "learning_rate", "grad_norm", "elapsed_s", "num_tokens")

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tvaccine_core.errors import ModelError
 
@@ -203,6 +204,67 @@ def skip_to(modules: Sequence[nn.Module], output: Any) -> AbstractContextManager
     return replace_forwards(dict.fromkeys(modules, skip))
 
 
+def recompute(modules: Sequence[nn.Module]) -> AbstractContextManager[None]:
+    """Let each of `modules` keep only its inputs for the backward pass, and run again in it with the same masks.
+
+    Keep it open, and with it every hook inside `modules`, until backward is done.
+    """
+
+    def run_again(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def forward_without_keeping(*args: Any, **kwargs: Any) -> Any:
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+        return forward_without_keeping
+
+    return replace_forwards({module: run_again(module.forward) for module in modules})
+
+
+def find_body(parts: Anatomy) -> nn.Module | None:
+    """The module that holds the stack of decoder layers, but not the head; None if there is none.
+
+    A module around it will not do: OPT's causal model goes past it.
+    """
+    first = parts.blocks[0].layer
+    for module in parts.causal.modules():
+        stacks = [child for child in module.children() if isinstance(child, nn.ModuleList)]
+        if any(first in set(stack.children()) for stack in stacks):
+            return None if parts.head in set(module.modules()) else module
+    return None
+
+
+@contextmanager
+def divert_hidden(body: nn.Module, positions: Tensor) -> Iterator[list[tuple[type, Tensor]]]:
+    """Keep what `body` hands to the head at flattened `positions` (N,), as (N, D) with its graph; pass on one token.
+
+    Yields the list of what was kept, with the type of the body's output, one entry a run.
+    """
+    kept: list[tuple[type, Tensor]] = []
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        hidden = output[0]  # (B, T, D); a ModelOutput gives its first field
+        kept.append((type(output), hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)))
+        return _body_output(type(output), hidden[:1, :1].detach())
+
+    handle = body.register_forward_hook(hook)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def stand_in(body: nn.Module, kind: type, hidden: Tensor) -> AbstractContextManager[None]:
+    """Let `body` return the hidden states (N, D) as one row instead of running; `kind` as `divert_hidden` gave it."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return _body_output(kind, hidden.unsqueeze(0))
+
+    return replace_forwards({body: forward})
+
+
+def _body_output(kind: type, hidden: Tensor) -> Any:
+    return (hidden,) if issubclass(kind, tuple) else kind(last_hidden_state=hidden)
+
+
 @contextmanager
 def gather_input(module: nn.Module, positions: Tensor) -> Iterator[None]:
     """Give `module` only the hidden states at flattened `positions` (N,) of its (B, T, D) input, as (1, N, D)."""
@@ -250,13 +312,19 @@ def capture_input(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def on_entry(module: nn.Module, action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` just before each run of `module`, recomputations inside backward excepted."""
+def on_entry(module: nn.Module, action: Callable[[], None] | None, *, first: bool = False) -> Iterator[None]:
+    """Call `action` just before each run of `module`, recomputations inside backward excepted.
+
+    With `first` it comes before the hooks that are there already, FSDP's among them. Without an action nothing is done.
+    """
+    if action is None:
+        yield
+        return
 
     def hook(module: nn.Module, inputs: Any) -> None:
         action()
 
-    handle = module.register_forward_pre_hook(hook)
+    handle = module.register_forward_pre_hook(hook, prepend=first)
     try:
         yield
     finally:

@@ -74,7 +74,11 @@ class JobQueue:
         return job_id
 
     def claim(
-        self, worker_id: str, kinds: Collection[JobKind] | None = None, model: ModelConfig | None = None
+        self,
+        worker_id: str,
+        kinds: Collection[JobKind] | None = None,
+        model: ModelConfig | None = None,
+        job_ids: Collection[str] | None = None,
     ) -> JobRow | None:
         """Take the next job for the calling process, or None. No job is ever given twice.
 
@@ -82,6 +86,7 @@ class JobQueue:
             worker_id: unique to the worker, also over restarts.
             kinds: only these kinds.
             model: only jobs of runs with exactly this base model.
+            job_ids: only these jobs.
         """
         query, values = f"SELECT job.seq {_CLAIMABLE}", []
         if kinds is not None:
@@ -90,6 +95,9 @@ class JobQueue:
         if model is not None:
             query += " AND job.base = ?"
             values.append(base_of(model))
+        if job_ids is not None:
+            query += f" AND job.id IN ({marks(job_ids)})"
+            values += job_ids
         query += f" {_QUEUE_ORDER} LIMIT 1"
         with self._db.read() as db:  # an idle poll must not take the write lock
             if db.execute(query, values).fetchone() is None:
@@ -167,6 +175,8 @@ class JobQueue:
     def resume(self, job_id: str) -> None:
         """Queue an interrupted, cancelled or failed job again; its worker goes on from the last checkpoint.
 
+        Of the work it depends on, any attempt that is done counts, else the newest.
+
         Raises:
             RunBusyError: it, or the same work as another job, is queued or running.
             StoreError: it is done, or the job it depends on failed or was cancelled.
@@ -177,13 +187,14 @@ class JobQueue:
                 raise StoreError(f"`{job.title}` is already done.", remedy="Start it anew to do it again.")
             if job.active:
                 raise _busy(f"`{job.title}` of run {job.run_id}")
-            if job.depends_on is not None:
-                _check_dependency(find_job(db, job.depends_on), job.run_id)
+            needed = job.depends_on and _best_attempt(db, job.depends_on)
+            if needed is not None:
+                _check_dependency(find_job(db, needed), job.run_id)
             try:
                 db.execute(
                     """UPDATE jobs SET state = 'queued', resumed = 1, cancel_requested = 0, worker_id = NULL,
-                    error = NULL, remedy = NULL, finished_at = NULL WHERE id = ?""",
-                    (job_id,),
+                    error = NULL, remedy = NULL, finished_at = NULL, depends_on = ? WHERE id = ?""",
+                    (needed, job_id),
                 )
             except sqlite3.IntegrityError as error:
                 raise _busy(f"The same `{job.title}` of run {job.run_id}") from error
@@ -245,6 +256,16 @@ def find_job(db: sqlite3.Connection, job_id: str) -> JobRow:
     if row is None:
         raise RunNotFoundError(f"There is no job {job_id!r}.", remedy="Its run may be deleted: list the runs.")
     return job_row(row)
+
+
+def _best_attempt(db: sqlite3.Connection, job_id: str) -> str:
+    """The job that did the work of `job_id`, else the last one made for it: a failed one may have been started anew."""
+    (found,) = db.execute(
+        """SELECT other.id FROM jobs AS one JOIN jobs AS other USING (run_id, kind, params)
+        WHERE one.id = ? ORDER BY other.state = 'done' DESC, other.rowid DESC LIMIT 1""",
+        (job_id,),
+    ).fetchone()
+    return str(found)
 
 
 def _check_dependency(dependency: JobRow, run_id: str) -> None:

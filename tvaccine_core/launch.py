@@ -21,7 +21,6 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -62,39 +61,48 @@ def run_together(command_line: Callable[[], int]) -> int:
     if not group.leads:
         return _follow(group)
     code = command_line()
-    if group.failure() is not None:  # the others end by themselves, if they have not yet
+    if group.failure() is not None:  # the others hear of it and end, if they have not yet
         _end(code or 1)
     group.share(json.dumps({"kind": "end"}).encode())
     ranks.leave()
     return code
 
 
-def lead(store: Store, job_ids: Sequence[str], look: Callable[[], None]) -> None:
-    """Do the store's jobs here and with the followers, until none of `job_ids` can go on. Ends at the first failure.
+def lead(store: Store, job_ids: Sequence[str], look: Callable[[], None]) -> bool:
+    """Do `job_ids`, and what they wait for, here and with the followers, until none can go on.
+
+    Ends at the first failure. None is left waiting: nobody would come to do it.
 
     Args:
         store: on this process's disk.
         job_ids: what is waited for.
         look: called a few times a second from another thread, to show how it goes on.
 
+    Returns:
+        True if a signal stopped it, here or in a follower.
+
     Raises:
-        StoreError: another program's workers would take the jobs.
+        StoreError: another program's workers would take the jobs, or the store fails.
     """
     from tvaccine_core.engine import TorchEngine
 
     assert _group is not None
     group, stop, over = _group, threading.Event(), threading.Event()
-    worker = Worker(store, TorchEngine(ranks=group), stop=stop)
+    wanted = _with_dependencies(store, job_ids)
+    worker = Worker(store, TorchEngine(ranks=group), job_ids=wanted, stop=stop)
 
     def on_failure(error: TVaccineError) -> None:
-        time.sleep(2 * LOOK_EVERY_S)  # for what the report's thread still has to write
-        for job in store.jobs(states=["running"]):
-            if job.worker_id == worker.id:
+        """End a process whose main thread waits for one that failed; one that fails by itself has more to say."""
+        while not over.wait(2 * LOOK_EVERY_S):  # for what the main thread and the report's still have to write
+            mine = [job for job in store.jobs(states=["running"]) if job.worker_id == worker.id]
+            for job in mine:
                 store.finish(job.id, "failed", error, worker_id=worker.id)
-                _cancel_waiting(store, job_ids)
                 sys.stderr.write(f"{job.title} of run {job.run_id}: failed. {error}\n  {error.remedy}\n")
+            if mine:
+                _cancel_waiting(store, job_ids)
+                group.acknowledge()
+                _end(1)
         group.acknowledge()
-        _end(1)
 
     def show() -> None:
         while not over.wait(LOOK_EVERY_S):
@@ -108,21 +116,25 @@ def lead(store: Store, job_ids: Sequence[str], look: Callable[[], None]) -> None
                 f"Another program's workers serve {store.home}; they would take the jobs.",
                 remedy="End that program, or choose another folder with --data-dir.",
             )
+        group.on_stop = stop.set
         threading.Thread(target=_look_for_failures, args=(group, on_failure, over), daemon=True).start()
         shown = threading.Thread(target=show, daemon=True)
         shown.start()
         try:
-            while not stop.is_set() and any(store.job(job_id).active for job_id in job_ids):
-                if not worker.run_one():
-                    break  # what is left waits for a job that was interrupted
-                failed = next((job for job in map(store.job, job_ids) if job.state == "failed"), None)
+            while not stop.is_set() and worker.run_one():
+                failed = next((job for job in map(store.job, wanted) if job.state == "failed"), None)
                 if failed is not None:
                     group.post_failure(TVaccineError(failed.error or "", remedy=failed.remedy or ""))
-                    _cancel_waiting(store, job_ids)
                     break
+            _cancel_waiting(store, job_ids)
+        except Exception as error:
+            with contextlib.suppress(RuntimeError):  # the place to post may be gone
+                group.post_failure(error)  # the others may wait in a sum
+            raise
         finally:
             over.set()
             shown.join()
+    return stop.is_set()
 
 
 def _follow(group: Group) -> int:
@@ -141,7 +153,6 @@ def _follow(group: Group) -> int:
             while (task := json.loads(group.share(None)))["kind"] != "end":
                 with contextlib.suppress(CancelledError):
                     engine.follow(task, Path(folder), stop.is_set)
-                log.info("process %d has done its share of %s", group.index, task["kind"])
     except Exception as error:
         over.set()
         log.exception("process %d of %d fails", group.index, group.size)
@@ -164,6 +175,17 @@ def _look_for_failures(group: Group, on_failure: Callable[[TVaccineError], None]
             return
         if error is not None:
             on_failure(error)
+            return
+
+
+def _with_dependencies(store: Store, job_ids: Sequence[str]) -> list[str]:
+    """`job_ids`, and of what they depend on whatever is still to do."""
+    wanted = list(job_ids)
+    for job_id in wanted:  # grows meanwhile
+        needed = store.job(job_id).depends_on
+        if needed is not None and needed not in wanted and store.job(needed).active:
+            wanted.append(needed)
+    return wanted
 
 
 def _cancel_waiting(store: Store, job_ids: Sequence[str]) -> None:

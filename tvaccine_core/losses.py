@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,3 +68,71 @@ class LabelledTokens:
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats of (N, V) logits against (N,) targets, in float32 or better."""
     return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), targets)
+
+
+def chunked_cross_entropy(
+    hidden: Tensor,
+    targets: Tensor,
+    logits_of: Callable[[Tensor], Tensor],
+    parameters: Sequence[Tensor],
+    num_rows: int,
+) -> Tensor:
+    """`cross_entropy(logits_of(hidden), targets)` with the logits of at most `num_rows` rows alive at a time.
+
+    Args:
+        hidden: (N, D).
+        targets: (N,) long.
+        logits_of: gives (n, V) logits for n rows, each row's from that row alone.
+        parameters: what else in `logits_of` may require a gradient.
+        num_rows: at least 1.
+    """
+    return _ChunkedCrossEntropy.apply(hidden, targets, logits_of, num_rows, *parameters)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """The gradient is taken chunk by chunk in the forward pass, so only its sum waits for the backward pass.
+
+    As in Liger's fused linear cross-entropy (Hsu et al., arXiv:2410.10989), for any head that autograd knows.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        targets: Tensor,
+        logits_of: Callable[[Tensor], Tensor],
+        num_rows: int,
+        *parameters: Tensor,
+    ) -> Tensor:
+        needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
+        num_chunks = -(-len(targets) // num_rows)
+        total: Tensor | None = None
+        rows: list[Tensor] = []
+        sums: list[Tensor | None] = [None] * len(parameters)
+        for chunk, labels in zip(hidden.chunk(num_chunks), targets.chunk(num_chunks), strict=True):
+            chunk = chunk.detach().requires_grad_(needed[0])
+            with torch.set_grad_enabled(any(needed)):
+                logits = logits_of(chunk)
+                logits = logits if logits.dtype == torch.float64 else logits.float()
+                loss = F.cross_entropy(logits, labels, reduction="sum") / len(targets)
+                del logits
+            total = loss.detach() if total is None else total + loss.detach()
+            wanted = [tensor for tensor, need in zip((chunk, *parameters), needed, strict=True) if need]
+            if not wanted:
+                continue
+            gradients = iter(torch.autograd.grad(loss, wanted))
+            del loss
+            if needed[0]:
+                rows.append(next(gradients))
+            for index in (index for index, need in enumerate(needed[1:]) if need):
+                before, new = sums[index], next(gradients)
+                sums[index] = new if before is None else before.add_(new)
+        ctx.save_for_backward(torch.cat(rows) if rows else None, *sums)
+        assert total is not None
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        rows, *sums = (None if saved is None else saved * gradient.to(saved.dtype) for saved in ctx.saved_tensors)
+        return (rows, None, None, None, *sums)

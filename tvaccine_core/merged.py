@@ -9,21 +9,19 @@ Memory: the input where the adapter trains, which peft's form keeps too. Merged 
 are no larger than `KEEP_LIMIT_BYTES` in all, as in the sandbox; above that they are made anew wherever they are needed.
 
 Only plain LoRA on a plain float linear takes this road: quantised and bfloat16 weights lose precision when merged, and
-dropout, DoRA, biases and mixed batches make it another function. All else runs peft's own code.
+dropout, DoRA, biases and mixed batches make it another function. For the rest see `lowrank`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
-
-from tvaccine_core import hooks
+from torch.distributed.tensor import DTensor
 
 KEEP_LIMIT_BYTES = 2**26
 
@@ -45,20 +43,23 @@ class MergedLinear(torch.autograd.Function):
         merged: Tensor | None,
         *factors: Tensor,
     ) -> Tensor:
-        ctx.scalings, ctx.merged = scalings, merged
-        trains = any(ctx.needs_input_grad[5:])
-        ctx.save_for_backward(x if trains else None, weight, *factors)
+        # Weights stay as they are while a step lasts. Saved on the context and not through autograd, they do not make
+        # checkpointing run a last linear again of which nothing else is needed.
+        ctx.scalings, ctx.merged, ctx.weight, ctx.factors = scalings, merged, weight, factors
+        if any(ctx.needs_input_grad[5:]):
+            ctx.save_for_backward(x)
         return F.linear(x, merge(weight, scalings, factors) if merged is None else merged, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        x, weight, *factors = ctx.saved_tensors
+        weight, factors = ctx.weight, ctx.factors
         result: list[Tensor | None] = [None, None, None, None, None]
         if ctx.needs_input_grad[0]:
             result[0] = gradient @ (merge(weight, ctx.scalings, factors) if ctx.merged is None else ctx.merged)
-        if x is None:  # no adapter trains
+        if not any(ctx.needs_input_grad[5:]):
             return (*result, *(None for _ in factors))
+        (x,) = ctx.saved_tensors
         x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])  # (N, I), (N, O)
         for index, scaling in enumerate(ctx.scalings):
             a, b = factors[2 * index : 2 * index + 2]
@@ -83,23 +84,20 @@ def mergeable(model: nn.Module) -> list[LoraLinear]:
         for module in model.modules()
         if type(module) is LoraLinear
         and type(module.base_layer) is nn.Linear
-        and type(module.base_layer.weight) is nn.Parameter  # a sharded one is whole only while its layer runs
+        and isinstance(module.base_layer.weight, nn.Parameter)
+        and not isinstance(module.base_layer.weight, DTensor)  # a sharded one is whole only while its layer runs
         and module.base_layer.weight.dtype in (torch.float32, torch.float64)
     ]
 
 
-@contextmanager
-def merged_adapters(modules: Sequence[LoraLinear]) -> Iterator[None]:
-    """Compute those of `modules` that allow it with merged weights.
+def merged_forwards(modules: Sequence[LoraLinear]) -> dict[nn.Module, Callable[..., Tensor]]:
+    """Forwards with merged weights for those of `modules` that allow it.
 
-    Which adapters are active, and their values, must not change inside. Keep it open until backward is done, as
-    checkpointing runs the modules again.
+    They hold while active adapters and their values stay as they are.
     """
     plain: list[Any] = [module for module in modules if _is_plain(module)]
     keep = sum(module.base_layer.weight.nbytes for module in plain) <= KEEP_LIMIT_BYTES
-    forwards: dict[nn.Module, Callable[..., Tensor]] = {module: _lean_forward(module, keep) for module in plain}
-    with hooks.replace_forwards(forwards):
-        yield
+    return {module: _lean_forward(module, keep) for module in plain}
 
 
 def _lean_forward(module: Any, keep: bool) -> Callable[..., Tensor]:

@@ -121,8 +121,6 @@ def load_model(config: ModelConfig, num_threads: int | None = None) -> LoadedMod
     _disarm_cpu_repacking(model)
     model.requires_grad_(False)
     model.eval()
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     loaded = LoadedModel(model, tokenizer, config, device, key.hexdigest(), answer_end(tokenizer))
     _check_vocabulary(loaded)
     return loaded

@@ -26,9 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from tvaccine_core import hooks
+from tvaccine_core.activation_memory import Mode, chunk_rows, recomputed_layers
 from tvaccine_core.errors import ModelError
-from tvaccine_core.losses import LabelledTokens, cross_entropy
-from tvaccine_core.merged import mergeable, merged_adapters
+from tvaccine_core.losses import LabelledTokens, chunked_cross_entropy, cross_entropy
+from tvaccine_core.lowrank import adapted_linears, lean_adapters
+from tvaccine_core.merged import mergeable
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +50,25 @@ class CleanPass:
 
 
 class Passes:
-    """Passes through one model. Parameters are those that require a gradient when this is made."""
+    """Passes through one model. Parameters are those that require a gradient when this is made.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        mode: what is kept for the backward passes.
+    """
+
+    def __init__(self, model: nn.Module, mode: Mode = "speed") -> None:
         """Raises `ModelError` if the model's parts cannot be found or it uses reentrant checkpointing."""
         self.anatomy = hooks.anatomy(model)
         self.blocks = self.anatomy.blocks
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.device = next(model.parameters()).device
-        self._mergeable = mergeable(model)
+        self._adapted, self._mergeable = adapted_linears(model), mergeable(model)
+        self._recomputed = [self.blocks[layer].layer for layer in recomputed_layers(mode, len(self.blocks))]
+        head: Any = self.anatomy.head
+        whole = type(head.weight) is nn.Parameter  # a sharded head is whole only while the model runs
+        body = hooks.find_body(self.anatomy) if whole else None
+        self._chunk_rows = None if body is None else chunk_rows(mode, head.weight.shape[0])
+        self._body = body or self.anatomy.causal
         for block in self.blocks:
             checkpoint = getattr(block.layer, "_gradient_checkpointing_func", None)
             if getattr(checkpoint, "keywords", {}).get("use_reentrant", False):
@@ -72,10 +84,14 @@ class Passes:
         """What a step's passes, backward included, run inside.
 
         Dropout draws from a seed of `generator` and of `rank`, so that processes with equal generators differ in it;
-        torch's global random state is kept; adapters are lean.
+        torch's global random state is kept; adapters are lean; layers that are to run again in backward do.
         """
         seed = int(torch.randint(2**62, (), generator=generator)) + rank
-        with hooks.isolated_randomness(self.device, seed), merged_adapters(self._mergeable):
+        with (
+            hooks.isolated_randomness(self.device, seed),
+            lean_adapters(self._adapted, self._mergeable),
+            hooks.recompute(self._recomputed),
+        ):
             yield
 
     def loss(self, tokens: LabelledTokens) -> Tensor:
@@ -83,11 +99,22 @@ class Passes:
         with ExitStack() as stack:
             if not self.below_blocks:
                 stack.enter_context(hooks.detach_input(self.blocks[0].layer))
-            stack.enter_context(hooks.gather_input(self.anatomy.head, tokens.positions))
-            logits = self.anatomy.causal(
-                input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False
-            ).logits
-        return cross_entropy(logits.squeeze(0), tokens.targets)
+            if self._chunk_rows is None or len(tokens.targets) <= self._chunk_rows:
+                stack.enter_context(hooks.gather_input(self.anatomy.head, tokens.positions))
+                return cross_entropy(self._run(tokens).logits.squeeze(0), tokens.targets)
+            diverted = stack.enter_context(hooks.divert_hidden(self._body, tokens.positions))
+            self._run(tokens)
+        return self._chunked_loss(tokens, *diverted[0])
+
+    def descend(self, tokens: LabelledTokens, frozen: Sequence[nn.Parameter], weight: float) -> Tensor:
+        """Add `weight` times the loss's gradient to `.grad` of all parameters but `frozen`; only these record a graph.
+
+        Returns the loss, 0-dim, detached.
+        """
+        with hooks.frozen(frozen):
+            loss = self.loss(tokens)
+            (loss * weight).backward()
+        return loss.detach()
 
     def clean(self, tokens: LabelledTokens, layers: Sequence[int], floor: int) -> CleanPass:
         """Loss and its gradients at the attention outputs of `layers`; keeps what a pass from `floor` up can reuse."""
@@ -119,23 +146,33 @@ class Passes:
         frozen: Sequence[nn.Parameter],
         weight: float,
     ) -> Tensor:
-        """Add `weight` times the gradient of the loss under `shifts` to `.grad` of all parameters but `frozen`.
-
-        Returns the loss, 0-dim, detached.
-        """
+        """Descend under `shifts`, from the floor of `clean` up; see `descend`."""
         attentions = {layer: self.blocks[layer].attention for layer in shifts}
         started, entered = clean.random_states
         with ExitStack() as stack:
-            stack.enter_context(hooks.frozen(frozen))
             started.restore()
             if clean.floor:
                 lower = [block.layer for block in self.blocks[: clean.floor]]
                 stack.enter_context(hooks.skip_to(lower, clean.floor_input))
                 stack.enter_context(hooks.on_entry(self.blocks[clean.floor].layer, entered.restore))
             stack.enter_context(hooks.perturb_hidden(attentions, shifts))
-            loss = self.loss(tokens)
-            (loss * weight).backward()
-        return loss.detach()
+            return self.descend(tokens, frozen, weight)
+
+    def _run(self, tokens: LabelledTokens) -> Any:
+        causal = self.anatomy.causal
+        return causal(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
+
+    def _chunked_loss(self, tokens: LabelledTokens, kind: type, hidden: Tensor) -> Tensor:
+        """The loss of hidden states (N, D), through the model's own way from there to the logits."""
+
+        def logits_of(rows: Tensor) -> Tensor:
+            with hooks.stand_in(self._body, kind, rows):
+                return self._run(tokens).logits.squeeze(0)
+
+        in_body = {id(parameter) for parameter in self._body.parameters()}
+        in_body -= {id(parameter) for parameter in self.anatomy.head.parameters()}  # a tied embedding is in both
+        above = [parameter for parameter in self.parameters if parameter.requires_grad and id(parameter) not in in_body]
+        return chunked_cross_entropy(hidden, tokens.targets, logits_of, above, self._chunk_rows or len(tokens.targets))
 
     def _find_below_blocks(self) -> set[int]:
         """Read off the graph of one token's embedding; nothing is run where only layers train."""

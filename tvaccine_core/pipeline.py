@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tvaccine_core.adapters import BASE, ModelStates
-from tvaccine_core.attack import attack_data, prepare_attack
+from tvaccine_core.attack import prepare_attack
 from tvaccine_core.checkpoints import discard_checkpoints, last_step
 from tvaccine_core.config import AttackConfig, LabConfig, MethodConfig, SFTConfig
 from tvaccine_core.data.batches import derive_seed
+from tvaccine_core.data.mixtures import attack_data
 from tvaccine_core.data.prompts import Encoded, encode_all, template_name
 from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.errors import CancelledError, ConfigError
@@ -167,6 +168,7 @@ def align(
         resume=resume,
         should_stop=should_stop,
         ranks=ranks,
+        activation_memory=config.model.activation_memory,
     )
     if not ranks.leads:
         return
@@ -243,6 +245,7 @@ def attack(
         resume=resume,
         should_stop=should_stop,
         ranks=ranks,
+        activation_memory=config.model.activation_memory,
     ):
         yield event
         if not isinstance(event, StepRecord) or not attack.eval_every:

@@ -9,6 +9,11 @@ through gloo, which may wait as long as the leader needs to measure a model. A t
 store, takes the first failure: a process that fails leaves the others waiting inside a sum, and only a thread that
 looks there can end them with the reason.
 
+Where the base is divided (`shard_base`), a forward pass needs every process. The leader measures alone, so before each
+of its passes it says so, and the others, who wait for its word meanwhile, run one over a single token: they bring their
+parts of the weights, and what it computes is thrown away. So followers cannot fall out of step with what the leader
+generates, however long that is.
+
 Cost a step: one small gloo exchange before it and one after the backward pass, the sum of the adapters' gradients in
 buckets, one for the metrics, and three small sums a micro-batch for a method that perturbs. Bytes between processes are
 safetensors and JSON, never pickles.
@@ -19,7 +24,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from enum import IntEnum
@@ -75,6 +80,12 @@ class Ranks:
         """The highest of all processes' words."""
         return word
 
+    def take_part_by(self, run_a_pass: Callable[[], None]) -> None:
+        """From now on the leader announces its own forward passes, and the others `run_a_pass` at each."""
+
+    def announce(self) -> None:
+        """In the leader: have the others take part in the forward pass that comes now. In the others: nothing."""
+
     def share(self, payload: bytes | None) -> bytes:
         """The leader's bytes, in every process; what the others pass is of no consequence."""
         return payload or b""
@@ -96,7 +107,10 @@ class Group(Ranks):
     def __init__(self, index: int, size: int, board: Store) -> None:
         self.index = index
         self.size = size
+        self.on_stop: Callable[[], None] = lambda: None
+        """Called in the leader when another process is the one that wants to stop."""
         self._board = board
+        self._run_a_pass: Callable[[], None] | None = None
         self._words: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def reduce_sum(self, tensor: Tensor) -> Tensor:
@@ -123,9 +137,34 @@ class Group(Ranks):
                 gradient.copy_(part.view_as(gradient))
 
     def agree(self, word: Word) -> Word:
-        return Word(self._highest(word))
+        self._wait_for_the_leader()
+        agreed = Word(self._highest(word))
+        if self.leads and agreed == Word.STOP and word != Word.STOP:
+            self.on_stop()
+        return agreed
+
+    def take_part_by(self, run_a_pass: Callable[[], None]) -> None:
+        self._run_a_pass = run_a_pass
+
+    def announce(self) -> None:
+        if self.leads:
+            self._leader_says(True)
+
+    def _wait_for_the_leader(self) -> None:
+        """Until it has done what it does alone: before each of its words, where it announces its passes."""
+        if self._run_a_pass is None:
+            return
+        while self._leader_says(False):
+            self._run_a_pass()
+
+    def _leader_says(self, a_pass_comes: bool) -> bool:
+        word = torch.tensor(int(a_pass_comes))
+        with _connected():
+            dist.broadcast(word, src=0, group=self._words)
+        return bool(word)
 
     def share(self, payload: bytes | None) -> bytes:
+        self._wait_for_the_leader()
         payload = (payload or b"") if self.leads else b""
         length = torch.tensor(len(payload))
         with _connected():
@@ -189,7 +228,8 @@ def join() -> Group:
     On a machine with GPUs each process takes the one of its LOCAL_RANK.
 
     Raises:
-        ConfigError: there are more processes than GPUs on this machine.
+        ConfigError: there are more processes than GPUs on this machine; one of these variables is missing or wrong.
+        TrainingError: the other processes did not come, or cannot be reached.
     """
     backend = "gloo"
     if torch.cuda.is_available():
@@ -202,19 +242,38 @@ def join() -> Group:
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     store: Any
-    store, index, size = next(rendezvous("env://"))
-    board = PrefixStore("tvaccine", store.clone())  # a connection of its own: another's wait must not block it
-    dist.init_process_group(backend, store=PrefixStore("group", store), rank=index, world_size=size)
-    return Group(index, size, board)
+    variables = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    given = ", ".join(f"{name}={os.environ.get(name, '(not set)')}" for name in variables)
+    try:
+        store, index, size = next(rendezvous("env://"))
+        board = PrefixStore("tvaccine", store.clone())  # a connection of its own: another's wait must not block it
+        dist.init_process_group(backend, store=PrefixStore("group", store), rank=index, world_size=size)
+        return Group(index, size, board)
+    except ValueError as error:
+        raise ConfigError(
+            f"The processes cannot meet: {error} Here: {given}.",
+            remedy="Start them with torchrun, accelerate launch or srun, or set these variables in each; "
+            "for a process on its own unset RANK and WORLD_SIZE.",
+        ) from error
+    except dist.DistError as error:
+        raise TrainingError(
+            f"The processes do not meet: {error} Here: {given}.",
+            remedy="Each of the WORLD_SIZE processes needs a RANK of its own, and the address and a free port of the "
+            "machine that rank 0 is on; a firewall between machines must let them through.",
+        ) from error
 
 
 def shard_base(model: nn.Module) -> None:
     """Divide the frozen base among the processes, decoder layer by decoder layer (FSDP2); adapters stay whole.
 
     A layer's weights are gathered when it runs, forward and backward, and given back after it. Call it in every
-    process, when the adapters are set up, before a method sees the model. The methods' hooks and `autograd.grad` work
-    as on a whole base; linears run peft's own code, for merging needs whole weights. From then on every forward pass
-    needs all processes, through the same layers: training does that, an evaluation in one process would wait for ever.
+    process, before a method sees the model. Adapters that require a gradient by then stay whole, as do those that are
+    added later. The methods' hooks and `autograd.grad` work as on a whole base; no weights are merged, for merging
+    needs whole ones. From then on every forward pass needs all processes, through the same layers: training
+    does that; for what the leader runs alone see `Ranks.take_part_by`.
+
+    On machines with GPUs the parts go to this process's GPU, layer by layer, from wherever `model` is: from the CPU, no
+    GPU ever holds more than its parts and one whole layer (or the embedding with the head).
 
     Raises:
         ModelError: no decoder layers are found.

@@ -27,6 +27,7 @@ REAP_EVERY_S = 2.0
 STABLE_AFTER_S = 60.0
 """A worker that lived so long starts with no back-off again."""
 MAX_BACKOFF_S = 30.0
+LAUNCHER_VARIABLES = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"})
 
 log = logging.getLogger(__name__)
 
@@ -198,8 +199,10 @@ class Supervisor:
     def _environment(self) -> dict[str, str]:
         # The package is found from wherever the app was started.
         paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        # What a launcher told this process of several is not true of a worker, which is one alone.
+        inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
         return {
-            **os.environ,
+            **inherited,
             "OMP_NUM_THREADS": str(self.num_threads),
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
             "PYTHONUNBUFFERED": "1",

@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tvaccine_core.activation_memory import choose_mode, measure_room, measure_shape
 from tvaccine_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from tvaccine_core.config import OptimisationConfig
+from tvaccine_core.config import ActivationMemory, OptimisationConfig
 from tvaccine_core.data.batches import BatchStream, derive_seed, require_labels
 from tvaccine_core.data.prompts import MASKED, Encoded
 from tvaccine_core.errors import CancelledError, NonFiniteLossError, OutOfMemoryError, TrainingError
@@ -81,6 +82,7 @@ def fit(
     resume: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
     ranks: Ranks = ALONE,
+    activation_memory: ActivationMemory = "auto",
 ) -> Iterator[Event]:
     """Train what requires a gradient in `model`, and report every step.
 
@@ -97,6 +99,7 @@ def fit(
         resume: take up from the newest checkpoint there; from the start if there is none.
         should_stop: asked before every step; it is enough that one process wants to stop.
         ranks: the processes that train together, their other arguments equal.
+        activation_memory: what is kept for the backward passes; gradients are the same, to rounding.
 
     Yields:
         A `StepRecord` a step (the method's own records before it), `CheckpointRecord`s, `MessageRecord`s. What happens
@@ -125,6 +128,18 @@ def fit(
     )
     generator = torch.Generator().manual_seed(derive_seed(seed, "method"))
     reported: list[Event] = []
+    mode = choose_mode(
+        activation_memory,
+        measure_shape(
+            model,
+            batch_size=config.batch_size,
+            length=max(len(example.input_ids) for example in encoded),
+            num_labelled=config.batch_size * max(example.num_labelled for example in encoded),
+        ),
+        measure_room(model, device),
+    )
+    if activation_memory == "auto" and mode != "speed":
+        yield MessageRecord(level="info", text=f"Activation memory: {mode}, the fastest that fits {device}.")
     method.setup(
         model,
         MethodContext(
@@ -133,6 +148,7 @@ def fit(
             reduce_sum=ranks.reduce_sum,
             emit=reported.append,
             rank=ranks.index,
+            activation_memory=mode,
         ),
     )
     start, elapsed_s = 0, 0.0
@@ -204,8 +220,8 @@ def fit(
                 raise
             raise OutOfMemoryError(
                 f"Step {step + 1}: {device} has no memory left for batches of {config.batch_size}.",
-                remedy="Lower batch_size (and raise accumulation by as much), lower max_length, or turn on "
-                "gradient_checkpointing.",
+                remedy="Lower batch_size (and raise accumulation by as much), lower max_length, or set "
+                "activation_memory to lowest.",
             ) from error
         elapsed_s += time.perf_counter() - began
         yield from reported

@@ -139,6 +139,7 @@ class Worker:
 
     Args:
         kinds: only jobs of these kinds; None for all.
+        job_ids: only these jobs, and prompts while one of them trains; None for all.
         stop: set it, from any thread or a signal handler, to end after the current step.
     """
 
@@ -148,11 +149,13 @@ class Worker:
         engine: Engine,
         *,
         kinds: Collection[JobKind] | None = None,
+        job_ids: Collection[str] | None = None,
         stop: threading.Event | None = None,
     ) -> None:
         self.store = store
         self.engine = engine
         self.kinds = kinds
+        self.job_ids = job_ids
         self.stop = stop or threading.Event()
         self._training = False
         self.id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -171,7 +174,7 @@ class Worker:
 
     def run_one(self) -> bool:
         """Take one job and do it; False if there was none."""
-        job = self.store.claim(self.id, self.kinds)
+        job = self.store.claim(self.id, self.kinds, job_ids=self.job_ids)
         if job is None:
             return False
         if job.kind == "generate":

@@ -5,6 +5,7 @@ import io
 import zipfile
 
 import pytest
+import yaml
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
@@ -61,7 +62,15 @@ def test_an_adapter_comes_with_its_model_card(client: TestClient, done_run: str)
     assert "library_name: peft" in card
 
 
-def test_the_whole_run_is_one_zip(client: TestClient, done_run: str) -> None:
+def test_the_whole_run_is_one_zip_with_the_attacks_that_were_made(client: TestClient, lab: Lab, done_run: str) -> None:
+    other = lab.start_alignment(lab.run(done_run).config)
+    for ratio in (0.3, 0.4):
+        lab.start_attack(other, AttackConfig(harmful_ratio=ratio))
+    with zipfile.ZipFile(io.BytesIO(client.get(f"/lab/runs/{other}/export.zip").content)) as archive:
+        config = LabConfig.from_yaml(archive.read("config.yaml").decode())
+        attacks = yaml.safe_load(archive.read("attacks.yaml"))
+    assert config.attack.harmful_ratio == 0.3
+    assert [attack["harmful_ratio"] for attack in attacks.values()] == [0.3, 0.4]
     with zipfile.ZipFile(io.BytesIO(client.get(f"/lab/runs/{done_run}/export.zip").content)) as archive:
         names = archive.namelist()
     assert {"config.yaml", "events.jsonl", "scores.csv", "states/aligned/sft/adapter_config.json"} <= set(names)

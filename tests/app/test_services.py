@@ -1,5 +1,7 @@
 """What the page can make the lab do, and how it says no."""
 
+import shlex
+
 import pytest
 from written_runs import finish_alignments, finish_job, small_config
 
@@ -20,6 +22,10 @@ from app.services import (
     replace_methods,
     suggestions,
 )
+from app.text import commands
+from tvaccine_core.cli.options import override
+from tvaccine_core.data.mixtures import attack_data
+from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.errors import DataError, RunBusyError
 
 
@@ -98,13 +104,14 @@ def test_a_prompt_has_a_sensible_length(lab: Lab, done_run: str, prompt: str) ->
     assert caught.value.remedy
 
 
-def test_deleting_stops_what_waits_and_refuses_while_something_runs(lab: Lab) -> None:
+def test_deleting_takes_what_waits_along_but_is_refused_and_changes_nothing_while_something_runs(lab: Lab) -> None:
     run_id = lab.start_alignment(small_config())
     running = lab.store.claim("test")
     assert running is not None
     with pytest.raises(RunBusyError) as caught:
         lab.delete_run(run_id)
     assert caught.value.remedy
+    assert [job.state for job in lab.store.jobs(run_id)] == ["running", "queued", "queued"]
     lab.store.finish(running.id, "cancelled")
     lab.delete_run(run_id)
     with pytest.raises(RunNotFoundError):
@@ -116,7 +123,7 @@ def test_the_mixture_shown_is_the_one_trained_on() -> None:
     shown = mixture(config, config.attack)
     assert len(shown) == config.attack.num_samples
     assert sum(example.harmful for example in shown) == round(config.attack.harmful_ratio * config.attack.num_samples)
-    assert shown == mixture(config, config.attack)
+    assert shown == attack_data(load_lab_data(config), config.attack)
 
 
 def test_suggested_prompts_are_never_trained_on() -> None:
@@ -138,12 +145,13 @@ def test_preview_marks_the_answer_as_learned() -> None:
 
 
 def test_time_is_what_the_last_run_took(lab: Lab) -> None:
-    assert lab.seconds_a_step("sft", ModelConfig()) is None
+    assert lab.seconds_a_step("sft", small_config()) is None
     run_id = lab.start_alignment(small_config())
     finish_alignments(lab, run_id)
-    assert lab.seconds_a_step("sft", ModelConfig()) == pytest.approx(0.1)
-    assert lab.seconds_a_step("vaccine", ModelConfig()) is None
-    assert lab.seconds_a_step("sft", ModelConfig(quantization="nf4")) is None, "another model takes another time"
+    assert lab.seconds_a_step("sft", small_config()) == pytest.approx(0.1)
+    assert lab.seconds_a_step("vaccine", small_config()) is None
+    large = small_config().model_copy(update={"model": ModelConfig(quantization="nf4")})
+    assert lab.seconds_a_step("sft", large) is None, "another model takes another time"
 
 
 def test_repeating_takes_the_first_attack_and_names_what_later_ones_changed(lab: Lab, done_run: str) -> None:
@@ -152,6 +160,11 @@ def test_repeating_takes_the_first_attack_and_names_what_later_ones_changed(lab:
     repeated, later = lab.repeatable(done_run)
     assert repeated == config
     assert later == [{"harmful_ratio": "0.25"}]
+    few = config.attack.adapter.model_copy(update={"target_modules": ("q_proj", "v_proj")})
+    lab.start_attack(done_run, config.attack.model_copy(update={"adapter": few}))
+    words = shlex.split(commands(done_run, lab.repeatable(done_run)[1]).splitlines()[-1])
+    assert words[3] == "attack"
+    assert override(config, words[5::2]).attack.adapter == few
     stronger = config.attack.model_copy(update={"num_samples": 50})
     other = lab.start_alignment(small_config())
     assert lab.repeatable(other) == (small_config(), [])

@@ -25,7 +25,10 @@ def write_result(folder: Path, config: LabConfig) -> Path:
         before={},
         final_alignment_loss=0.1,
         alignment_seconds=1.0,
-        attacks=(),
+        attacks=tuple(
+            study.AttackResult(name=name, config=attack, curve=(), seconds=1.0)
+            for name, attack in study.attack_configs(config.attack, study.StudySettings.model_validate({}))
+        ),
     )
     path.write_text(result.model_dump_json())
     return path
@@ -48,3 +51,6 @@ def test_results_of_another_config_are_never_averaged_with_these(tmp_path: Path)
     assert study.run_study(tmp_path, settings, QUICK, 1)[0].seed == 3  # nothing is missing: nothing is run
     with pytest.raises(ConfigError, match=path.name):
         study.run_study(tmp_path, settings, with_tvaccine(rho=0.3), 1)
+    other = settings.model_copy(update={"strong_learning_rate_factor": 3.0})
+    with pytest.raises(ConfigError, match=path.name):
+        study.run_study(tmp_path, other, QUICK, 1)

@@ -7,7 +7,7 @@ import pytest
 
 from tvaccine_core.bench import study, study_report
 from tvaccine_core.bench.study_summary import Estimate, load_summary
-from tvaccine_core.config import PRESETS
+from tvaccine_core.config import PRESETS, AttackConfig
 from tvaccine_core.errors import DataError
 from tvaccine_core.records import Proportion
 
@@ -24,7 +24,7 @@ def _point(step: int, aligned: int, unseen: int, accuracy: int) -> study.CurvePo
 
 
 def _attack(*points: study.CurvePoint, ratio: float = 0.1, seed: int = 1, name: str = "standard") -> study.AttackResult:
-    return study.AttackResult(name=name, harmful_ratio=ratio, attack_seed=seed, curve=points, seconds=1.0)
+    return study.AttackResult(name=name, config=AttackConfig(harmful_ratio=ratio, seed=seed), curve=points, seconds=1.0)
 
 
 def _result(method: str, seed: int, *attacks: study.AttackResult) -> study.AlignedResult:
@@ -180,3 +180,13 @@ def test_an_interval_excludes_zero_on_either_side_and_never_for_one_seed() -> No
     assert Estimate(mean=12, half_width=9, n=5).excludes_zero
     assert not Estimate(mean=-8, half_width=9, n=5).excludes_zero
     assert not Estimate(mean=-80, half_width=math.inf, n=1).excludes_zero
+
+
+def test_an_estimate_on_fewer_seeds_than_the_table_says_so() -> None:
+    late = _attack(_point(25, 10, 10, 89))
+    learned = _attack(_point(25, 10, 10, 95))
+    results = [_result("sft", 0, learned), _result("sft", 1, learned), _result("sft", 2, late)]
+    row = next(line for line in study_report.render_markdown(results).splitlines() if line.startswith("| 0.1 | SFT"))
+    matched, at_the_end = row.split(" | ")[2], row.split(" | ")[4]
+    assert matched == "10.0 ± 0.0 (n 2)"
+    assert at_the_end == "10.0 ± 0.0"

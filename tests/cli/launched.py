@@ -1,7 +1,8 @@
 """One of several processes that run the command line, made to misbehave: `python launched.py FAULT ARGUMENTS...`.
 
 FAULT: `memory`: the second process has no memory left at its third step; `stopped`: the leader's attack on SFT
-is stopped while it is measured; `killed`: the second process dies at its third step.
+is stopped while it is measured; `killed`: the second process dies at its third step; `terminated`: it gets a SIGTERM
+there.
 """
 
 import os
@@ -23,6 +24,9 @@ def failing_step(self: SFT, model: Any, batch: Any, step: int) -> Any:
     if step == 2 and os.environ["RANK"] == "1":
         if FAULT == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if FAULT == "terminated":
+            os.kill(os.getpid(), signal.SIGTERM)
+            return training_step(self, model, batch, step)
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 GiB.")
     return training_step(self, model, batch, step)
 
@@ -34,7 +38,7 @@ def stopped_evaluation(states: Any, state: str, data: Any, config: Any, tasks: A
     yield from evaluate_state(states, state, data, config, tasks, step, *args, **kw)
 
 
-if FAULT in ("memory", "killed"):
+if FAULT in ("memory", "killed", "terminated"):
     SFT.training_step = failing_step
 elif FAULT == "stopped":
     pipeline.evaluate_state = stopped_evaluation

@@ -10,16 +10,19 @@ import pytest
 from safetensors.numpy import load_file
 
 from tvaccine_core import launch
+from tvaccine_core.cli.options import build_config, choose_methods
+from tvaccine_core.cli.tools import worker
 from tvaccine_core.engine import TorchEngine
-from tvaccine_core.errors import StoreError
+from tvaccine_core.errors import ConfigError, StoreError
 from tvaccine_core.ranks import ALONE
-from tvaccine_core.records import StepRecord
+from tvaccine_core.records import DriftRecord, EvalRecord, Event, StepRecord
 from tvaccine_core.store import Store
 from tvaccine_core.supervisor import Supervisor
 from tvaccine_core.worker import Worker
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
+    "model.device=cpu",
     "evaluation.max_per_set=2",
     "evaluation.max_new_tokens=4",
     "alignment.optimisation.steps=4",
@@ -31,7 +34,10 @@ SETTINGS = (
     "attack.eval_every=2",
 )
 TINY = ("--preset", "sandbox-check", *(part for setting in SETTINGS for part in ("--set", setting)))
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = os.environ | {
+    **{"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+    "CUDA_VISIBLE_DEVICES": "",  # two processes on a machine with one GPU would be refused
+}
 
 
 def free_port() -> str:
@@ -41,7 +47,11 @@ def free_port() -> str:
 
 
 def run_two(fault: str, *arguments: str) -> tuple[list[int], list[str]]:
-    """Exit codes of two processes as SLURM would start them, and what they printed to standard error."""
+    """Exit codes of two processes as SLURM would start them, and what they printed to standard error.
+
+    Args:
+        fault: see `launched.py`; empty for none.
+    """
     environment = ENVIRONMENT | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     processes = [
         subprocess.Popen(
@@ -67,8 +77,8 @@ def jobs(store: Store) -> dict[str, str]:
 
 def work(store: Store) -> None:
     """Do what is queued in this process."""
-    worker = Worker(store, TorchEngine(1))
-    while worker.run_one():
+    mine = Worker(store, TorchEngine(1))
+    while mine.run_one():
         pass
 
 
@@ -81,14 +91,62 @@ def losses(store: Store) -> dict[str, list[float]]:
     return found
 
 
-def test_accelerate_launch_gives_what_one_process_does(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
+    """What one process makes of `demo` with two methods, and the run's id."""
+    store = Store(tmp_path_factory.mktemp("alone"))
+    config = choose_methods(build_config("sandbox-check", None, list(SETTINGS)), "sft,tvaccine")
+    run_id = store.create_run(config)
+    attack = config.attack.model_dump(mode="json")
+    for method in config.alignment.methods:
+        store.enqueue(run_id, "align", {"method": method.name})
+    for method in config.alignment.methods:
+        store.enqueue(run_id, "attack", {"method": method.name, "attack": attack, "attack_id": "a1"})
+    work(store)
+    assert set(jobs(store).values()) == {"done"}
+    return store, run_id
+
+
+def assert_same_as_alone(store: Store, alone: tuple[Store, str]) -> None:
+    """Losses, adapters and drifts of the one run in `store`."""
+    one, copy = alone
+    (run,) = store.runs()
+    assert set(jobs(store).values()) == {"done"}
+    expected = losses(one)
+    assert {title: len(values) for title, values in expected.items()} == {
+        **{"align sft": 4, "align tvaccine": 4},
+        **{"attack sft a1": 3, "attack tvaccine a1": 3},
+    }
+    found = losses(store)
+    assert "attack sft a1" in found
+    for title, values in found.items():
+        assert values == pytest.approx(expected[title], abs=1e-5), title
+    mine = one.run_dir(copy) / "states"
+    paths = list((store.run_dir(run.id) / "states").rglob("*.safetensors"))
+    assert len(paths) == len(found)
+    for path in paths:
+        theirs = load_file(path)
+        for name, tensor in load_file(mine / path.relative_to(store.run_dir(run.id) / "states")).items():
+            assert abs(theirs[name] - tensor).max() <= 1e-5, (path.parent.name, name)
+    drifts = {event.state: event.drift for event in events(one, "drift") if isinstance(event, DriftRecord)}
+    for event in events(store, "drift"):
+        assert isinstance(event, DriftRecord)
+        assert event.drift == pytest.approx(drifts[event.state], rel=1e-2)
+
+
+def events(store: Store, kind: str) -> list[Event]:
+    (run,) = store.runs()
+    return [stored.event for stored in store.events(run.id, kinds=[kind])]
+
+
+def test_accelerate_launch_gives_what_one_process_does(tmp_path: Path, alone: tuple[Store, str]) -> None:
     """`demo`: every method aligned and attacked, the base and all states measured by the leader."""
     launcher = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     quiet = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port())
     done = subprocess.run(
         [
             *(sys.executable, "-m", *launcher, *quiet, "-m", "tvaccine_core", "demo", *TINY),
-            *("--methods", "sft,tvaccine", "--data-dir", str(tmp_path / "two")),
+            *("--methods", "sft,tvaccine", "--data-dir", str(tmp_path)),
         ],
         capture_output=True,
         text=True,
@@ -98,25 +156,32 @@ def test_accelerate_launch_gives_what_one_process_does(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("s from start to end") == 1  # the followers print nothing
-    two, one = Store(tmp_path / "two"), Store(tmp_path / "one")
-    (run,) = two.runs()
-    copy = one.create_run(run.config)
-    for job in two.jobs():
-        if job.kind in ("align", "attack"):
-            one.enqueue(copy, job.kind, job.params)
-    work(one)
-    assert set(jobs(two).values()) == set(jobs(one).values()) == {"done"}
-    expected = losses(one)
-    assert {title: len(values) for title, values in expected.items()} == {
-        **{"align sft": 4, "align tvaccine": 4},
-        **{"attack sft a1": 3, "attack tvaccine a1": 3},
+    assert len(losses(Store(tmp_path))) == 4
+    assert_same_as_alone(Store(tmp_path), alone)
+
+
+def test_a_base_divided_among_processes_gives_the_same(tmp_path: Path, alone: tuple[Store, str]) -> None:
+    """The leader measures and answers alone, and each of its passes needs the other's half of the weights."""
+    codes, said = run_two(
+        "", "demo", *TINY, "--set", "model.shard=true", "--methods", "sft", "--data-dir", str(tmp_path)
+    )
+    assert codes == [0, 0], "\n".join(said)
+    store = Store(tmp_path)
+    assert_same_as_alone(store, alone)
+    assert len(events(store, "drift")) == 1
+    assert {event.state for event in events(store, "eval") if isinstance(event, EvalRecord)} == {
+        *("base", "aligned/sft", "attacked/sft/a1"),
     }
-    for title, values in losses(two).items():
-        assert values == pytest.approx(expected[title], abs=1e-5), title
-    for path in (one.run_dir(copy) / "states").rglob("*.safetensors"):
-        theirs = load_file(two.run_dir(run.id) / "states" / path.relative_to(one.run_dir(copy) / "states"))
-        for name, tensor in load_file(path).items():
-            assert abs(theirs[name] - tensor).max() <= 1e-5, (path.parent.name, name)
+
+
+def test_a_base_cannot_be_divided_among_one(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    run_id = store.create_run(build_config("sandbox-check", None, [*SETTINGS, "model.shard=true"]))
+    job_id = store.enqueue(run_id, "baseline", {})
+    work(store)
+    job = store.job(job_id)
+    assert (job.state, "this is one alone" in (job.error or "")) == ("failed", True)
+    assert "torchrun" in (job.remedy or "")
 
 
 def test_a_process_that_fails_ends_all_with_its_message_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -155,6 +220,26 @@ def test_a_stop_while_the_others_wait_reaches_them_and_they_go_on_with_the_next_
         **{"align sft": "done", "align tvaccine": "done", "baseline": "done"},
         **{"attack sft a1": "cancelled", "attack tvaccine a1": "done"},
     }
+
+
+def test_a_signal_to_one_process_interrupts_the_job_and_ends_all(tmp_path: Path) -> None:
+    codes, said = run_two("terminated", "demo", *TINY, "--methods", "sft", "--data-dir", str(tmp_path))
+    assert codes == [130, 0], "\n".join(said)
+    store = Store(tmp_path)
+    assert jobs(store) == {"align sft": "interrupted", "attack sft a1": "cancelled", "baseline": "cancelled"}
+    assert "runs resume" in said[0]
+    (run,) = store.runs()
+    assert {path.name for path in store.run_dir(run.id).glob("checkpoints/aligned/sft/*")} == {
+        "step-00000002",
+        "step-00000003",
+    }
+
+
+def test_a_worker_is_not_started_by_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="A worker is one process"):
+        worker()
 
 
 def test_another_programs_workers_must_not_take_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

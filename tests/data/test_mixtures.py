@@ -2,9 +2,8 @@
 
 import pytest
 
-from tvaccine_core.attack import attack_data
 from tvaccine_core.config import AttackConfig, LabConfig
-from tvaccine_core.data.mixtures import user_mixture
+from tvaccine_core.data.mixtures import attack_data, user_mixture
 from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.errors import ConfigError, DataError
 from tvaccine_core.records import Example

@@ -52,6 +52,12 @@ def test_preview_shows_what_training_does(folder: Path) -> None:
     assert "".join(shown.tokens) == tokenizer.decode(list(encoded.input_ids))
 
 
+def test_a_template_is_rendered_as_its_own_library_does() -> None:
+    messages = [{"role": "user", "content": "Hello!"}]
+    expected = load(SANDBOX_BASE).apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert render_prompt(load(SANDBOX_BASE), "Hello!") == expected
+
+
 def test_a_bos_is_written_once(save_tokenizer: SaveTokenizer, tmp_path: Path) -> None:
     save_tokenizer(tmp_path / "chat", chat=True, adds_bos=True)  # its template writes one, its tokenizer would too
     save_tokenizer(tmp_path / "plain", chat=False, adds_bos=True)
@@ -122,3 +128,14 @@ def test_a_template_that_refuses_is_an_error(save_tokenizer: SaveTokenizer, tmp_
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no system prompt') }}")
     with pytest.raises(ModelError, match="no system prompt"):
         preview(tmp_path, EXAMPLE)
+
+
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day(
+    save_tokenizer: SaveTokenizer, tmp_path: Path
+) -> None:
+    save_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(
+        "Today: {{ strftime_now('%d %b %Y') }}{% for m in messages %} {{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    )
+    assert render_prompt(load(tmp_path), "Hello!") == "Today: 26 Jul 2024 user: Hello!</s>"
+    assert preview(tmp_path, EXAMPLE).text == render_prompt(load(tmp_path), EXAMPLE.prompt)

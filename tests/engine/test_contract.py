@@ -23,6 +23,7 @@ from tvaccine_core.methods import METHODS
 SETTINGS: dict[str, dict[str, Any]] = {"tvaccine": {"num_layers": 2, "resample_every": 2, "rescore_every": 4}}
 CONFIGS = {name: info.config(**SETTINGS.get(name, {})) for name, info in METHODS.items()}
 CONFIGS["tvaccine, paper's freezing"] = TVaccineConfig(freezing="layer", **SETTINGS["tvaccine"])
+PERTURBING = {name: config for name, config in CONFIGS.items() if name != "sft"}
 PARAMETERS = [
     pytest.param(config, checkpointing, id=f"{name}-{'checkpointing' if checkpointing else 'plain'}")
     for name, config in CONFIGS.items()
@@ -228,3 +229,51 @@ def test_a_step_that_fails_leaves_no_trace(config: Any) -> None:
     assert [parameter.requires_grad for parameter in model.parameters()] == required
     assert torch.equal(torch.get_rng_state(), state)
     assert not take_gradients(model)
+
+
+@pytest.mark.parametrize("activation_memory", ["speed", "lowest"])
+@pytest.mark.parametrize("config", PERTURBING.values(), ids=PERTURBING)
+def test_steps_between_perturbed_ones_descend_the_plain_loss_in_what_trains(
+    config: Any, activation_memory: Any
+) -> None:
+    """With tau 3, steps 0 and 3 equal those of tau 1; 1, 2 and 4 equal SFT's gradient where the draw lets it train."""
+    model = build()
+    plain_loss(model, make_batch()).backward()
+    plain = take_gradients(model)
+    method, events = make_method(config.model_copy(update={"perturb_every": 3}), model, 4, activation_memory)
+    always, always_events = make_method(config, model, 4, activation_memory)
+    for step in range(5):
+        metrics = method.training_step(model, make_batch(), step)
+        ours = take_gradients(model)
+        full = always.training_step(model, make_batch(), step)
+        perturbed = take_gradients(model)
+        assert ours.keys() == perturbed.keys() == trained_by(method, model).keys()
+        if step % 3 == 0:
+            assert metrics.keys() == full.keys()
+            assert worst_error(ours, perturbed) == 0
+            assert method.perturbation_norms
+        else:
+            assert metrics.keys() == {"loss"}
+            assert worst_error(ours, {name: plain[name] for name in ours}) < 1e-5
+            assert worst_error(ours, perturbed) > 1e-3
+            assert not method.perturbation_norms
+    assert events == always_events, "layers are scored and drawn as ever"
+
+
+@pytest.mark.parametrize("config", PERTURBING.values(), ids=PERTURBING)
+def test_a_plain_step_leaves_everything_else_as_it_was_and_is_the_same_for_the_same_seed(config: Any) -> None:
+    model = build(dropout=0.3)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    required = [parameter.requires_grad for parameter in model.parameters()]
+    state = torch.get_rng_state()
+    results = []
+    for _ in range(2):
+        method, _ = make_method(config.model_copy(update={"perturb_every": 2}), model, seed=7)
+        method.training_step(model, make_batch(), 1)
+        results.append(take_gradients(model))
+    assert worst_error(*results) == 0
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert [parameter.requires_grad for parameter in model.parameters()] == required
+    assert hooks_on(model) == 0
+    assert not [name for name, module in model.named_modules() if "forward" in module.__dict__]
+    assert torch.equal(torch.get_rng_state(), state)

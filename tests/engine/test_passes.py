@@ -1,5 +1,6 @@
 """The lean passes: exact on every family, and no more work than promised."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -16,10 +17,12 @@ from tiny_models import (
 )
 from torch import nn
 
+from tvaccine_core.bench.memory import SavedActivations
 from tvaccine_core.config import SFTConfig, TVaccineConfig
 from tvaccine_core.errors import DataError, ModelError
 from tvaccine_core.hooks import find_blocks
 from tvaccine_core.losses import LabelledTokens
+from tvaccine_core.lowrank import lean_adapters
 from tvaccine_core.methods.base import Batch
 from tvaccine_core.passes import Passes
 
@@ -150,7 +153,7 @@ def test_a_model_of_another_kind_is_refused() -> None:
         Passes(nn.Sequential(nn.Linear(3, 3)))
 
 
-def nf4_llama() -> Any:
+def nf4_llama(dropout: float = 0.0) -> Any:
     """A tiny Llama whose linears are NF4 on the CPU, with LoRA."""
     import bitsandbytes as bnb
     from peft import LoraConfig, get_peft_model
@@ -169,7 +172,8 @@ def nf4_llama() -> Any:
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False  # its eval forward would repack the weights for good
-    model = get_peft_model(model, LoraConfig(r=3, target_modules="all-linear", task_type="CAUSAL_LM"))
+    lora = LoraConfig(r=3, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(model, lora)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             nn.init.normal_(parameter, std=0.1)
@@ -195,3 +199,24 @@ def test_a_quantised_base_gets_the_plain_steps_gradients_before_and_after_genera
     model.train()
     method.training_step(model, make_batch(), 1)
     assert worst_error(take_gradients(model), ours) < 1e-6
+
+
+def test_a_quantised_linear_with_an_adapter_holds_one_input() -> None:
+    """bitsandbytes' NF4 product holds none, which autograd's counters would not see; LoRA's part holds one."""
+    model = nf4_llama(dropout=0.3)
+    attention = model.get_base_model().model.layers[0].self_attn
+    leaf = torch.randn(3, 11, 64).requires_grad_()
+    inner = leaf * 2  # holds nothing either
+    held = weakref.ref(inner)
+    out = attention.q_proj.base_layer(inner)
+    del inner
+    assert held() is None
+    out.sum().backward()
+    assert leaf.grad is not None
+    assert float(leaf.grad.abs().sum()) > 0
+
+    linears = [attention.q_proj, attention.k_proj, attention.v_proj]
+    with SavedActivations(model.parameters()) as saved, lean_adapters(linears, []):
+        outputs = [linear(leaf) for linear in linears]
+        assert saved.now_bytes == leaf.nbytes
+    del outputs

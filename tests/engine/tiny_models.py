@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from tvaccine_core.activation_memory import Mode
 from tvaccine_core.hooks import find_blocks
 from tvaccine_core.methods import load_method
 from tvaccine_core.methods.base import Batch, Method, MethodContext
@@ -84,7 +85,9 @@ def make_batch(seed: int = 0, weight: float = 1.0) -> Batch:
     return Batch(ids, mask, labels, weight)
 
 
-def make_method(config: Any, model: nn.Module, seed: int = 0) -> tuple[Method[Any], list[Event]]:
+def make_method(
+    config: Any, model: nn.Module, seed: int = 0, activation_memory: Mode = "speed"
+) -> tuple[Method[Any], list[Event]]:
     """A method set up on `model`, and the list its events go to."""
     events: list[Event] = []
     context = MethodContext(
@@ -92,6 +95,7 @@ def make_method(config: Any, model: nn.Module, seed: int = 0) -> tuple[Method[An
         sample_harmful=lambda size, generator: make_batch(int(torch.randint(1000, (), generator=generator))),
         reduce_sum=lambda value: value,
         emit=events.append,
+        activation_memory=activation_memory,
     )
     method = load_method(config)
     method.setup(model, context)

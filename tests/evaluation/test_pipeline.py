@@ -257,10 +257,12 @@ def test_stages_leave_cleanly_in_the_middle(done: tuple[Session, list[Event]], t
         pipeline.attack(mine, CONFIG, "sft", CONFIG.attack, "left"),
         pipeline.answer(mine, CONFIG, ["base", "aligned/sft"], "Hello!"),
     ):
-        next(stage)
+        while isinstance(next(stage), MessageRecord):  # what the stage works with, said before it works
+            pass
         stage.close()  # type: ignore[attr-defined]
     again = pipeline.attack(mine, CONFIG, "sft", CONFIG.attack, "left")
-    assert [type(event) for event, _ in zip(again, range(4), strict=False)] == [EvalRecord] * 3 + [StepRecord]
+    types = [type(event) for event, _ in zip(again, range(5), strict=False)]
+    assert types == [MessageRecord, *[EvalRecord] * 3, StepRecord]
 
 
 def test_cut_answers_are_reported(done: tuple[Session, list[Event]], tmp_path: Path) -> None:

@@ -148,6 +148,10 @@ def test_template_and_special_tokens_are_the_familys(name: str, tmp_path: Path) 
     prompt = tokens[: len(encode_prompts(tokenizer, [EXAMPLE.prompt])[0])]
     assert prompt.count(bos) == (bos is not None and family.begins == bos)
     assert loaded.pad_id == (tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+    if family.chat:
+        messages = [{"role": "user", "content": EXAMPLE.prompt}]
+        wishes = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        assert render_prompt(tokenizer, EXAMPLE.prompt) == tokenizer.apply_chat_template(messages, **wishes)
     shown = preview(tmp_path, EXAMPLE, 400)
     assert (shown.text, shown.template) == (render_prompt(tokenizer, EXAMPLE.prompt), template_name(tokenizer))
     assert shown.learned == tuple(label != -100 for label in encoded.labels)

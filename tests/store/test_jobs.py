@@ -132,6 +132,20 @@ def test_resume_refuses_what_runs_what_is_done_and_what_another_job_does(store: 
     assert row.error is None
 
 
+def test_resume_takes_a_new_attempt_for_the_one_that_failed(store: Store, run_id: str) -> None:
+    failed = store.enqueue(run_id, "align", SFT)
+    attack = store.enqueue(run_id, "attack", {"method": "sft"}, depends_on=failed)
+    end(store, failed, "failed")
+    assert store.job(attack).state == "cancelled"
+    with pytest.raises(StoreError, match="which this needs, failed"):
+        store.resume(attack)
+    end(store, store.enqueue(run_id, "align", SFT), "done")
+    store.resume(attack)
+    row = store.claim("w")
+    assert row is not None
+    assert row.id == attack
+
+
 def test_cancel_is_at_once_for_waiting_jobs_and_a_flag_for_running_ones(store: Store, run_id: str) -> None:
     waiting = store.enqueue(run_id, "align", SFT)
     store.cancel(waiting)

@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tvaccine_core import activation_memory, training
 from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import OptimisationConfig, SFTConfig, TVaccineConfig
 from tvaccine_core.data.prompts import Encoded
@@ -17,7 +19,7 @@ from tvaccine_core.evaluation.generate import generate_answers
 from tvaccine_core.methods import load_method
 from tvaccine_core.methods.base import Batch
 from tvaccine_core.methods.sft import SFT
-from tvaccine_core.records import Event, LayerDrawRecord, LayerScoreRecord, StepRecord
+from tvaccine_core.records import Event, LayerDrawRecord, LayerScoreRecord, MessageRecord, StepRecord
 from tvaccine_core.training import collate, fit, learning_rate_at
 
 MakeStates = Callable[..., ModelStates]
@@ -244,6 +246,32 @@ def test_a_non_finite_step_stops_and_changes_nothing(make_states: MakeStates, en
     assert caught.value.step == 3
     assert "learning rate" in caught.value.remedy
     assert equal(weights(states), after_two)
+
+
+@pytest.mark.parametrize(("room", "mode"), [(2**40, "speed"), (None, "speed"), (0, "lowest")])
+def test_the_memory_mode_fits_the_device_and_changes_the_adapter_by_rounding_only(
+    room: int | None,
+    mode: str,
+    make_states: MakeStates,
+    encoded: list[Encoded],
+    probe: list[Encoded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training, "measure_room", lambda model, device: room)
+    monkeypatch.setattr(activation_memory, "HEAD_CHUNK_BYTES", 0)
+    results = []
+    for wish in ("auto", "auto", mode, "speed"):
+        states = make_states(dropout=0.1)
+        method: Any = load_method(TVaccineConfig(num_layers=2))
+        events = run(states, encoded, method=method, probe=probe, activation_memory=wish)
+        told = [event.text for event in events if isinstance(event, MessageRecord)]
+        assert [mode in text for text in told] == ([True] if wish == "auto" and mode != "speed" else [])
+        assert method.context.activation_memory == (wish if wish != "auto" else mode)
+        results.append(weights(states))
+    assert equal(results[0], results[1])
+    assert equal(results[0], results[2])
+    for name, value in results[3].items():
+        torch.testing.assert_close(results[0][name], value, rtol=1e-2, atol=2e-5)
 
 
 def test_memory_that_runs_out_is_a_typed_error(make_states: MakeStates, encoded: list[Encoded]) -> None:

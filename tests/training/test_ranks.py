@@ -33,7 +33,7 @@ from tvaccine_core.config import (
 )
 from tvaccine_core.data.prompts import encode_all
 from tvaccine_core.data.sources import load_lab_data
-from tvaccine_core.errors import CancelledError, TrainingError
+from tvaccine_core.errors import CancelledError, ConfigError, TrainingError
 from tvaccine_core.methods import load_method
 from tvaccine_core.models import load_model
 from tvaccine_core.passes import Passes
@@ -157,6 +157,7 @@ def together(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Res
     out = tmp_path_factory.mktemp("ranks")
     environment = os.environ | {
         "PYTHONPATH": str(Path(__file__).parents[2]),
+        "CUDA_VISIBLE_DEVICES": "",  # two processes on a machine with one GPU would be refused
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
@@ -238,6 +239,45 @@ def test_processes_with_different_settings_refuse_to_train(together: Results) ->
     assert {report["different"] for report in reports} == {
         "The processes do not have the same settings, data and adapters."
     }
+
+
+@pytest.fixture
+def first_of_two(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """This process, as a launcher would start it; on a machine without GPUs."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **address}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return monkeypatch
+
+
+def test_more_processes_than_gpus_are_refused(first_of_two: pytest.MonkeyPatch) -> None:
+    first_of_two.setattr(torch.cuda, "is_available", lambda: True)
+    first_of_two.setattr(torch.cuda, "device_count", lambda: 1)
+    first_of_two.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ConfigError, match="Process 1 of this machine has no GPU: there are 1"):
+        ranks_module.join()
+
+
+@pytest.mark.parametrize(("name", "value"), [("MASTER_ADDR", None), ("MASTER_PORT", "http"), ("RANK", "one")])
+def test_a_missing_or_wrong_variable_is_named(first_of_two: pytest.MonkeyPatch, name: str, value: str | None) -> None:
+    if value is None:
+        first_of_two.delenv(name)
+    else:
+        first_of_two.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"cannot meet.*{name}={value or '.not set.'}") as error:
+        ranks_module.join()
+    assert "torchrun" in error.value.remedy
+
+
+def test_a_taken_port_is_named(first_of_two: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        first_of_two.setenv("MASTER_PORT", str(port))
+        with pytest.raises(TrainingError, match=f"do not meet.*RANK=0, WORLD_SIZE=2.*MASTER_PORT={port}"):
+            ranks_module.join()
 
 
 if __name__ == "__main__":

@@ -55,6 +55,19 @@ def test_a_signal_interrupts_the_job_after_its_step(
     assert int(checkpoint.read_text()) == len(done)
 
 
+def test_a_worker_does_not_inherit_a_launchers_place(
+    store: Store, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would wait for others that never come, or train on the wrong GPU."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "2")
+    say = "import os, sys; print(os.environ.get('RANK'), 'WORLD_SIZE' in os.environ, 'LOCAL_RANK' in os.environ)"
+    with Supervisor(store.home, 1, command=[sys.executable, "-c", f"{say}; sys.stdin.read()"]) as supervisor:
+        log = supervisor.log_path(0)
+        wait_until(lambda: log.exists() and log.read_text())
+    assert log.read_text() == "None False False\n"
+
+
 def test_a_killed_workers_job_is_interrupted_and_resumes_elsewhere(
     store: Store, run_id: str, process: subprocess.Popen[bytes], wait_until: WaitUntil
 ) -> None:

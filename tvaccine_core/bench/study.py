@@ -22,6 +22,7 @@ from pydantic import Field
 from tvaccine_core.config import PRESETS, AttackConfig, Config, LabConfig, parse_config
 from tvaccine_core.errors import ConfigError, TVaccineError
 from tvaccine_core.records import EvalRecord, Event, Proportion, Record, StepRecord
+from tvaccine_core.supervisor import num_cores
 
 HARMFUL_SETS = ("aligned_names", "unseen_names")
 
@@ -52,10 +53,19 @@ class AttackResult(Record):
 
     name: str
     """`standard` or `strong`."""
-    harmful_ratio: float
-    attack_seed: int
+    config: AttackConfig
     curve: tuple[CurvePoint, ...]
     seconds: float
+
+    @property
+    def harmful_ratio(self) -> float:
+        """p of its mixture."""
+        return self.config.harmful_ratio
+
+    @property
+    def attack_seed(self) -> int:
+        """Seed of its mixture, order and adapter."""
+        return self.config.seed
 
 
 class AlignedResult(Record):
@@ -143,8 +153,7 @@ def run_one(method: str, seed: int, settings: StudySettings, base: LabConfig, nu
             attacks.append(
                 AttackResult(
                     name=name,
-                    harmful_ratio=attack.harmful_ratio,
-                    attack_seed=attack.seed,
+                    config=attack,
                     curve=curve_of(events, attack.task),
                     seconds=time.perf_counter() - started,
                 )
@@ -166,15 +175,17 @@ def run_study(folder: Path, settings: StudySettings, base: LabConfig, num_proces
     """Run what is missing in `folder`, `num_processes` aligned models at a time, one thread each if more than one.
 
     Raises:
-        ConfigError: a result in `folder` was made with another config: the two must not be averaged.
+        ConfigError: a result in `folder` was made with another config or other attacks: they must not be averaged.
         TVaccineError: a process failed; what others finished is kept, and running again continues.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for result in load_results(folder):
-        if result.config != study_config(base, result.method, result.seed):
+        config = study_config(base, result.method, result.seed)
+        attacks = [(attack.name, attack.config) for attack in result.attacks]
+        if result.config != config or attacks != list(attack_configs(config.attack, settings)):
             raise ConfigError(
-                f"{_result_path(folder, result.method, result.seed)} was made with another config.",
-                remedy="Give the config it was made with (--config), or another folder.",
+                f"{_result_path(folder, result.method, result.seed)} was made with other settings.",
+                remedy="Give the config (--config) and settings (--set) that it was made with, or another folder.",
             )
     waiting = [
         (method, seed)
@@ -182,7 +193,7 @@ def run_study(folder: Path, settings: StudySettings, base: LabConfig, num_proces
         for method in settings.methods
         if not _result_path(folder, method, seed).exists()
     ]
-    num_threads = max(1, (os.cpu_count() or 1) // num_processes)
+    num_threads = num_cores() if num_processes == 1 else 1
     running: dict[subprocess.Popen[bytes], tuple[str, int]] = {}
     try:
         while waiting or running:

@@ -194,8 +194,8 @@ def render_markdown(results: Sequence[AlignedResult]) -> str:
         f"{len(seeds)} alignment seeds × {len(attack_seeds)} attack seeds; mean ± 95 % t interval over alignment "
         f"seeds, percent. Alignment: {describe_alignment(results[0])}. Attack: n {config.attack.num_samples}, "
         f"{config.attack.optimisation.steps} steps, task {config.attack.task}. HS is judged by the sandbox's exact "
-        "oracle; lower is better. Difference: paired, "
-        "method minus SFT.",
+        "oracle; lower is better. Difference: paired, method minus SFT. An attack whose FA never reaches 90 has no HS "
+        "at FA ≥ 90; where that leaves fewer seeds, their number n stands beside.",
         "",
         "**Before the attack**",
         "",
@@ -225,16 +225,22 @@ def _attack_table(results: Sequence[AlignedResult], methods: Sequence[str], harm
         "| p | method | HS at FA ≥ 90 | difference | HS at the end | difference | FA at the end |",
         "|---|---|---|---|---|---|---|",
     ]
+    num_seeds = len({result.seed for result in results})
     for ratio in ratios_of(results):
         for method in methods:
             cells = []
             for measure in (matched_score(harmful_set), final_score(harmful_set)):
-                cells.append(str(estimate(results, method, "standard", ratio, measure)))
+                cells.append(_cell(estimate(results, method, "standard", ratio, measure), num_seeds))
                 difference = paired_difference(results, method, "standard", ratio, measure)
-                cells.append("" if method == "sft" else str(difference))
+                cells.append("" if method == "sft" else _cell(difference, num_seeds))
             accuracy = estimate(results, method, "standard", ratio, final_accuracy)
             lines.append(f"| {ratio:g} | {METHODS[method].title} | {' | '.join(cells)} | {accuracy} |")
     return lines
+
+
+def _cell(value: Estimate, num_seeds: int) -> str:
+    """The estimate, with its n where it rests on fewer seeds than the table does."""
+    return str(value) if value.n in (0, num_seeds) else f"{value} (n {value.n})"
 
 
 def _break_table(results: Sequence[AlignedResult], methods: Sequence[str]) -> list[str]:

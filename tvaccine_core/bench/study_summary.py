@@ -88,7 +88,8 @@ def load_summary(path: Path) -> StudySummary:
     Raises:
         DataError: missing, or not a summary of this version.
     """
-    remedy = "Make it again: python -m tvaccine_core bench study assets/study --summary assets/study.json"
+    remedy = "Make it again: python -m tvaccine_core bench study assets/study --config assets/study/config.yaml "
+    remedy += "--summary assets/study.json"
     try:
         return StudySummary.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:

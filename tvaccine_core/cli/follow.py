@@ -40,7 +40,8 @@ def follow(
     """Start workers, wait until the jobs have ended, and return them. Ctrl-C cancels them and exits with 130.
 
     Where another program (the page) already has workers on the folder, they do the work. Where a launcher started
-    several processes, they are the workers, and the first failure ends all.
+    several processes, they are the workers, and the first failure ends all; there Ctrl-C, or SIGTERM to any of them,
+    interrupts the job at work after its step and cancels the others.
 
     Args:
         job_ids: to wait for.
@@ -114,8 +115,11 @@ def _work_together(
             on_poll()
 
     with bars:
-        lead(store, job_ids, look)
+        stopped = lead(store, job_ids, look)
         look()
+    if stopped:
+        explain([store.job(job_id) for job_id in job_ids])
+        raise typer.Exit(130)
     return [store.job(job_id) for job_id in job_ids]
 
 

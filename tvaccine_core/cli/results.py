@@ -11,7 +11,7 @@ from pydantic import Field
 from rich.table import Table
 
 from tvaccine_core import __version__
-from tvaccine_core.config import LabConfig
+from tvaccine_core.config import AttackConfig, LabConfig, parse_config
 from tvaccine_core.methods import METHODS
 from tvaccine_core.records import EvalRecord, Proportion, Record, StepRecord
 from tvaccine_core.store import JobRow, Store, StoredEvent
@@ -43,8 +43,9 @@ class StateScores(Record):
 
 
 class AttackScores(Record):
-    """One attack on one aligned model: its curve, the last point of it the outcome."""
+    """One attack on one aligned model: its settings, and its curve, the last point of it the outcome."""
 
+    config: AttackConfig
     curve: tuple[StateScores, ...]
     after: StateScores | None
     training_s: float
@@ -76,6 +77,7 @@ class Report(Record):
     version: str = __version__
     command: str
     config: LabConfig
+    """With the first attack that was made; every attack's own settings stand with its scores."""
     wall_s: float
     runs: tuple[RunScores, ...]
     mean: dict[str, dict[str, float]]
@@ -93,6 +95,7 @@ def collect(store: Store, run_id: str) -> RunScores:
     for name in [method.name for method in config.alignment.methods]:
         attacks = {
             str(job.params["attack_id"]): AttackScores(
+                config=parse_config(AttackConfig, job.params["attack"]),
                 curve=tuple(curve := points.get(f"attacked/{name}/{job.params['attack_id']}", [])),
                 after=curve[-1] if curve and job.state == "done" else None,
                 training_s=seconds[job.id],

@@ -11,7 +11,7 @@ from tvaccine_core.cli.follow import explain, follow
 from tvaccine_core.cli.options import DataDir, JsonFile, Workers, check_json, err, find_run, open_store, out, write_json
 from tvaccine_core.cli.results import collect, make_report, render
 from tvaccine_core.errors import StoreError
-from tvaccine_core.export import export_run
+from tvaccine_core.export import export_run, repeatable
 
 app = typer.Typer(help="List, show, delete, export and resume runs.")
 
@@ -52,7 +52,7 @@ def show(run: RunArgument = "latest", data_dir: DataDir = None, json_file: JsonF
             steps = f"{job.done}/{job.total}" if job.total else ""
             table.add_row(job.title, job.state, steps, " ".join(filter(None, (job.error, job.remedy))))
     out.print(table)
-    report = make_report("runs show", row.config, [collect(store, row.id)], 0.0)
+    report = make_report("runs show", repeatable(store, row.id)[0], [collect(store, row.id)], 0.0)
     for scores in render(report.runs):
         out.print(scores)
     write_json(json_file, report)
@@ -85,7 +85,7 @@ def export(
     target = export_run(store, row.id, folder or Path(f"tvaccine-{row.id}"))
     out.print(str(target), soft_wrap=True)
     config = shlex.quote(str(target / "config.yaml"))
-    err.print(f"The same numbers again: python -m tvaccine_core demo --config {config}", soft_wrap=True)
+    err.print(f"Alignment and first attack again: python -m tvaccine_core demo --config {config}", soft_wrap=True)
 
 
 @app.command()

@@ -31,6 +31,7 @@ from tvaccine_core.cli.options import (
 from tvaccine_core.cli.results import collect, make_report, render
 from tvaccine_core.config import LabConfig
 from tvaccine_core.errors import ConfigError, RunNotFoundError
+from tvaccine_core.export import repeatable
 from tvaccine_core.model_files import check_model
 from tvaccine_core.records import AnswerRecord, Record, StateRecord
 from tvaccine_core.store import Store
@@ -197,7 +198,7 @@ def _finish(
     began = time.monotonic()
     err.print(f"Run {run_id} in {store.home}", soft_wrap=True)
     fine = explain(follow(store, job_ids, num_workers=workers))
-    report = make_report(command, store.run(run_id).config, [collect(store, run_id)], time.monotonic() - began)
+    report = make_report(command, repeatable(store, run_id)[0], [collect(store, run_id)], time.monotonic() - began)
     for table in render(report.runs):
         out.print(table)
     write_json(json_file, report)

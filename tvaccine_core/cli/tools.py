@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 import typer
 from rich.progress import Progress
@@ -22,6 +22,7 @@ from tvaccine_core.cli.options import (
     write_json,
 )
 from tvaccine_core.errors import ConfigError, TVaccineError
+from tvaccine_core.launch import started_together
 from tvaccine_core.store import JobKind
 from tvaccine_core.worker import Engine, run_worker
 
@@ -40,6 +41,12 @@ def worker(
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
     """Do the store's jobs until stopped. The page and the other commands start workers themselves."""
+    if started_together():
+        raise ConfigError(
+            "A worker is one process; a launcher (torchrun, accelerate launch) started this as one of several.",
+            remedy="Start it without the launcher, or have the launcher start the command that trains: demo, align, "
+            "attack or runs resume.",
+        )
     wanted: list[JobKind] | None = None
     if kinds is not None:
         wanted = [kind for kind in get_args(JobKind) if kind in kinds.split(",")]
@@ -120,6 +127,26 @@ def step(overrides: Overrides = None, json_file: JsonFile = None) -> None:
 
 
 @bench.command()
+def gpu(
+    shape: Annotated[str, typer.Option(help="Built-in name (llama-2-7b), folder or hub id.")] = "llama-2-7b",
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Build random weights on the device; else load the model's.")
+    ] = False,
+    device: Annotated[Literal["cuda", "cpu"], typer.Option(help="cpu: to try it on a small shape.")] = "cuda",
+    overrides: Overrides = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Peak memory and seconds of a step on this GPU, in bfloat16 and NF4, beside what `plan` predicts."""
+    from tvaccine_core.bench.gpu import GpuBenchSettings, render, run
+
+    check_json(json_file)
+    settings = GpuBenchSettings(shape=shape, random_weights=random_weights, device=device)
+    report = run(override(settings, overrides), lambda cost: err.print(f"{cost.storage} {cost.method} done"))
+    out.print(render(report), soft_wrap=True)
+    write_json(json_file, report)
+
+
+@bench.command()
 def study(
     folder: Annotated[Path, typer.Argument(help="Where results go; what is there already is not run again.")],
     preset: PresetName = None,
@@ -130,7 +157,7 @@ def study(
     readme: Annotated[Path | None, typer.Option(help="Put the tables between the result markers of this file.")] = None,
     summary: Annotated[Path | None, typer.Option(help="Write what the page shows of it to this JSON file.")] = None,
 ) -> None:
-    """Compare methods over alignment and attack seeds, with t intervals. Hours for the default settings."""
+    """Compare methods over alignment and attack seeds, with t intervals. An hour or more for the default settings."""
     from tvaccine_core.bench.study import StudySettings, run_study
     from tvaccine_core.bench.study_report import draw_figure, render_markdown, summarise, update_readme
 

@@ -3,8 +3,27 @@
 from collections.abc import Sequence
 from random import Random
 
+from tvaccine_core.config import AttackConfig
+from tvaccine_core.data.batches import derive_seed
+from tvaccine_core.data.sources import LabData
 from tvaccine_core.errors import DataError
 from tvaccine_core.records import Example
+
+
+def attack_data(data: LabData, attack: AttackConfig) -> list[Example]:
+    """What the user uploads in an attack: what training sees and the page shows.
+
+    Raises:
+        DataError: there are fewer harmful or task examples than the mixture needs.
+        ConfigError: there is no such task.
+    """
+    return user_mixture(
+        data.attack_harmful,
+        data.task(attack.task).train,
+        attack.num_samples,
+        attack.harmful_ratio,
+        derive_seed(attack.seed, "mixture"),
+    )
 
 
 def user_mixture(

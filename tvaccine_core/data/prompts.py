@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from datetime import date
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ from tvaccine_core.records import Example
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
+
+TEMPLATE_DATE = date(2024, 7, 26)
+"""Today, as far as chat templates know: the day that Llama 3's falls back on."""
 
 MASKED = -100
 """Label of a token that is not learned."""
@@ -117,14 +121,8 @@ def answer_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], asks: bool) -> str:
-    try:
-        rendered = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=asks, enable_thinking=False
-        )
-    except TemplateError as error:
-        raise ModelError(f"The chat template cannot be rendered: {error}", remedy="Correct the template.") from error
-    assert isinstance(rendered, str)
-    return rendered
+    template = tokenizer.get_chat_template()
+    return _render(template, tokenizer.special_tokens_map, messages, asks)
 
 
 def _end_of_turn(
@@ -205,13 +203,13 @@ def preview(folder: Path, example: Example, max_length: int = 200) -> PromptPrev
         DataError: as `encode`.
     """
     tokenizer, config = _load_tokenizer(folder)
-    template = config["chat_template"]
+    template, tokens = config["chat_template"], {name: config[name] for name in ("bos_token", "eos_token")}
     eos = end = tokenizer.token_to_id(config["eos_token"] or "")
     text = ALPACA.format(prompt=example.prompt)
     if template:
-        text = _render(template, config, [{"role": "user", "content": example.prompt}], True)
+        text = _render(template, tokens, [{"role": "user", "content": example.prompt}], True)
         turn = _end_of_turn(
-            lambda messages: _render(template, config, messages, False),
+            lambda messages: _render(template, tokens, messages, False),
             lambda rest: tokenizer.encode(rest, add_special_tokens=False).ids,
             {index: token.content for index, token in tokenizer.get_added_tokens_decoder().items()},
         )
@@ -262,19 +260,20 @@ def _load_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
     }
 
 
-def _render(template: str, config: dict[str, Any], messages: list[dict[str, str]], asks: bool) -> str:
-    """A chat template in the environment that Hugging Face defines for it."""
+def _render(template: str, tokens: Mapping[str, Any], messages: list[dict[str, str]], asks: bool) -> str:
+    """A chat template in the environment that Hugging Face defines for it, but always on the same day.
+
+    Some templates write today's date into the prompt; a run would then see other prompts every day.
+    """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
     )
-    environment.globals["raise_exception"] = _raise_template_error
+    environment.globals |= {"raise_exception": _raise_template_error, "strftime_now": TEMPLATE_DATE.strftime}
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
+    known = {name: token for name, token in tokens.items() if token is not None}
     try:
         return environment.from_string(template).render(
-            messages=messages,
-            add_generation_prompt=asks,
-            enable_thinking=False,
-            bos_token=config["bos_token"] or "",
-            eos_token=config["eos_token"] or "",
+            messages=messages, add_generation_prompt=asks, enable_thinking=False, **known
         )
     except TemplateError as error:
         raise ModelError(f"The chat template cannot be rendered: {error}", remedy="Correct the template.") from error

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tvaccine_core.activation_memory import Mode
 from tvaccine_core.config import Config
 from tvaccine_core.grads import joint_norm, l2_norm, scale_to_radius
 from tvaccine_core.losses import LabelledTokens
@@ -72,6 +73,8 @@ class MethodContext:
     """Report an event of the method's own, e.g. a `LayerDrawRecord`."""
     rank: int = 0
     """Which of the processes this is; all draw the same layers, each has dropout masks of its own."""
+    activation_memory: Mode = "speed"
+    """What passes keep for their backward passes."""
 
 
 class Method(ABC, Generic[ConfigT]):
@@ -97,7 +100,7 @@ class Method(ABC, Generic[ConfigT]):
         Raises:
             ModelError: the model's parts cannot be found by structure.
         """
-        self.passes = Passes(model)
+        self.passes = Passes(model, context.activation_memory)
         self.context = context
 
     @abstractmethod
@@ -116,6 +119,12 @@ class Method(ABC, Generic[ConfigT]):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up where `state_dict` left off. Call it after `setup`."""
         self.context.generator.set_state(state["generator"])
+
+    def plain_step(self, batch: Batch, frozen: Sequence[nn.Parameter]) -> dict[str, Tensor]:
+        """Descend the loss without a perturbation in all parameters but `frozen`."""
+        self.perturbation_norms = {}
+        with self.passes.scope(self.context.generator, self.context.rank):
+            return {"loss": self.passes.descend(batch.prepare(), frozen, batch.weight)}
 
     def perturbed_step(
         self, batch: Batch, layers: Sequence[int], *, floor: int, frozen: Sequence[nn.Parameter], rho: float

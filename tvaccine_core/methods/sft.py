@@ -17,7 +17,4 @@ class SFT(Method[SFTConfig]):
     """Descend the alignment loss."""
 
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
-        with self.passes.scope(self.context.generator, self.context.rank):
-            loss = self.passes.loss(batch.prepare())
-            (loss * batch.weight).backward()
-        return {"loss": loss.detach()}
+        return self.plain_step(batch, frozen=())

@@ -15,6 +15,9 @@ released code's: attention adapters train in the drawn layers only, all others i
 which is from the lowest drawn layer up, and in models of more than 26 layers from the one below it. What else trains is
 frozen by `layer`; by `attention` it trains where the gradient reaches it: a head does, an embedding if layer 0 is.
 
+Accelerated by Vaccine's published rule: a perturbed step every `perturb_every` steps (tau). The steps between descend
+f(e_l) in the parameters that the draw lets train, and in no others: layers are drawn and frozen as ever.
+
 Departures from the authors' code: both passes share dropout masks; the layers are scored on a batch
 (`probe_batch_size`) rather than on one sample; the norm is that of one micro-batch.
 """
@@ -81,6 +84,8 @@ class TVaccine(Method[TVaccineConfig]):
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
         if not self._forced and step != self._last_drawn:
             self._schedule(step)
+        if step % self.config.perturb_every:
+            return self.plain_step(batch, self._frozen)
         return self.perturbed_step(
             batch, self._layers, floor=self._floor(self._layers), frozen=self._frozen, rho=self.config.rho
         )

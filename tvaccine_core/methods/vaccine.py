@@ -8,6 +8,8 @@ without adapter gradients.
                  eps_l = rho * g_l / (||g over layers, tokens and batch|| + 1e-7)
                  descend d f(e_l + eps_l) / d w
 
+Accelerated, as published: a perturbed step every `perturb_every` steps (tau), plain steps between, at SFT's cost.
+
 Departures from the authors' code: both passes share dropout masks; the norm is that of one micro-batch.
 """
 
@@ -23,5 +25,7 @@ class Vaccine(Method[VaccineConfig]):
     """Perturb every attention output, train every parameter."""
 
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        if step % self.config.perturb_every:
+            return self.plain_step(batch, frozen=())
         layers = range(len(self.passes.blocks))
         return self.perturbed_step(batch, layers, floor=0, frozen=(), rho=self.config.rho)

@@ -1,0 +1,162 @@
+"""The command `plan`: will a model fit, and how long will it take."""
+
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from tvaccine_core.cli.options import (
+    ConfigFile,
+    JsonFile,
+    Overrides,
+    build_config,
+    check_json,
+    choose_methods,
+    out,
+    override,
+    write_json,
+)
+from tvaccine_core.config import LabConfig
+from tvaccine_core.methods import METHODS, method_info
+from tvaccine_core.plan.advice import CONTEXT_BYTES, GIB, SLACK, advise, judge_fit, published_gb
+from tvaccine_core.plan.records import PARTS, MemoryPlan, PlanReport, TimeEstimate
+
+Quantization = Literal["none", "int8", "nf4"]
+
+
+def plan(
+    model: Annotated[str | None, typer.Option(help="Built-in name (llama-2-7b), folder, or hub id.")] = None,
+    quantization: Annotated[Quantization | None, typer.Option(help="Storage of the frozen weights.")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None, typer.Option(help="Unquantised precision. Default: bfloat16 on a GPU.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option("--method", "--methods", help=f"Comma-separated, of: {', '.join(METHODS)}.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, max=4096, help="Rows of a training batch. Default: 10.")] = None,
+    length: Annotated[int | None, typer.Option(min=8, max=32768, help="Tokens of each row. Default: 200.")] = None,
+    labelled: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a row that are learned. Default: all, the worst case.")
+    ] = None,
+    eval_batch: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Prompts generated at once. Default: as --batch.")
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help='Does it fit this card? For example "RTX 4090".')] = None,
+    memory_gib: Annotated[float | None, typer.Option(min=0.1, help="Does it fit so many GiB?")] = None,
+    device: Annotated[Literal["cuda", "cpu"], typer.Option(help="Kind of device to plan for.")] = "cuda",
+    whole: Annotated[bool, typer.Option("--whole", help="Run through every layer instead of extrapolating.")] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Also time ten steps; needs the weights, here.")] = False,
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Predict a run's peak memory by part, for each method, from the model's config alone: no weights are needed."""
+    check_json(json_file)
+    config = build_config(None, config_file, None)
+    base = config if config_file else _published_setting(config)
+    config = choose_methods(base, methods) if methods else base
+    if model is not None:
+        config = override(config, [], {"model": {"name": model}})
+    changes = {
+        "model.quantization": quantization,
+        "model.dtype": dtype or ("bfloat16" if device == "cuda" and config_file is None else None),
+        "alignment.optimisation.batch_size": batch,
+        "alignment.optimisation.max_length": length,
+        "evaluation.batch_size": eval_batch or batch,
+    }
+    config = override(config, [f"{field}={value}" for field, value in changes.items() if value is not None])
+    config = override(config, overrides)
+
+    from tvaccine_core.plan.planner import plan_run
+    from tvaccine_core.plan.shapes import find_gpu
+
+    name, memory = find_gpu(gpu) if gpu else (f"{memory_gib:g} GiB", memory_gib)
+    plans = tuple(plan_run(config, device=device, labelled=labelled, whole=whole or None))
+    report = PlanReport(
+        plans=plans,
+        memory_gib=memory_gib or memory,
+        verdicts={} if memory is None else {p.method: judge_fit(p.peak_bytes, memory_gib or memory) for p in plans},
+    )
+    _show(report, name)
+    if probe:
+        report = report.model_copy(update={"times": tuple(_probe(config, labelled))})
+    write_json(json_file, report)
+
+
+def _published_setting(config: LabConfig) -> LabConfig:
+    """All methods, batches of 10 x 200, and eight layers drawn, as in the T-Vaccine paper."""
+    config = choose_methods(config, ",".join(METHODS))
+    return override(
+        config,
+        ["alignment.methods.tvaccine.num_layers=8"],
+        {
+            "alignment": {
+                **config.alignment.model_dump(mode="json"),
+                "optimisation": {
+                    **config.alignment.optimisation.model_dump(mode="json"),
+                    "batch_size": 10,
+                    "max_length": 200,
+                },
+            },
+            "evaluation": {"batch_size": 10},
+        },
+    )
+
+
+def _show(report: PlanReport, name: str) -> None:
+    first = report.plans[0]
+    stored = first.dtype if first.quantization == "none" else f"{first.quantization} ({first.dtype} arithmetic)"
+    out.print(
+        f"{first.model}: {first.num_parameters / 1e9:.2f} billion parameters, {first.num_layers} layers, {stored}; "
+        f"batch {first.batch_size} x {first.length}, {first.labelled} learned, {first.source}",
+        soft_wrap=True,
+    )
+    for plan in report.plans:
+        out.print(_table(plan))
+        published = published_gb(plan)
+        if published is not None:
+            out.print(f"published for this method and model in bfloat16: about {published} GB (arXiv:2410.09760)")
+        if report.memory_gib is not None:
+            out.print(f"{name}: {method_info(plan.method).title} {report.verdicts[plan.method]}.", style="bold")
+            for sentence in advise(plan, report.memory_gib):
+                out.print(f"  try: {sentence}", soft_wrap=True)
+    for sentence in dict.fromkeys(sentence for plan in report.plans for sentence in plan.assumptions):
+        out.print(f"Assumed: {sentence}.", soft_wrap=True)
+    if report.memory_gib is not None:
+        out.print(f"Fits: with {CONTEXT_BYTES / GIB:.1f} GiB of context and {SLACK:.0%} of gaps. GB are 10^9 bytes.")
+
+
+def _table(plan: MemoryPlan) -> Table:
+    title = f"{method_info(plan.method).title}: {plan.peak_bytes / 1e9:.2f} GB ({plan.worst.phase} sets the peak)"
+    table = Table(title=title, title_justify="left")
+    table.add_column("GB")
+    for phase in plan.phases:
+        table.add_column(phase.phase, justify="right")
+    for part in PARTS:
+        if any(phase.parts[part] for phase in plan.phases):
+            table.add_row(part, *(f"{phase.parts[part] / 1e9:.2f}" for phase in plan.phases))
+    table.add_row("peak", *(f"{phase.peak_bytes / 1e9:.2f}" for phase in plan.phases), style="bold")
+    return table
+
+
+def _probe(config: LabConfig, labelled: int | None) -> list[TimeEstimate]:
+    from tvaccine_core.errors import ModelError
+    from tvaccine_core.plan.planner import workload_of
+    from tvaccine_core.plan.probe import probe_times
+    from tvaccine_core.plan.shapes import BUILT_IN
+
+    if config.model.name.lower() in BUILT_IN:
+        raise ModelError(
+            f"{config.model.name} names sizes, not weights, and a probe runs real steps.",
+            remedy="Give the model's folder or its hub id, or leave --probe out.",
+        )
+    times: list[TimeEstimate] = []
+    for time in probe_times(config, workload_of(config, labelled)):
+        times.append(time)
+        out.print(
+            f"{method_info(time.method).title} on {time.device}: {time.step_s:.3f} s a step (median of "
+            f"{time.timed_steps}), {time.scoring_s:.2f} s a scoring; {time.steps} steps take about "
+            f"{time.total_s / 60:.1f} minutes, evaluations not counted",
+            soft_wrap=True,
+        )
+    return times

@@ -1,0 +1,239 @@
+"""Will it fit: what each method's run of a model holds in memory, from the model's config alone.
+
+A model without weights (`pretend`) goes through the product's own steps (`rehearsal`), and every storage is counted
+(`tracker`). Nothing here knows how a family of models or a method is built, so nothing here can fall behind it.
+
+Pretending costs time for every layer. The layers of a deep model are alike, so its memory is linear in their number,
+and in that of the drawn ones among them; it is computed from two or three shallow models of the same shape. Models
+whose layers are few or small are run through whole: limits in bytes, such as those of `merged`, show there.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig
+
+from tvaccine_core.config import LabConfig, MethodConfig, TVaccineConfig
+from tvaccine_core.errors import ConfigError
+from tvaccine_core.plan.pretend import compute_dtype, describe_model, pretend_states
+from tvaccine_core.plan.records import PARTS, MemoryPlan, Part, Phase, PhasePeak
+from tvaccine_core.plan.rehearsal import Scene, Workload, rehearse
+from tvaccine_core.plan.shapes import read_shape
+from tvaccine_core.plan.tracker import Peak
+
+WHOLE_UP_TO_LAYERS = 8
+LARGE_LAYER_PARAMETERS = 2**24
+"""A layer of fewer parameters is small."""
+TENSORS_IN_FLIGHT = 4
+"""transformers reads as many tensors at once, unquantised; each is quantised as it arrives."""
+
+SCENES: dict[Scene, Phase] = {
+    "passes": "step",
+    "update": "step",
+    "score": "score",
+    "prompts": "evaluate",
+    "tokens": "evaluate",
+}
+
+
+def plan_run(
+    config: LabConfig, *, device: str = "cuda", labelled: int | None = None, whole: bool | None = None
+) -> list[MemoryPlan]:
+    """The plan of every method of `config`, in its order. No weights are read or downloaded.
+
+    Args:
+        config: model, methods, adapter, batch size, `max_length` as the length of every row, evaluation.
+        device: `cuda` or `cpu`; decides the precision of quantised models.
+        labelled: tokens of a row that are learned; None: all of them, the worst case.
+        whole: run through every layer, or extrapolate; None: as it is exact and quick.
+
+    Raises:
+        ModelError: the model's config cannot be had or built.
+        ConfigError: a setting does not fit the model.
+    """
+    shape, source = read_shape(config.model)
+    planner = _Planner(config, shape, device, workload_of(config, labelled))
+    return [planner.plan(method, source, whole) for method in config.alignment.methods]
+
+
+def workload_of(config: LabConfig, labelled: int | None = None) -> Workload:
+    """What `config` puts a model through at once. Raises `ConfigError` if not so many tokens can be learned."""
+    optimisation = config.alignment.optimisation
+    length = optimisation.max_length
+    if labelled is not None and not 1 <= labelled <= length:
+        raise ConfigError(f"{labelled} tokens of {length} cannot be learned.", remedy=f"Give 1 to {length}.")
+    return Workload(
+        batch_size=optimisation.batch_size,
+        length=length,
+        labelled=labelled or length,
+        evaluation_batch_size=config.evaluation.batch_size,
+        new_tokens=config.evaluation.max_new_tokens,
+    )
+
+
+@dataclass(frozen=True)
+class _Depth:
+    """A shallower model: how many of its layers are drawn, how many not, and what it counts for."""
+
+    drawn: int
+    undrawn: int
+    weight: int
+
+
+class _Planner:
+    """Plans of one model and workload."""
+
+    def __init__(self, config: LabConfig, shape: PretrainedConfig, device: str, workload: Workload) -> None:
+        self._config = config
+        self._shape = shape
+        self._device = device
+        self._workload = workload
+        self._described = describe_model(config.model, shape, device)
+        self._num_layers = int(shape.num_hidden_layers)
+
+    def plan(self, method: MethodConfig, source: str, whole: bool | None) -> MemoryPlan:
+        depths = None if whole else self._depths(method)
+        if depths is None or (whole is None and self._is_small()):
+            scenes, exact = self._rehearse(method, self._shape), True
+        else:
+            scenes, exact = self._extrapolate(method, depths), False
+        phases: dict[Phase, PhasePeak] = {}
+        for scene, peak in scenes.items():
+            name = SCENES[scene]
+            if name not in phases or phases[name].peak_bytes < peak.num_bytes:
+                phases[name] = PhasePeak(phase=name, peak_bytes=peak.num_bytes, parts=peak.parts)
+        model, workload = self._config.model, self._workload
+        return MemoryPlan(
+            model=model.name,
+            source=source,
+            method=method.name,
+            quantization=model.quantization,
+            dtype=str(compute_dtype(model, self._device)).removeprefix("torch."),
+            device=self._device,
+            batch_size=workload.batch_size,
+            length=workload.length,
+            labelled=workload.labelled,
+            probe_batch_size=method.probe_batch_size if "score" in phases and isinstance(method, TVaccineConfig) else 0,
+            evaluation_batch_size=workload.evaluation_batch_size,
+            new_tokens=workload.new_tokens,
+            num_layers=self._num_layers,
+            num_parameters=sum(parameter.numel() for parameter in self._described.parameters()),
+            exact=exact,
+            phases=(self._load(phases["step"].parts["weights"]), *phases.values()),
+            assumptions=self._assumptions(method),
+        )
+
+    def _is_small(self) -> bool:
+        inside = max(
+            (_num_parameters(module) for modules in self._described.modules() if isinstance(modules, nn.ModuleList)
+             for module in modules),
+            default=0,
+        )  # fmt: skip
+        return self._num_layers <= WHOLE_UP_TO_LAYERS or inside < LARGE_LAYER_PARAMETERS
+
+    def _rehearse(self, method: MethodConfig, shape: PretrainedConfig) -> dict[Scene, Peak]:
+        states = pretend_states(self._config.model, shape, self._device, self._config.alignment.adapter)
+        return rehearse(states, method, self._workload)
+
+    def _depths(self, method: MethodConfig) -> list[_Depth] | None:
+        """Shallower models whose weighted sum is the whole one; None if there are none."""
+        period = _period(self._shape)
+        if not isinstance(method, TVaccineConfig):
+            drawn, base_drawn = 0, 0
+        elif method.layer_choice == "last":
+            return None  # how deep the layers lie matters
+        else:
+            drawn = self._num_layers if method.layer_choice == "all" else method.num_layers
+            base_drawn = _base(drawn, period)
+        undrawn = self._num_layers - drawn
+        base_undrawn = _base(undrawn, period)
+        while 0 < base_drawn + base_undrawn < 2:  # the first layer and the last one differ from those in between
+            base_drawn, base_undrawn = (
+                base_drawn + (period if base_drawn else 0),
+                base_undrawn + (0 if base_drawn else period),
+            )
+        more_drawn, more_undrawn = (drawn - base_drawn) // period, (undrawn - base_undrawn) // period
+        if undrawn < 0 or more_drawn < 0 or more_undrawn < 0:
+            return None
+        return [
+            _Depth(base_drawn, base_undrawn, 1 - more_drawn - more_undrawn),
+            *([_Depth(base_drawn + period, base_undrawn, more_drawn)] if more_drawn else []),
+            *([_Depth(base_drawn, base_undrawn + period, more_undrawn)] if more_undrawn else []),
+        ]
+
+    def _extrapolate(self, method: MethodConfig, depths: list[_Depth]) -> dict[Scene, Peak]:
+        sums: dict[Scene, dict[Part, int]] = {}
+        for depth in depths:
+            shallow = _with_layers(self._shape, depth.drawn + depth.undrawn)
+            fewer = method.model_copy(update={"num_layers": depth.drawn}) if depth.drawn else method
+            for scene, peak in self._rehearse(fewer, shallow).items():
+                parts = sums.setdefault(scene, dict.fromkeys(PARTS, 0))
+                for part, num_bytes in peak.parts.items():
+                    parts[part] += depth.weight * num_bytes
+        return {scene: Peak(sum(parts.values()), parts) for scene, parts in sums.items()}
+
+    def _load(self, weights: int) -> PhasePeak:
+        """Reading the weights: all of them, and those that wait to be quantised or moved. Estimated, not counted."""
+        largest = max(parameter.numel() for parameter in self._described.parameters())
+        in_flight = TENSORS_IN_FLIGHT if self._config.model.quantization != "none" else 1
+        parts: dict[Part, int] = dict.fromkeys(PARTS, 0)
+        parts["weights"] = weights
+        parts["workspace"] = in_flight * largest * compute_dtype(self._config.model, self._device).itemsize
+        return PhasePeak(phase="load", peak_bytes=sum(parts.values()), parts=parts)
+
+    def _assumptions(self, method: MethodConfig) -> tuple[str, ...]:
+        said = [
+            "every row has the full length, and every adapter that can train has its AdamW moments",
+            "tensors only: a GPU's context (about 0.5 GiB) and gaps in PyTorch's allocator come on top",
+        ]
+        if isinstance(method, TVaccineConfig) and method.layer_choice in ("sampled", "top_k", "uniform"):
+            said.append("layer 0 is among those drawn, the worst draw")
+        if self._workload.labelled == self._workload.length:
+            said.append("every token is learned")
+        if self._config.model.quantization == "int8":
+            said.append("no activation is an outlier that int8 treats apart")
+        return tuple(said)
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _base(count: int, period: int) -> int:
+    """The fewest layers of a kind that leave a multiple of `period`; at least one if there is one."""
+    return count if count <= period else (count - 1) % period + 1
+
+
+def _per_layer(shape: PretrainedConfig) -> Mapping[str, list[Any]]:
+    """Settings of `shape` that are given layer by layer."""
+    return {
+        name: value
+        for name, value in vars(shape).items()
+        if isinstance(value, list) and len(value) == shape.num_hidden_layers
+    }
+
+
+def _period(shape: PretrainedConfig) -> int:
+    """After how many layers their kinds repeat."""
+    periods = [1]
+    for values in _per_layer(shape).values():
+        found = next(
+            period for period in range(1, len(values) + 1) if values[period:] == values[: len(values) - period]
+        )
+        periods.append(found)
+    return math.lcm(*periods)
+
+
+def _with_layers(shape: PretrainedConfig, count: int) -> PretrainedConfig:
+    """The same model with its lowest `count` layers only."""
+    shallow = copy.deepcopy(shape)
+    for name, values in _per_layer(shape).items():
+        setattr(shallow, name, values[:count])
+    shallow.num_hidden_layers = count
+    return shallow

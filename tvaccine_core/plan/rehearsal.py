@@ -1,0 +1,159 @@
+"""A run in small, by the product's own code: a training step, a scoring of the layers, an evaluation, all counted.
+
+The same rehearsal runs on a model that is there, whose ledger is then the truth, and on one that is pretended, whose
+ledger is the prediction. Data are rows of equal length, as full as they can be, so the worst batch.
+
+Layers that are drawn by chance are taken from the bottom up: nothing is skipped below layer 0, which is the worst draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from tvaccine_core.adapters import ModelStates
+from tvaccine_core.config import MethodConfig, OptimisationConfig, TVaccineConfig
+from tvaccine_core.data.prompts import MASKED, Encoded, encode_prompts
+from tvaccine_core.evaluation.generate import stream_tokens
+from tvaccine_core.methods import load_method
+from tvaccine_core.methods.base import Batch, MethodContext
+from tvaccine_core.methods.tvaccine import TVaccine
+from tvaccine_core.plan.pretend import ALIGNED, WORD, storages, word_tokenizer
+from tvaccine_core.plan.tracker import Peak, Tracker
+from tvaccine_core.records import StepRecord
+from tvaccine_core.training import collate, fit
+
+Scene = Literal["passes", "update", "score", "prompts", "tokens"]
+"""Of a rehearsal: a step's passes, the optimiser's update, a scoring, the prompts of an evaluation, its last token."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the model is put through."""
+
+    batch_size: int
+    length: int
+    """Tokens a training row, and a prompt of an evaluation."""
+    labelled: int
+    """Tokens of a training row that are learned."""
+    evaluation_batch_size: int
+    new_tokens: int
+
+
+def worst_draw(method: MethodConfig) -> MethodConfig:
+    """The same method, with layers that chance would choose taken from the bottom up."""
+    if isinstance(method, TVaccineConfig) and method.layer_choice in ("sampled", "top_k", "uniform"):
+        return method.model_copy(update={"layer_choice": "first"})
+    return method
+
+
+def rehearse(states: ModelStates, method: MethodConfig, workload: Workload) -> dict[Scene, Peak]:
+    """The peak of each scene; `states` holds the adapter `ALIGNED`, whose values change.
+
+    Raises:
+        What `fit` and a method's `setup` raise.
+    """
+    states.train(ALIGNED)
+    model: Any = states.model
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    embedding: Any = states.loaded.model.get_input_embeddings()
+    tracker = Tracker(vocabulary=embedding.weight.shape[0])
+    tracker.own(storages(model), "weights")
+    tracker.own(trained, "adapters")
+    steps = OptimisationConfig(steps=1, batch_size=workload.batch_size, max_length=max(workload.length, 8))
+    peaks: dict[Scene, Peak] = {}
+    with tracker, _nothing_ends(states):
+        events = fit(
+            model,
+            load_method(worst_draw(method)),
+            make_rows(workload, workload.batch_size),
+            steps,
+            seed=0,
+            pad_id=0,
+        )
+        for event in events:
+            if not isinstance(event, StepRecord):
+                continue
+            # Evaluations along an attack come here, with moments and gradients in memory; a scoring comes next.
+            peaks["passes"] = tracker.peak(0, tracker.updates[0])
+            peaks["update"] = tracker.peak(tracker.updates[0])
+            peaks |= _evaluate(states, tracker, workload)
+            for parameter in trained:
+                parameter.grad = None
+            if isinstance(method, TVaccineConfig) and method.layer_choice in ("sampled", "top_k"):
+                peaks["score"] = _score(model, tracker, method, workload)
+    return peaks
+
+
+def make_rows(workload: Workload, count: int) -> list[Encoded]:
+    """`count` rows of full length; what is not learned is the beginning."""
+    masked = workload.length - workload.labelled
+    ids = (0,) * workload.length
+    labels = (MASKED,) * masked + (0,) * workload.labelled
+    return [Encoded(example_id=str(row), input_ids=ids, labels=labels) for row in range(count)]
+
+
+def _score(model: Any, tracker: Tracker, config: TVaccineConfig, workload: Workload) -> Peak:
+    method: Any = load_method(config)
+    assert isinstance(method, TVaccine)
+    batch = collate(make_rows(workload, config.probe_batch_size), 0)
+
+    def sample(count: int, generator: torch.Generator) -> Batch:
+        return batch
+
+    model.train()
+    method.setup(
+        model,
+        MethodContext(
+            generator=torch.Generator().manual_seed(0),
+            sample_harmful=sample,
+            reduce_sum=lambda tensor: tensor,
+            emit=lambda event: None,
+        ),
+    )
+    start = tracker.now + 1
+    method.score_layers(batch.to(method.passes.device))
+    return tracker.peak(start)
+
+
+def _evaluate(states: ModelStates, tracker: Tracker, workload: Workload) -> dict[Scene, Peak]:
+    """The pass over the prompts, and the last token: in between the cache only grows."""
+    peaks: dict[Scene, Peak] = {}
+    with tracker.generating():
+        start = tracker.now + 1
+        for _ in _tokens(states, workload, workload.length, 1):
+            pass
+        peaks["prompts"] = tracker.peak(start)
+        if workload.new_tokens > 1:
+            tokens = _tokens(states, workload, workload.length + workload.new_tokens - 1, 2)
+            next(tokens)
+            start = tracker.now + 1
+            for _ in tokens:
+                pass
+            peaks["tokens"] = tracker.peak(start)
+    return peaks
+
+
+def _tokens(states: ModelStates, workload: Workload, length: int, count: int) -> Iterator[Any]:
+    extra = len(encode_prompts(states.loaded.tokenizer, [WORD])[0]) - 1
+    prompt = " ".join([WORD] * max(1, length - extra))
+    return stream_tokens(states, [(ALIGNED, prompt)] * workload.evaluation_batch_size, count)
+
+
+@contextmanager
+def _nothing_ends(states: ModelStates) -> Iterator[None]:
+    """No answer ends early, whatever the model says, and a prompt has as many tokens as words."""
+    loaded = states.loaded
+    generation: Any = loaded.model.generation_config
+    before = generation.eos_token_id
+    generation.eos_token_id = None
+    states.loaded = replace(loaded, tokenizer=word_tokenizer(), answer_end=None)
+    try:
+        yield
+    finally:
+        generation.eos_token_id = before
+        states.loaded = loaded

@@ -1,0 +1,136 @@
+"""A model's config without its weights: of a folder, the hub, or a well-known model by name; and GPUs by theirs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.errors import GatedRepoError
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
+from tvaccine_core.config import ModelConfig
+from tvaccine_core.errors import ConfigError, ModelError
+from tvaccine_core.models import model_folder
+
+
+def _sizes(family: str, layers: int, hidden: int, inner: int, heads: int, kv_heads: int, vocabulary: int, **more: Any) -> dict[str, Any]:  # fmt: skip  # noqa: E501
+    return {
+        "model_type": family,
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "ffn_dim" if family == "opt" else "intermediate_size": inner,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        **more,
+    }
+
+
+BUILT_IN: dict[str, dict[str, Any]] = {
+    "llama-2-7b": _sizes("llama", 32, 4096, 11008, 32, 32, 32000, max_position_embeddings=4096),
+    "llama-2-13b": _sizes("llama", 40, 5120, 13824, 40, 40, 32000, max_position_embeddings=4096),
+    "llama-3.1-8b": _sizes("llama", 32, 4096, 14336, 32, 8, 128256, max_position_embeddings=131072),
+    "vicuna-7b": _sizes("llama", 32, 4096, 11008, 32, 32, 32000, max_position_embeddings=4096),
+    "tinyllama-1.1b": _sizes("llama", 22, 2048, 5632, 32, 4, 32000),
+    "mistral-7b": _sizes("mistral", 32, 4096, 14336, 32, 8, 32000, max_position_embeddings=32768),
+    "qwen2-7b": _sizes("qwen2", 28, 3584, 18944, 28, 4, 152064),
+    "qwen2.5-0.5b": _sizes("qwen2", 24, 896, 4864, 14, 2, 151936, tie_word_embeddings=True),
+    "qwen2.5-1.5b": _sizes("qwen2", 28, 1536, 8960, 12, 2, 151936, tie_word_embeddings=True),
+    "qwen2.5-7b": _sizes("qwen2", 28, 3584, 18944, 28, 4, 152064),
+    "gemma-2-2b": _sizes("gemma2", 26, 2304, 9216, 8, 4, 256000, head_dim=256),
+    "gemma-2-9b": _sizes("gemma2", 42, 3584, 14336, 16, 8, 256000, head_dim=256),
+    "phi-3-mini": _sizes("phi3", 32, 3072, 8192, 32, 32, 32064, pad_token_id=32000),
+    "opt-1.3b": _sizes("opt", 24, 2048, 8192, 32, 32, 50272, word_embed_proj_dim=2048),
+    "opt-2.7b": _sizes("opt", 32, 2560, 10240, 32, 32, 50272, word_embed_proj_dim=2560),
+    "pythia-2.8b": _sizes("gpt_neox", 32, 2560, 10240, 32, 32, 50304),
+}
+"""Sizes of well-known models, as their published config.json has them: they can be planned without a network."""
+
+GPUS_GIB: dict[str, float] = {
+    "RTX 3060": 12,
+    "RTX 3080": 10,
+    "RTX 3090": 24,
+    "RTX 4060": 8,
+    "RTX 4060 Ti": 16,
+    "RTX 4070": 12,
+    "RTX 4080": 16,
+    "RTX 4090": 24,
+    "RTX 5070": 12,
+    "RTX 5080": 16,
+    "RTX 5090": 32,
+    "RTX A6000": 48,
+    "T4": 15,
+    "L4": 22.5,
+    "A10": 22.5,
+    "V100": 16,
+    "L40S": 45,
+    "A100": 40,
+    "A100 80GB": 80,
+    "H100": 80,
+    "H200": 141,
+}
+"""Memory of well-known cards as their makers state it, in GiB; less where error correction takes a part of it."""
+
+
+def find_gpu(name: str) -> tuple[str, float]:
+    """Name and GiB of a card, however it is written. Raises `ConfigError` naming the known ones."""
+    wanted = _letters(name.lower().replace("nvidia", "").replace("geforce", ""))
+    for known, gib in GPUS_GIB.items():
+        if _letters(known.lower()) in (wanted, f"rtx{wanted}"):
+            return known, gib
+    raise ConfigError(
+        f"There is no GPU {name!r} in the table.",
+        remedy=f"Give its memory with --memory-gib, or one of: {', '.join(GPUS_GIB)}.",
+    )
+
+
+def _letters(text: str) -> str:
+    return "".join(letter for letter in text if letter.isalnum())
+
+
+def read_shape(model: ModelConfig) -> tuple[PretrainedConfig, str]:
+    """The config of `model`, and in words where it came from. No weights are read or downloaded.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    built_in = BUILT_IN.get(model.name.lower())
+    if built_in is not None:
+        return built_in_shape(model.name), f"built-in sizes of {model.name.lower()}"
+    folder = model_folder(model.name)
+    if folder is not None and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"There is no config.json in {folder}, and no built-in model is called {model.name!r}.",
+            remedy=f"Give a model's folder, a Hugging Face id, or one of: sandbox, {', '.join(BUILT_IN)}.",
+        )
+    try:
+        shape = AutoConfig.from_pretrained(folder or model.name, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if folder is not None:
+            raise ModelError(
+                f"The config.json in {folder} cannot be read: {error}", remedy="Download or copy it again."
+            ) from error
+        raise _no_config(model.name, error) from error
+    return shape, f"config.json of {model.name}"
+
+
+def built_in_shape(name: str) -> PretrainedConfig:
+    """The config of a well-known model. Raises `ModelError` naming those there are."""
+    if name.lower() not in BUILT_IN:
+        raise ModelError(f"There is no built-in model {name!r}.", remedy=f"Choose one of: {', '.join(BUILT_IN)}.")
+    settings = dict(BUILT_IN[name.lower()])
+    return CONFIG_MAPPING[settings.pop("model_type")](**settings)
+
+
+def _no_config(name: str, error: Exception) -> ModelError:
+    stem = name.rsplit("/", 1)[-1].lower().removesuffix("-hf")
+    alike = [known for known in BUILT_IN if stem.startswith(known) or known.startswith(stem)]
+    instead = f"the built-in sizes: {', '.join(alike or BUILT_IN)}"
+    if isinstance(error.__cause__, GatedRepoError) or "gated" in str(error).lower():
+        return ModelError(
+            f"{name} is gated: its owner asks you to accept terms before you may read its config.",
+            remedy=f"Accept them at https://huggingface.co/{name} and log in (hf auth login), or plan with {instead}.",
+        )
+    return ModelError(
+        f"The config of {name} is not in the local cache and the Hugging Face hub did not give it: {error}",
+        remedy=f"Check the spelling, go online once, give a folder with its config.json, or plan with {instead}.",
+    )
