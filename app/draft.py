@@ -27,6 +27,8 @@ from app.services import (
 )
 
 SANDBOX = ModelConfig().name
+FOR_LAUNCHERS = ("shard",)
+"""Settings that need several processes, which the page does not start."""
 MODEL_MAIN = ("name", "quantization", "device")
 ALIGN_MAIN = tuple(f"alignment.optimisation.{name}" for name in ("steps", "learning_rate", "batch_size"))
 ATTACK_MAIN = (
@@ -56,7 +58,7 @@ class Draft:
         self._lab = Form(config, "run", main=ALIGN_MAIN, leave_out=("alignment.methods", "attack.", "model."))
         self._methods = {name: Form(_method(config, name), name) for name in names}
         tasks = [(task.title, name) for name, task in data_of(config).tasks.items()]
-        self.model = Form(config.model, "model", main=MODEL_MAIN) if own_models else None
+        self.model = Form(config.model, "model", main=MODEL_MAIN, leave_out=FOR_LAUNCHERS) if own_models else None
         self.model_group = gr.Group(visible=is_own(config.model), render=False)
         self.preset = gr.Radio(
             choices=[
