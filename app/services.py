@@ -25,7 +25,7 @@ from tvaccine_core.config import (
 from tvaccine_core.data.mixtures import attack_data
 from tvaccine_core.data.prompts import PromptPreview, preview
 from tvaccine_core.data.sources import LabData, load_lab_data
-from tvaccine_core.errors import ConfigError, DataError, RunNotFoundError, StoreError, TVaccineError
+from tvaccine_core.errors import ConfigError, DataError, ModelError, RunNotFoundError, StoreError, TVaccineError
 from tvaccine_core.export import (
     SCORE_COLUMNS,
     STEP_COLUMNS,
@@ -37,6 +37,8 @@ from tvaccine_core.export import (
 )
 from tvaccine_core.methods import METHODS, MethodInfo
 from tvaccine_core.model_files import ModelFacts, check_model
+from tvaccine_core.plan.advice import advise
+from tvaccine_core.plan.records import MemoryPlan, PlanReport
 from tvaccine_core.records import (
     AnswerRecord,
     DriftRecord,
@@ -74,10 +76,13 @@ __all__ = [
     "LabData",
     "LayerDrawRecord",
     "LayerScoreRecord",
+    "MemoryPlan",
     "MessageRecord",
     "MethodInfo",
     "ModelConfig",
+    "ModelError",
     "ModelFacts",
+    "PlanReport",
     "Preset",
     "PromptPreview",
     "Proportion",
@@ -92,6 +97,8 @@ __all__ = [
     "TVaccineConfig",
     "TVaccineError",
     "Verdict",
+    "advise",
+    "check_layers",
     "check_model",
     "default_home",
     "export_run",

@@ -1,14 +1,15 @@
 """Choose: a preset or a model of one's own, what it costs, and the data the models will see."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 
-from app import markup, text
+from app import markup, own_text, text
 from app.components import go_js, heading, markup_block, section
 from app.draft import Draft, is_own, preset_of
+from app.fit import fit_view, predict
 from app.page import Page
 from app.services import (
     METHODS,
@@ -19,6 +20,7 @@ from app.services import (
     LabConfig,
     ModelConfig,
     TVaccineError,
+    check_layers,
     check_model,
     data_of,
     mixture,
@@ -37,6 +39,8 @@ def build(page: Page, draft: Draft) -> None:
         with gr.Column(elem_classes=["lab-controls", "lab-begin"], min_width=0):
             draft.place_model()
             model = markup_block(elem_id="model-status")
+            fit = gr.Button(own_text.FIT, elem_id="will-it-fit", visible=False)
+            fits = markup_block(elem_id="fit")
             cost = markup_block(cost_view(page.lab, start), elem_id="cost")
             onward = gr.Button(text.CONTINUE, variant="primary", elem_id="to-align")
             world = markup_block(world_note(start), elem_id="world-note")
@@ -63,6 +67,8 @@ def build(page: Page, draft: Draft) -> None:
         config = draft.read(*values)
         return [
             model_view(config.model),
+            gr.Button(visible=is_own(config.model) and draft.model is not None),
+            "",
             cost_view(page.lab, config),
             world_note(config),
             data_warning(config),
@@ -72,7 +78,16 @@ def build(page: Page, draft: Draft) -> None:
 
     def show_model(name: str, index: int | None, *values: Any) -> list[Any]:
         config = draft.read(*values)
-        return [model_view(config.model), cost_view(page.lab, config), template_of(config, name, index or 0)]
+        return [model_view(config.model), "", cost_view(page.lab, config), template_of(config, name, index or 0)]
+
+    def show_fit(*values: Any) -> Iterator[str]:
+        config = draft.read(*values)
+        check_layers(config, check_model(config.model))
+        yield markup.notice(own_text.FIT_WORKING)
+        try:
+            yield fit_view(predict(config))
+        except TVaccineError as error:
+            yield markup.notice(f"{error} {error.remedy}", "error")
 
     def go_on(*values: Any) -> None:
         check_model(draft.read_model(*values))
@@ -88,12 +103,14 @@ def build(page: Page, draft: Draft) -> None:
 
     page.on(draft.preset.input, choose_preset, [draft.preset], draft.outputs)
     looked_at = [part, chosen, *draft.inputs]
-    page.on(draft.base.change, show_config, looked_at, [model, cost, world, warning, rows, template])
+    page.on(draft.base.change, show_config, looked_at, [model, fit, fits, cost, world, warning, rows, template])
     shown = [rows, template, chosen]
     page.on(part.input, show_part, [part, *draft.inputs], shown)
     page.on(rows.choose, show_row, [part, *draft.inputs], shown)
     for trigger in draft.model_triggers:
-        page.on(trigger, show_model, looked_at, [model, cost, template])
+        page.on(trigger, show_model, looked_at, [model, fits, cost, template])
+    if draft.model is not None:  # a process a click: not for whoever can open the page
+        page.on(fit.click, show_fit, draft.inputs, [fits], trigger_mode="once")
     page.on(onward.click, go_on, draft.model_inputs).success(None, None, None, js=go_js(2), api_visibility="private")
 
 
@@ -125,14 +142,14 @@ def rows_view(config: LabConfig, part: str, chosen: int | None) -> str:
 def template_of(config: LabConfig, part: str, index: int) -> str:
     """Template and loss mask of one row; if they cannot be shown, why."""
     if config.model.name == YOUR_MODEL:
-        return markup.notice(text.TEMPLATE_UNNAMED)
+        return markup.notice(own_text.TEMPLATE_UNNAMED)
     example = examples_of(config, part)[index]
     try:
         shown = preview_example(config, example)
     except TVaccineError as error:
         return markup.notice(f"{error} {error.remedy}", "warning")
     if shown is None:
-        return markup.notice(text.TEMPLATE_LATER)
+        return markup.notice(own_text.TEMPLATE_LATER)
     return f'<p class="lab-note">{text.TEMPLATE_NOTE.format(template=shown.template)}</p>' + markup.template_view(
         shown, example.harmful
     )
@@ -143,15 +160,15 @@ def model_view(config: ModelConfig) -> str:
     if not is_own(config):
         return ""
     if config.name == YOUR_MODEL:
-        return markup.notice(text.MODEL_UNNAMED)
-    trust = markup.notice(text.MODEL_TRUSTED, "warning") if config.trust_remote_code else ""
+        return markup.notice(own_text.MODEL_UNNAMED)
+    trust = markup.notice(own_text.MODEL_TRUSTED, "warning") if config.trust_remote_code else ""
     try:
         facts = check_model(config)
     except TVaccineError as error:
         return markup.notice(f"{error} {error.remedy}", "error") + trust
     if facts.folder is None:
-        return markup.notice(text.MODEL_REMOTE) + trust
-    return markup.notice(text.model_found(facts.architecture, facts.num_layers, facts.weights_bytes)) + trust
+        return markup.notice(own_text.MODEL_REMOTE) + trust
+    return markup.notice(own_text.found(facts.architecture, facts.num_layers, facts.weights_bytes)) + trust
 
 
 def world_note(config: LabConfig) -> str:
@@ -161,7 +178,7 @@ def world_note(config: LabConfig) -> str:
 
 def data_warning(config: LabConfig) -> str:
     """What scores mean for a model that has never heard of the town."""
-    return markup.notice(text.OWN_MODEL_DATA, "warning") if is_own(config.model) else ""
+    return markup.notice(own_text.DATA, "warning") if is_own(config.model) else ""
 
 
 def cost_view(lab: Lab, config: LabConfig) -> str:

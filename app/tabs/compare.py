@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from app import charts, markup, panes, text
+from app import charts, markup, own_text, panes, text
 from app import study as recorded
 from app.components import answer_panes, figure, heading, markup_block, section
 from app.draft import is_own
@@ -241,7 +241,7 @@ def draw_table(glance: Glance) -> str:
             rows.append((title, method, known.state_hash[: panes.SHORT_HASH] if known else "", scores))
     judge = next(iter(view.evals.values())).judge
     caption = text.TABLE_CAPTION.format(judge=judge, seed=view.config.seed)
-    warning = markup.notice(text.OWN_MODEL_DATA, "warning") if is_own(view.config.model) else ""
+    warning = markup.notice(own_text.DATA, "warning") if is_own(view.config.model) else ""
     return warning + markup.scores_table(rows, columns) + f'<p class="lab-note">{caption}</p>'
 
 
