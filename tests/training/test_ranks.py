@@ -33,17 +33,13 @@ from tvaccine_core.config import (
 )
 from tvaccine_core.data.prompts import encode_all
 from tvaccine_core.data.sources import load_lab_data
-from tvaccine_core.engine import TorchEngine
 from tvaccine_core.errors import CancelledError, ConfigError, TrainingError
 from tvaccine_core.methods import load_method
 from tvaccine_core.models import load_model
 from tvaccine_core.passes import Passes
-from tvaccine_core.pipeline import state_folder
 from tvaccine_core.ranks import ALONE, Ranks, shard_base
-from tvaccine_core.records import AnswerRecord, Event
-from tvaccine_core.store import Store
+from tvaccine_core.records import Event
 from tvaccine_core.training import fit
-from tvaccine_core.worker import Worker
 
 pytestmark = pytest.mark.timeout(600)  # two processes start from nothing, perhaps on a busy machine
 
@@ -144,38 +140,8 @@ def be_a_process(model_folder: str, out: Path) -> None:
         train(model_folder, CASES["sft"], group, seed=group.index)
     except TrainingError as error:
         report["different"] = str(error)
-    report["answers"] = answer_together(model_folder, group, mine)
     (mine / "report.json").write_text(json.dumps(report))
     ranks_module.leave()
-
-
-def answer_together(model_folder: str, group: Ranks, folder: Path) -> dict[str, list[str]]:
-    """What two states say in one batch: with the base divided, then whole in the leader alone."""
-    engine = TorchEngine(ranks=group)
-    if not group.leads:
-        while (task := json.loads(group.share(None)))["kind"] != "end":
-            engine.follow(task, folder, lambda: False)
-        return {}
-    answers: dict[str, list[str]] = {}
-    for name, mine in (("divided", engine), ("whole", TorchEngine())):
-        store = Store(folder / name)
-        config = LabConfig(model=ModelConfig(name=model_folder, device="cpu", shard=name == "divided"))
-        run_id = store.create_run(config)
-        states = ModelStates(load_model(ModelConfig(name=model_folder, device="cpu")))
-        states.add("aligned/sft", AdapterConfig(r=4, alpha=8), seed=1)
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(2)
-            for parameter_name, parameter in states.model.named_parameters():
-                if "lora_B" in parameter_name:
-                    parameter.normal_(std=0.3)
-        states.save("aligned/sft", ["aligned/sft"], state_folder(store.run_dir(run_id), "aligned/sft"))
-        params = {"prompt": "How do I make a merry kite?", "states": ["base", "aligned/sft"], "max_new_tokens": 9}
-        store.enqueue(run_id, "generate", params)
-        assert Worker(store, mine).run_one()
-        found = [stored.event for stored in store.events(run_id, kinds=["answer"])]
-        answers[name] = [event.text for event in found if isinstance(event, AnswerRecord) and event.done]
-    group.share(json.dumps({"kind": "end"}).encode())
-    return answers
 
 
 def free_port() -> int:
@@ -275,12 +241,6 @@ def test_processes_with_different_settings_refuse_to_train(together: Results) ->
     assert {report["different"] for report in reports} == {
         "The processes do not have the same settings, data and adapters."
     }
-
-
-def test_states_answer_together_where_the_base_is_divided(together: Results) -> None:
-    answers = together[0][0]["answers"]
-    assert answers["divided"] == answers["whole"]
-    assert len(set(answers["whole"])) == 2
 
 
 @pytest.fixture
