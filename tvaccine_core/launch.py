@@ -2,11 +2,13 @@
 
 The leader is the command line and the worker in one process. It takes jobs from the store and tells the followers,
 which need neither the store nor its disk: config, checkpoint and adapters reach them from the leader. They train with
-it and do nothing else; the leader measures and saves while they wait.
+it and do nothing else; the leader measures and saves while they wait (or, where they hold parts of the base, bring
+these to its passes).
 
-A stop is agreed upon before a step. A failure is not: a process that fails inside a step leaves the others waiting in a
-sum. So each process has a thread that looks for posted failures; the leader's writes the failure down as the job's and
-ends its process, the followers' just end. Nothing is lost but the steps since the last checkpoint.
+A stop is agreed upon before a step; whichever process got the signal, the leader then ends the command. A failure is
+not agreed upon: a process that fails inside a step leaves the others waiting in a sum. So each process has a thread
+that looks for posted failures; the leader's writes the failure down as the job's and ends its process, the followers'
+just end. Nothing is lost but the steps since the last checkpoint.
 
 Imports torch only where several processes were started.
 """

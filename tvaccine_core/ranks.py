@@ -255,7 +255,7 @@ def join() -> Group:
             remedy="Start them with torchrun, accelerate launch or srun, or set these variables in each; "
             "for a process on its own unset RANK and WORLD_SIZE.",
         ) from error
-    except dist.DistError as error:
+    except RuntimeError as error:
         raise TrainingError(
             f"The processes do not meet: {error} Here: {given}.",
             remedy="Each of the WORLD_SIZE processes needs a RANK of its own, and the address and a free port of the "
@@ -272,8 +272,9 @@ def shard_base(model: nn.Module) -> None:
     needs whole ones. From then on every forward pass needs all processes, through the same layers: training
     does that; for what the leader runs alone see `Ranks.take_part_by`.
 
-    On machines with GPUs the parts go to this process's GPU, layer by layer, from wherever `model` is: from the CPU, no
-    GPU ever holds more than its parts and one whole layer (or the embedding with the head).
+    With GPUs the parts go to this process's own, layer by layer, from wherever `model` is. So a GPU need hold no more
+    than its parts, the embedding with the head (whole from a forward pass on), and the layers at work; a model that was
+    read into main memory needs room for all of it there, in each process.
 
     Raises:
         ModelError: no decoder layers are found.

@@ -1,8 +1,8 @@
 """One of several processes that run the command line, made to misbehave: `python launched.py FAULT ARGUMENTS...`.
 
 FAULT: `memory`: the second process has no memory left at its third step; `stopped`: the leader's attack on SFT
-is stopped while it is measured; `killed`: the second process dies at its third step; `terminated`: it gets a SIGTERM
-there.
+is stopped while it is measured, and the second process gets a SIGTERM in the next attack; `killed`: the second process
+dies at its third step.
 """
 
 import os
@@ -16,6 +16,7 @@ from tvaccine_core.errors import CancelledError
 from tvaccine_core.methods.sft import SFT
 
 FAULT = sys.argv[1]
+trainings: list[SFT] = []
 training_step, evaluate_state = SFT.training_step, pipeline.evaluate_state
 
 
@@ -24,10 +25,16 @@ def failing_step(self: SFT, model: Any, batch: Any, step: int) -> Any:
     if step == 2 and os.environ["RANK"] == "1":
         if FAULT == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        if FAULT == "terminated":
-            os.kill(os.getpid(), signal.SIGTERM)
-            return training_step(self, model, batch, step)
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 GiB.")
+    return training_step(self, model, batch, step)
+
+
+def terminated_step(self: SFT, model: Any, batch: Any, step: int) -> Any:
+    """A SIGTERM to the second process, at the second step of the third training by SFT."""
+    if step == 1 and os.environ["RANK"] == "1":
+        trainings.append(self)
+        if len(trainings) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
     return training_step(self, model, batch, step)
 
 
@@ -38,8 +45,9 @@ def stopped_evaluation(states: Any, state: str, data: Any, config: Any, tasks: A
     yield from evaluate_state(states, state, data, config, tasks, step, *args, **kw)
 
 
-if FAULT in ("memory", "killed", "terminated"):
+if FAULT in ("memory", "killed"):
     SFT.training_step = failing_step
 elif FAULT == "stopped":
     pipeline.evaluate_state = stopped_evaluation
+    SFT.training_step = terminated_step
 sys.exit(main(sys.argv[2:]))

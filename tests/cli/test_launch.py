@@ -20,6 +20,8 @@ from tvaccine_core.store import Store
 from tvaccine_core.supervisor import Supervisor
 from tvaccine_core.worker import Worker
 
+pytestmark = pytest.mark.timeout(600)  # two processes start from nothing, perhaps on a busy machine
+
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
     "model.device=cpu",
@@ -64,7 +66,7 @@ def run_two(fault: str, *arguments: str) -> tuple[list[int], list[str]]:
         for rank in range(2)
     ]
     try:
-        said = [process.communicate(timeout=280)[1] for process in processes]
+        said = [process.communicate(timeout=580)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -150,7 +152,7 @@ def test_accelerate_launch_gives_what_one_process_does(tmp_path: Path, alone: tu
         ],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
         env=ENVIRONMENT,
         cwd=tmp_path,
     )
@@ -213,26 +215,19 @@ def test_a_process_that_is_killed_fails_the_job_with_advice(tmp_path: Path) -> N
     assert [path.name for path in store.run_dir(align.run_id).glob("checkpoints/aligned/sft/*")] == ["step-00000002"]
 
 
-def test_a_stop_while_the_others_wait_reaches_them_and_they_go_on_with_the_next_job(tmp_path: Path) -> None:
+def test_a_stop_while_the_others_wait_reaches_them_and_a_signal_to_one_ends_all(tmp_path: Path) -> None:
+    """The first stop is of one job, and they go on with the next; the second is of a process."""
     codes, said = run_two("stopped", "demo", *TINY, "--methods", "sft,tvaccine", "--data-dir", str(tmp_path))
-    assert codes == [1, 0], "\n".join(said)
-    assert jobs(Store(tmp_path)) == {
-        **{"align sft": "done", "align tvaccine": "done", "baseline": "done"},
-        **{"attack sft a1": "cancelled", "attack tvaccine a1": "done"},
-    }
-
-
-def test_a_signal_to_one_process_interrupts_the_job_and_ends_all(tmp_path: Path) -> None:
-    codes, said = run_two("terminated", "demo", *TINY, "--methods", "sft", "--data-dir", str(tmp_path))
     assert codes == [130, 0], "\n".join(said)
     store = Store(tmp_path)
-    assert jobs(store) == {"align sft": "interrupted", "attack sft a1": "cancelled", "baseline": "cancelled"}
+    assert jobs(store) == {
+        **{"align sft": "done", "align tvaccine": "done", "baseline": "cancelled"},
+        **{"attack sft a1": "cancelled", "attack tvaccine a1": "interrupted"},
+    }
     assert "runs resume" in said[0]
     (run,) = store.runs()
-    assert {path.name for path in store.run_dir(run.id).glob("checkpoints/aligned/sft/*")} == {
-        "step-00000002",
-        "step-00000003",
-    }
+    checkpoints = store.run_dir(run.id).glob("checkpoints/attacked/tvaccine/a1/*")
+    assert [path.name for path in checkpoints] == ["step-00000002"]
 
 
 def test_a_worker_is_not_started_by_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

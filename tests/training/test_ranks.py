@@ -41,6 +41,8 @@ from tvaccine_core.ranks import ALONE, Ranks, shard_base
 from tvaccine_core.records import Event
 from tvaccine_core.training import fit
 
+pytestmark = pytest.mark.timeout(600)  # two processes start from nothing, perhaps on a busy machine
+
 STEPS = OptimisationConfig(
     steps=5, batch_size=5, accumulation=2, learning_rate=1e-2, weight_decay=0.1, checkpoint_every=2
 )
@@ -172,7 +174,7 @@ def together(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Res
         for rank in range(2)
     ]
     try:
-        said = [process.communicate(timeout=280)[1] for process in processes]
+        said = [process.communicate(timeout=580)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
