@@ -31,6 +31,7 @@ from tvaccine_core.errors import ModelError
 from tvaccine_core.losses import LabelledTokens, chunked_cross_entropy, cross_entropy
 from tvaccine_core.lowrank import adapted_linears, lean_adapters
 from tvaccine_core.merged import mergeable
+from tvaccine_core.norms import lean_norms
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,7 @@ class Passes:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.device = next(model.parameters()).device
         self._adapted, self._mergeable = adapted_linears(model), mergeable(model)
+        self._norms = lean_norms(model)
         self._recomputed = [self.blocks[layer].layer for layer in recomputed_layers(mode, len(self.blocks))]
         head: Any = self.anatomy.head
         whole = type(head.weight) is nn.Parameter  # a sharded head is whole only while the model runs
@@ -90,6 +92,7 @@ class Passes:
         with (
             hooks.isolated_randomness(self.device, seed),
             lean_adapters(self._adapted, self._mergeable),
+            hooks.replace_forwards(self._norms),
             hooks.recompute(self._recomputed),
         ):
             yield

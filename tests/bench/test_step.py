@@ -12,12 +12,14 @@ from torch.utils.checkpoint import checkpoint
 
 from tvaccine_core.bench import released as released_module
 from tvaccine_core.bench import step as bench
+from tvaccine_core.bench import step_model
 from tvaccine_core.bench.memory import LiveTensors, SavedActivations
 from tvaccine_core.bench.released import ReleasedStep, llama
-from tvaccine_core.bench.step import StepBenchReport, StepBenchSettings
+from tvaccine_core.bench.step import StepBenchReport, spread, sweep_settings
+from tvaccine_core.bench.step_model import STEP_NAMES, StepBenchSettings
 from tvaccine_core.errors import TrainingError
 
-TINY = StepBenchSettings(layers=4, hidden=32, vocab=61, batch=3, length=11, drawn=(1, 3), repeats=3, threads=1)
+TINY = StepBenchSettings(layers=4, hidden=32, vocab=61, batch=3, length=11, drawn=(1, 3), repeats=2, threads=1)
 FLOAT = 4
 
 
@@ -94,12 +96,17 @@ def test_live_tensors_does_not_count_an_operation_in_place() -> None:
 
 @pytest.fixture(scope="module")
 def report() -> StepBenchReport:
-    return bench.run(TINY)
+    """With a sweep of one of the shapes that there would be, and no rounds to warm up."""
+    some = [next(iter(sweep_settings(TINY)))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_model, "WARM_UP_ROUNDS", 0)
+        patch.setattr(bench, "sweep_settings", lambda settings: some)
+        return bench.run(TINY, sweep=True)
 
 
 def test_gradients_of_both_two_pass_steps_agree(report: StepBenchReport) -> None:
     assert report.num_gradients == 2 * 7 * len(TINY.drawn)
-    assert report.worst_gradient_error <= bench.GRADIENT_TOLERANCE
+    assert report.worst_gradient_error <= step_model.GRADIENT_TOLERANCE
 
 
 def test_report_names_its_ratios_and_survives_json(report: StepBenchReport) -> None:
@@ -124,12 +131,74 @@ def test_report_as_text_tells_shape_machine_and_ratios(report: StepBenchReport) 
     assert "4 layers x 32, vocabulary 61, batch 3 x 11" in text
     assert f"{report.exact_over_released_time_ratio:.3f}" in text
     assert "1 thread," in text
-    assert len(text.splitlines()) == 14
+    for name in STEP_NAMES:
+        assert f"{name:<20}{report.steps[name].median_s:>10.3f}" in text
+
+
+def test_every_step_is_in_the_table_with_its_ratios(report: StepBenchReport) -> None:
+    assert tuple(report.steps) == STEP_NAMES
+    for cost in report.steps.values():
+        assert cost.over_released_time_ratio_min <= cost.over_released_time_ratio <= cost.over_released_time_ratio_max
+    released = report.steps["released"]
+    assert released.over_released_time_ratio == released.over_released_live_memory_ratio == 1
+    exact = report.steps["tvaccine speed"]
+    assert exact.over_released_time_ratio == report.exact_over_released_time_ratio
+    assert exact.over_sft_time_ratio == report.tvaccine_over_sft_time_ratio
+    for method in ("sft", "vaccine", "tvaccine"):
+        saved = [report.steps[f"{method} {mode}"].peak_saved_bytes for mode in ("speed", "balanced", "lowest")]
+        assert saved == sorted(saved, reverse=True)
+        assert len(set(saved)) == 3
+    assert report.steps["tvaccine plain"].peak_saved_bytes < report.steps["tvaccine speed"].peak_saved_bytes * 1.01
+
+
+def test_a_longer_period_costs_the_mean_of_its_steps(report: StepBenchReport) -> None:
+    medians = {name: cost.median_s for name, cost in report.steps.items()}
+    ratios = {
+        method: {cost.perturb_every: cost.over_sft_time_ratio for cost in costs}
+        for method, costs in report.periods.items()
+    }
+    assert ratios["vaccine"][1] == pytest.approx(medians["vaccine speed"] / medians["sft speed"])
+    assert ratios["vaccine"][100] == pytest.approx(0.01 * ratios["vaccine"][1] + 0.99)
+    mean = (medians["tvaccine speed"] + 4 * medians["tvaccine plain"]) / 5
+    assert ratios["tvaccine"][5] == pytest.approx(mean / medians["sft speed"])
+
+
+def test_a_sweep_varies_one_thing_at_a_time(report: StepBenchReport) -> None:
+    shapes = list(sweep_settings(TINY))
+    assert {varies for varies, _ in shapes} == {"layers", "hidden", "length", "drawn"}
+    for varies, settings in shapes:
+        changed = {key for key, value in settings.model_dump().items() if value != TINY.model_dump()[key]}
+        assert varies in changed
+        assert changed <= {varies, "drawn"}
+    assert [(point.varies, point.settings.layers) for point in report.sweep] == [("layers", 2)]
+    for point in report.sweep:
+        assert point.worst_gradient_error <= step_model.GRADIENT_TOLERANCE
+        assert set(point.steps) == set(bench.SWEEP_STEPS)
+    text = bench.render(report)
+    assert "2 x 32, 3 x 11" in text
+
+
+def test_the_shapes_of_the_default_sweep() -> None:
+    shapes = [(varies, s.layers, s.hidden, s.length, s.drawn) for varies, s in sweep_settings(StepBenchSettings())]
+    assert [shape[:4] for shape in shapes if shape[0] != "drawn"] == [
+        ("layers", 4, 384, 128),
+        ("layers", 8, 384, 128),
+        ("hidden", 16, 128, 128),
+        ("hidden", 16, 512, 128),
+        ("length", 16, 384, 64),
+        ("length", 16, 384, 256),
+    ]
+    assert [shape[4] for shape in shapes if shape[0] == "drawn"] == [
+        (8,),
+        (1, 3, 5, 7, 9, 11, 13, 15),
+        tuple(range(16)),
+    ]
+    assert spread(8, 4) == (1, 3, 5, 7)
 
 
 def test_undrawn_layers_are_recomputed_and_the_rest_run_twice() -> None:
     """Layer 0 lies under the lowest drawn layer: no gradient reaches it, so nothing is recomputed there."""
-    model = bench.build_model(TINY)
+    model = step_model.build_model(TINY)
     released = ReleasedStep(model, TINY.drawn, TINY.rho)
     runs: Counter[int] = Counter()
 
@@ -141,18 +210,18 @@ def test_undrawn_layers_are_recomputed_and_the_rest_run_twice() -> None:
         layer.mlp.register_forward_pre_hook(partial(count, index)) for index, layer in enumerate(layers)
     ]  # inside the layer, so that recomputation is seen
     with released.prepared():
-        released(bench.build_batch(TINY))
+        released(step_model.build_batch(TINY))
     for handle in handles:
         handle.remove()
     assert runs == {0: 2, 1: 2, 2: 4, 3: 2}
 
 
 def test_released_step_leaves_the_model_as_it_was() -> None:
-    model = bench.build_model(TINY)
+    model = step_model.build_model(TINY)
     before = {name: (parameter.requires_grad, parameter.clone()) for name, parameter in model.named_parameters()}
     released = ReleasedStep(model, TINY.drawn, TINY.rho)
     with released.prepared():
-        released(bench.build_batch(TINY))
+        released(step_model.build_batch(TINY))
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == before[name][0]
         assert torch.equal(parameter, before[name][1])
@@ -161,23 +230,23 @@ def test_released_step_leaves_the_model_as_it_was() -> None:
 
 
 def test_released_step_is_plain_backward_at_rho_zero_and_not_above() -> None:
-    model, batch = bench.build_model(TINY), bench.build_batch(TINY)
+    model, batch = step_model.build_model(TINY), step_model.build_batch(TINY)
     model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss.backward()
-    plain = {name: gradient.clone() for name, gradient in bench.named_gradients(model).items()}
+    plain = {name: gradient.clone() for name, gradient in step_model.named_gradients(model).items()}
 
     def gradients(rho: float) -> dict[str, torch.Tensor]:
         model.zero_grad()
         released = ReleasedStep(model, TINY.drawn, rho)
         with released.prepared():
             released(batch)
-        return bench.named_gradients(model)
+        return step_model.named_gradients(model)
 
     at_zero = gradients(0.0)
     drawn = [name for name in plain if any(f"layers.{index}." in name for index in TINY.drawn)]
     assert sorted(at_zero) == sorted(drawn)
-    assert bench.compare_gradients(at_zero, {name: plain[name] for name in drawn}) <= 1e-5
+    assert step_model.compare_gradients(at_zero, {name: plain[name] for name in drawn}) <= 1e-5
     with pytest.raises(TrainingError, match="agree"):
-        bench.compare_gradients(gradients(TINY.rho), at_zero)
+        step_model.compare_gradients(gradients(TINY.rho), at_zero)
 
 
 def test_a_step_with_other_gradients_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,14 +265,14 @@ def test_a_step_with_other_gradients_is_never_timed(monkeypatch: pytest.MonkeyPa
 )
 def test_gradients_that_are_missing_zero_or_off_are_refused(exact: dict[str, torch.Tensor], message: str) -> None:
     with pytest.raises(TrainingError, match=message) as raised:
-        bench.compare_gradients(exact, {"a": torch.ones(3), "b": torch.zeros(3)})
+        step_model.compare_gradients(exact, {"a": torch.ones(3), "b": torch.zeros(3)})
     assert raised.value.remedy
 
 
 def test_floor_by_count_worked_by_hand() -> None:
     """16 layers, lowest drawn 1: 1 + 3 * 15/16 = 61/16 against 2 * (1 + 15/16 + 11/16) = 84/16."""
-    assert bench.floor_by_count(16, (1, 4, 9, 13)) == pytest.approx(61 / 84)
-    assert bench.floor_by_count(8, tuple(range(8))) == 1
+    assert step_model.floor_by_count(16, (1, 4, 9, 13)) == pytest.approx(61 / 84)
+    assert step_model.floor_by_count(8, tuple(range(8))) == 1
 
 
 @pytest.mark.parametrize("drawn", [(0, 4), (1, 1), (-1,), ()])
@@ -214,6 +283,6 @@ def test_layers_that_are_not_there_are_refused(drawn: tuple[int, ...]) -> None:
 
 def test_threads_are_as_they_were_after_a_run() -> None:
     before = torch.get_num_threads()
-    with bench._threads(before + 1) as threads:
+    with step_model.threads_of(before + 1) as threads:
         assert threads == before + 1
     assert torch.get_num_threads() == before

@@ -116,12 +116,19 @@ def conformance(folders: Annotated[list[Path], typer.Argument(help="Folders with
 
 
 @bench.command()
-def step(overrides: Overrides = None, json_file: JsonFile = None) -> None:
-    """Time one T-Vaccine step against an SFT step and the released way, on one model and batch."""
-    from tvaccine_core.bench.step import StepBenchSettings, render, run
+def step(
+    overrides: Overrides = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Also with other depths, widths, lengths and numbers of drawn layers.")
+    ] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Time and memory of a step of each method, in each memory mode, against the plain two-pass way."""
+    from tvaccine_core.bench.step import render, run
+    from tvaccine_core.bench.step_model import StepBenchSettings
 
     check_json(json_file)
-    report = run(override(StepBenchSettings(), overrides))
+    report = run(override(StepBenchSettings(), overrides), sweep=sweep)
     out.print(render(report), soft_wrap=True)
     write_json(json_file, report)
 
