@@ -16,7 +16,7 @@ from tvaccine_core.cli.options import (
     override,
     write_json,
 )
-from tvaccine_core.config import LabConfig
+from tvaccine_core.config import ActivationMemory, LabConfig
 from tvaccine_core.methods import METHODS, method_info
 from tvaccine_core.plan.advice import CONTEXT_BYTES, GIB, SLACK, advise, judge_fit, published_gb
 from tvaccine_core.plan.records import PARTS, MemoryPlan, PlanReport, TimeEstimate
@@ -41,6 +41,9 @@ def plan(
     eval_batch: Annotated[
         int | None, typer.Option(min=1, max=4096, help="Prompts generated at once. Default: as --batch.")
     ] = None,
+    activation_memory: Annotated[
+        ActivationMemory | None, typer.Option(help="What is kept for the backward passes. Default: what fits.")
+    ] = None,
     gpu: Annotated[str | None, typer.Option(help='Does it fit this card? For example "RTX 4090".')] = None,
     memory_gib: Annotated[float | None, typer.Option(min=0.1, help="Does it fit so many GiB?")] = None,
     device: Annotated[Literal["cuda", "cpu"], typer.Option(help="Kind of device to plan for.")] = "cuda",
@@ -59,6 +62,7 @@ def plan(
         config = override(config, [], {"model": {"name": model}})
     changes = {
         "model.quantization": quantization,
+        "model.activation_memory": activation_memory,
         "model.dtype": dtype or ("bfloat16" if device == "cuda" and config_file is None else None),
         "alignment.optimisation.batch_size": batch,
         "alignment.optimisation.max_length": length,
@@ -71,7 +75,9 @@ def plan(
     from tvaccine_core.plan.shapes import find_gpu
 
     name, memory = find_gpu(gpu) if gpu else (f"{memory_gib:g} GiB", memory_gib)
-    plans = tuple(plan_run(config, device=device, labelled=labelled, whole=whole or None))
+    plans = tuple(
+        plan_run(config, device=device, labelled=labelled, memory_gib=memory_gib or memory, whole=whole or None)
+    )
     report = PlanReport(
         plans=plans,
         memory_gib=memory_gib or memory,
@@ -127,7 +133,10 @@ def _show(report: PlanReport, name: str) -> None:
 
 
 def _table(plan: MemoryPlan) -> Table:
-    title = f"{method_info(plan.method).title}: {plan.peak_bytes / 1e9:.2f} GB ({plan.worst.phase} sets the peak)"
+    title = (
+        f"{method_info(plan.method).title}, activation memory {plan.activation_memory}: "
+        f"{plan.peak_bytes / 1e9:.2f} GB ({plan.worst.phase} sets the peak)"
+    )
     table = Table(title=title, title_justify="left")
     table.add_column("GB")
     for phase in plan.phases:
