@@ -75,14 +75,10 @@ def plan(
     from tvaccine_core.plan.shapes import find_gpu
 
     name, memory = find_gpu(gpu) if gpu else (f"{memory_gib:g} GiB", memory_gib)
-    plans = tuple(
-        plan_run(config, device=device, labelled=labelled, memory_gib=memory_gib or memory, whole=whole or None)
-    )
-    report = PlanReport(
-        plans=plans,
-        memory_gib=memory_gib or memory,
-        verdicts={} if memory is None else {p.method: judge_fit(p.peak_bytes, memory_gib or memory) for p in plans},
-    )
+    memory = memory_gib or memory
+    plans = tuple(plan_run(config, device=device, labelled=labelled, memory_gib=memory, whole=whole or None))
+    verdicts = {} if memory is None else {plan.method: judge_fit(plan.peak_bytes, memory) for plan in plans}
+    report = PlanReport(plans=plans, memory_gib=memory, verdicts=verdicts)
     _show(report, name)
     if probe:
         report = report.model_copy(update={"times": tuple(_probe(config, labelled))})
@@ -91,22 +87,13 @@ def plan(
 
 def _published_setting(config: LabConfig) -> LabConfig:
     """All methods, batches of 10 x 200, and eight layers drawn, as in the T-Vaccine paper."""
-    config = choose_methods(config, ",".join(METHODS))
-    return override(
-        config,
-        ["alignment.methods.tvaccine.num_layers=8"],
-        {
-            "alignment": {
-                **config.alignment.model_dump(mode="json"),
-                "optimisation": {
-                    **config.alignment.optimisation.model_dump(mode="json"),
-                    "batch_size": 10,
-                    "max_length": 200,
-                },
-            },
-            "evaluation": {"batch_size": 10},
-        },
+    settings = (
+        "alignment.methods.tvaccine.num_layers=8",
+        "alignment.optimisation.batch_size=10",
+        "alignment.optimisation.max_length=200",
+        "evaluation.batch_size=10",
     )
+    return override(choose_methods(config, ",".join(METHODS)), settings)
 
 
 def _show(report: PlanReport, name: str) -> None:
