@@ -74,8 +74,9 @@ def plan(
     from tvaccine_core.plan.planner import plan_run
     from tvaccine_core.plan.shapes import find_gpu
 
-    name, memory = find_gpu(gpu) if gpu else (f"{memory_gib:g} GiB", memory_gib)
-    memory = memory_gib or memory
+    name, memory = find_gpu(gpu) if gpu else ("", None)
+    if memory_gib is not None:
+        name, memory = f"{memory_gib:g} GiB", memory_gib
     plans = tuple(plan_run(config, device=device, labelled=labelled, memory_gib=memory, whole=whole or None))
     verdicts = {} if memory is None else {plan.method: judge_fit(plan.peak_bytes, memory) for plan in plans}
     report = PlanReport(plans=plans, memory_gib=memory, verdicts=verdicts)
