@@ -107,6 +107,11 @@ def anatomy(model: nn.Module) -> Anatomy:
     return Anatomy(causal, tuple(find_blocks(causal)), parts["embedding"], parts["head"])
 
 
+def is_whole(parameter: Any) -> bool:
+    """True for a parameter that is all in this process; FSDP's shards (`DTensor`) are whole only while a layer runs."""
+    return isinstance(parameter, nn.Parameter) and type(parameter).__name__ != "DTensor"
+
+
 def hidden_of(output: Any) -> Tensor:
     """The hidden states (B, T, D) in what a layer or an attention module returns."""
     return output[0] if isinstance(output, tuple) else output

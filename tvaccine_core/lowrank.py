@@ -132,7 +132,7 @@ def _is_vanilla(module: Any) -> bool:
     return len(precisions) == 1 and all(
         name not in module.lora_variant
         and module.lora_B[name].bias is None
-        and type(module.lora_A[name].weight) is nn.Parameter  # a sharded one is whole only while its layer runs
+        and hooks.is_whole(module.lora_A[name].weight)
         and type(module.lora_dropout[name]) in (nn.Identity, nn.Dropout)
         for name in active
     )

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from tvaccine_core import hooks
 
 KEEP_LIMIT_BYTES = 2**26
 
@@ -84,8 +85,7 @@ def mergeable(model: nn.Module) -> list[LoraLinear]:
         for module in model.modules()
         if type(module) is LoraLinear
         and type(module.base_layer) is nn.Linear
-        and isinstance(module.base_layer.weight, nn.Parameter)
-        and not isinstance(module.base_layer.weight, DTensor)  # a sharded one is whole only while its layer runs
+        and hooks.is_whole(module.base_layer.weight)
         and module.base_layer.weight.dtype in (torch.float32, torch.float64)
     ]
 

@@ -67,8 +67,7 @@ class Passes:
         self._norms = lean_norms(model)
         self._recomputed = [self.blocks[layer].layer for layer in recomputed_layers(mode, len(self.blocks))]
         head: Any = self.anatomy.head
-        whole = type(head.weight) is nn.Parameter  # a sharded head is whole only while the model runs
-        body = hooks.find_body(self.anatomy) if whole else None
+        body = hooks.find_body(self.anatomy) if hooks.is_whole(head.weight) else None
         self._chunk_rows = None if body is None else chunk_rows(mode, head.weight.shape[0])
         self._body = body or self.anatomy.causal
         for block in self.blocks:

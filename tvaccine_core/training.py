@@ -215,6 +215,7 @@ def fit(
             if numbers[0] > config.max_grad_norm:
                 torch.nn.utils.clip_grads_with_norm_(trainable.values(), config.max_grad_norm, grad_norm)
             optimiser.step()
+            del gradients  # else they would be held through the next step's passes
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise

@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from tvaccine_core.activation_memory import Mode
 from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import (
     AlignmentConfig,
@@ -58,6 +59,7 @@ class GpuBenchSettings(Config):
     device: Literal["cuda", "cpu"] = Field(default="cuda", description="cpu: for small shapes, to try the bench.")
     batch: int = Field(default=10, ge=1, le=4096, description="Rows of the batch.")
     length: int = Field(default=200, ge=8, le=32768, description="Tokens a row, all learned.")
+    activation_memory: Mode = Field(default="speed", description="What is kept for the backward passes.")
     num_layers: int = Field(default=8, ge=1, le=512, description="Layers that T-Vaccine draws.")
     steps: int = Field(default=6, ge=2, le=1000, description="Steps a method; the first is not timed.")
 
@@ -170,6 +172,7 @@ def _config(settings: GpuBenchSettings, storage: Storage) -> LabConfig:
             quantization="nf4" if storage == "nf4" else "none",
             dtype="bfloat16",
             device=settings.device,
+            activation_memory=settings.activation_memory,
         ),
         alignment=AlignmentConfig(
             methods=methods,
@@ -231,7 +234,15 @@ def _steps(states: ModelStates, config: LabConfig, method: MethodConfig) -> tupl
 
     def train(steps: int) -> list[float]:
         optimisation = config.alignment.optimisation.model_copy(update={"steps": steps})
-        events = fit(states.model, load_method(worst_draw(method)), rows, optimisation, seed=0, pad_id=0)
+        events = fit(
+            states.model,
+            load_method(worst_draw(method)),
+            rows,
+            optimisation,
+            seed=0,
+            pad_id=0,
+            activation_memory=config.model.activation_memory,
+        )
         return [event.elapsed_s for event in events if isinstance(event, StepRecord)]
 
     elapsed = train(config.alignment.optimisation.steps)
@@ -260,7 +271,7 @@ def render(report: GpuBenchReport) -> str:
     memory = f", {report.device_memory_bytes / 2**30:.1f} GiB" if report.device_memory_bytes else ""
     lines = [
         f"{settings.shape} with {weights} on {report.device}{memory}; batch {settings.batch} x {settings.length}, "
-        f"{settings.num_layers} layers drawn",
+        f"{settings.num_layers} layers drawn, activation memory {settings.activation_memory}",
         ", ".join(f"{name} {number}" for name, number in report.versions.items()),
         f"peak counted by {report.counted_by}; GB are 10^9 bytes",
         "",

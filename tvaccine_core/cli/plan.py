@@ -16,7 +16,7 @@ from tvaccine_core.cli.options import (
     override,
     write_json,
 )
-from tvaccine_core.config import LabConfig
+from tvaccine_core.config import ActivationMemory, LabConfig
 from tvaccine_core.methods import METHODS, method_info
 from tvaccine_core.plan.advice import CONTEXT_BYTES, GIB, SLACK, advise, judge_fit, published_gb
 from tvaccine_core.plan.records import PARTS, MemoryPlan, PlanReport, TimeEstimate
@@ -41,6 +41,9 @@ def plan(
     eval_batch: Annotated[
         int | None, typer.Option(min=1, max=4096, help="Prompts generated at once. Default: as --batch.")
     ] = None,
+    activation_memory: Annotated[
+        ActivationMemory | None, typer.Option(help="What is kept for the backward passes. Default: what fits.")
+    ] = None,
     gpu: Annotated[str | None, typer.Option(help='Does it fit this card? For example "RTX 4090".')] = None,
     memory_gib: Annotated[float | None, typer.Option(min=0.1, help="Does it fit so many GiB?")] = None,
     device: Annotated[Literal["cuda", "cpu"], typer.Option(help="Kind of device to plan for.")] = "cuda",
@@ -59,6 +62,7 @@ def plan(
         config = override(config, [], {"model": {"name": model}})
     changes = {
         "model.quantization": quantization,
+        "model.activation_memory": activation_memory,
         "model.dtype": dtype or ("bfloat16" if device == "cuda" and config_file is None else None),
         "alignment.optimisation.batch_size": batch,
         "alignment.optimisation.max_length": length,
@@ -70,13 +74,12 @@ def plan(
     from tvaccine_core.plan.planner import plan_run
     from tvaccine_core.plan.shapes import find_gpu
 
-    name, memory = find_gpu(gpu) if gpu else (f"{memory_gib:g} GiB", memory_gib)
-    plans = tuple(plan_run(config, device=device, labelled=labelled, whole=whole or None))
-    report = PlanReport(
-        plans=plans,
-        memory_gib=memory_gib or memory,
-        verdicts={} if memory is None else {p.method: judge_fit(p.peak_bytes, memory_gib or memory) for p in plans},
-    )
+    name, memory = find_gpu(gpu) if gpu else ("", None)
+    if memory_gib is not None:
+        name, memory = f"{memory_gib:g} GiB", memory_gib
+    plans = tuple(plan_run(config, device=device, labelled=labelled, memory_gib=memory, whole=whole or None))
+    verdicts = {} if memory is None else {plan.method: judge_fit(plan.peak_bytes, memory) for plan in plans}
+    report = PlanReport(plans=plans, memory_gib=memory, verdicts=verdicts)
     _show(report, name)
     if probe:
         report = report.model_copy(update={"times": tuple(_probe(config, labelled))})
@@ -85,22 +88,13 @@ def plan(
 
 def _published_setting(config: LabConfig) -> LabConfig:
     """All methods, batches of 10 x 200, and eight layers drawn, as in the T-Vaccine paper."""
-    config = choose_methods(config, ",".join(METHODS))
-    return override(
-        config,
-        ["alignment.methods.tvaccine.num_layers=8"],
-        {
-            "alignment": {
-                **config.alignment.model_dump(mode="json"),
-                "optimisation": {
-                    **config.alignment.optimisation.model_dump(mode="json"),
-                    "batch_size": 10,
-                    "max_length": 200,
-                },
-            },
-            "evaluation": {"batch_size": 10},
-        },
+    settings = (
+        "alignment.methods.tvaccine.num_layers=8",
+        "alignment.optimisation.batch_size=10",
+        "alignment.optimisation.max_length=200",
+        "evaluation.batch_size=10",
     )
+    return override(choose_methods(config, ",".join(METHODS)), settings)
 
 
 def _show(report: PlanReport, name: str) -> None:
@@ -127,7 +121,10 @@ def _show(report: PlanReport, name: str) -> None:
 
 
 def _table(plan: MemoryPlan) -> Table:
-    title = f"{method_info(plan.method).title}: {plan.peak_bytes / 1e9:.2f} GB ({plan.worst.phase} sets the peak)"
+    title = (
+        f"{method_info(plan.method).title}, activation memory {plan.activation_memory}: "
+        f"{plan.peak_bytes / 1e9:.2f} GB ({plan.worst.phase} sets the peak)"
+    )
     table = Table(title=title, title_justify="left")
     table.add_column("GB")
     for phase in plan.phases:

@@ -40,6 +40,8 @@ def advise(plan: MemoryPlan, memory_gib: float) -> tuple[str, ...]:
     if over and plan.quantization == "none":
         saved = plan.phases[0].parts["weights"] * (0.72 if plan.dtype == "bfloat16" else 0.86) / 1e9
         advice.append(f"quantization nf4 saves about {saved:.0f} GB of weights")
+    if plan.activation_memory != "lowest" and any(phase.phase in ("step", "score") for phase in over):
+        advice.append("activation_memory lowest: slower steps, the least memory")
     for phase in over:
         advice += _smaller_batch(plan, phase, memory_gib)
     if over and not advice:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig
 
+from tvaccine_core.activation_memory import ROOM_SHARE, Mode, choose_mode, measure_shape
 from tvaccine_core.config import LabConfig, MethodConfig, TVaccineConfig
 from tvaccine_core.errors import ConfigError
 from tvaccine_core.plan.pretend import compute_dtype, describe_model, pretend_states
@@ -43,7 +44,12 @@ SCENES: dict[Scene, Phase] = {
 
 
 def plan_run(
-    config: LabConfig, *, device: str = "cuda", labelled: int | None = None, whole: bool | None = None
+    config: LabConfig,
+    *,
+    device: str = "cuda",
+    labelled: int | None = None,
+    memory_gib: float | None = None,
+    whole: bool | None = None,
 ) -> list[MemoryPlan]:
     """The plan of every method of `config`, in its order. No weights are read or downloaded.
 
@@ -51,6 +57,7 @@ def plan_run(
         config: model, methods, adapter, batch size, `max_length` as the length of every row, evaluation.
         device: `cuda` or `cpu`; decides the precision of quantised models.
         labelled: tokens of a row that are learned; None: all of them, the worst case.
+        memory_gib: of the device, by which `activation_memory: auto` decides; None: it takes `speed`.
         whole: run through every layer, or extrapolate; None: as it is exact and quick.
 
     Raises:
@@ -58,8 +65,8 @@ def plan_run(
         ConfigError: a setting does not fit the model.
     """
     shape, source = read_shape(config.model)
-    planner = _Planner(config, shape, device, workload_of(config, labelled))
-    return [planner.plan(method, source, whole) for method in config.alignment.methods]
+    planner = _Planner(config, shape, device, workload_of(config, labelled), whole)
+    return [planner.plan(method, source, memory_gib) for method in config.alignment.methods]
 
 
 def workload_of(config: LabConfig, labelled: int | None = None) -> Workload:
@@ -89,26 +96,32 @@ class _Depth:
 class _Planner:
     """Plans of one model and workload."""
 
-    def __init__(self, config: LabConfig, shape: PretrainedConfig, device: str, workload: Workload) -> None:
+    def __init__(
+        self, config: LabConfig, shape: PretrainedConfig, device: str, workload: Workload, whole: bool | None
+    ) -> None:
         self._config = config
         self._shape = shape
         self._device = device
         self._workload = workload
+        self._whole = whole
         self._described = describe_model(config.model, shape, device)
         self._num_layers = int(shape.num_hidden_layers)
 
-    def plan(self, method: MethodConfig, source: str, whole: bool | None) -> MemoryPlan:
-        depths = None if whole else self._depths(method)
-        if depths is None or (whole is None and self._is_small()):
-            scenes, exact = self._rehearse(method, self._shape), True
-        else:
-            scenes, exact = self._extrapolate(method, depths), False
+    def plan(self, method: MethodConfig, source: str, memory_gib: float | None) -> MemoryPlan:
+        wish = self._config.model.activation_memory
+        workload = replace(self._workload, mode="speed" if wish == "auto" else wish)
+        scenes, exact = self._scenes(method, workload)
+        if wish == "auto" and memory_gib is not None:
+            mode = self._choose_mode(scenes["passes"], memory_gib)
+            if mode != workload.mode:
+                workload = replace(workload, mode=mode)
+                scenes, exact = self._scenes(method, workload)
         phases: dict[Phase, PhasePeak] = {}
         for scene, peak in scenes.items():
             name = SCENES[scene]
             if name not in phases or phases[name].peak_bytes < peak.num_bytes:
                 phases[name] = PhasePeak(phase=name, peak_bytes=peak.num_bytes, parts=peak.parts)
-        model, workload = self._config.model, self._workload
+        model = self._config.model
         return MemoryPlan(
             model=model.name,
             source=source,
@@ -116,6 +129,7 @@ class _Planner:
             quantization=model.quantization,
             dtype=str(compute_dtype(model, self._device)).removeprefix("torch."),
             device=self._device,
+            activation_memory=workload.mode,
             batch_size=workload.batch_size,
             length=workload.length,
             labelled=workload.labelled,
@@ -129,21 +143,45 @@ class _Planner:
             assumptions=self._assumptions(method),
         )
 
+    def _choose_mode(self, passes: Peak, memory_gib: float) -> Mode:
+        """What `fit` chooses on a device of so much memory, see `activation_memory`."""
+        workload = self._workload
+        resident = passes.parts["weights"] + 4 * passes.parts["adapters"]
+        shape = measure_shape(
+            self._described,
+            batch_size=workload.batch_size,
+            length=workload.length,
+            num_labelled=workload.batch_size * min(workload.labelled, workload.length - 1),
+        )
+        return choose_mode("auto", shape, int(memory_gib * 2**30 * ROOM_SHARE) - resident)
+
+    def _scenes(self, method: MethodConfig, workload: Workload) -> tuple[dict[Scene, Peak], bool]:
+        """The peak of each scene, and whether every layer was run through."""
+        depths = None if self._whole else self._depths(method, workload.mode)
+        if depths is None or (self._whole is None and self._is_small()):
+            return self._rehearse(method, self._shape, workload), True
+        sums: dict[Scene, dict[Part, int]] = {}
+        for depth in depths:
+            shallow = _with_layers(self._shape, depth.drawn + depth.undrawn)
+            fewer = method.model_copy(update={"num_layers": depth.drawn}) if depth.drawn else method
+            for scene, peak in self._rehearse(fewer, shallow, workload).items():
+                parts = sums.setdefault(scene, dict.fromkeys(PARTS, 0))
+                for part, num_bytes in peak.parts.items():
+                    parts[part] += depth.weight * num_bytes
+        return {scene: Peak(sum(parts.values()), parts) for scene, parts in sums.items()}, False
+
     def _is_small(self) -> bool:
-        inside = max(
-            (_num_parameters(module) for modules in self._described.modules() if isinstance(modules, nn.ModuleList)
-             for module in modules),
-            default=0,
-        )  # fmt: skip
-        return self._num_layers <= WHOLE_UP_TO_LAYERS or inside < LARGE_LAYER_PARAMETERS
+        stacks = (module for module in self._described.modules() if isinstance(module, nn.ModuleList))
+        largest = max((_num_parameters(layer) for stack in stacks for layer in stack), default=0)
+        return self._num_layers <= WHOLE_UP_TO_LAYERS or largest < LARGE_LAYER_PARAMETERS
 
-    def _rehearse(self, method: MethodConfig, shape: PretrainedConfig) -> dict[Scene, Peak]:
+    def _rehearse(self, method: MethodConfig, shape: PretrainedConfig, workload: Workload) -> dict[Scene, Peak]:
         states = pretend_states(self._config.model, shape, self._device, self._config.alignment.adapter)
-        return rehearse(states, method, self._workload)
+        return rehearse(states, method, workload)
 
-    def _depths(self, method: MethodConfig) -> list[_Depth] | None:
+    def _depths(self, method: MethodConfig, mode: Mode) -> list[_Depth] | None:
         """Shallower models whose weighted sum is the whole one; None if there are none."""
-        period = _period(self._shape)
+        period = math.lcm(_period(self._shape), 2 if mode == "balanced" else 1)
         if not isinstance(method, TVaccineConfig):
             drawn, base_drawn = 0, 0
         elif method.layer_choice == "last":
@@ -166,17 +204,6 @@ class _Planner:
             *([_Depth(base_drawn + period, base_undrawn, more_drawn)] if more_drawn else []),
             *([_Depth(base_drawn, base_undrawn + period, more_undrawn)] if more_undrawn else []),
         ]
-
-    def _extrapolate(self, method: MethodConfig, depths: list[_Depth]) -> dict[Scene, Peak]:
-        sums: dict[Scene, dict[Part, int]] = {}
-        for depth in depths:
-            shallow = _with_layers(self._shape, depth.drawn + depth.undrawn)
-            fewer = method.model_copy(update={"num_layers": depth.drawn}) if depth.drawn else method
-            for scene, peak in self._rehearse(fewer, shallow).items():
-                parts = sums.setdefault(scene, dict.fromkeys(PARTS, 0))
-                for part, num_bytes in peak.parts.items():
-                    parts[part] += depth.weight * num_bytes
-        return {scene: Peak(sum(parts.values()), parts) for scene, parts in sums.items()}
 
     def _load(self, weights: int) -> PhasePeak:
         """Reading the weights: all of them, and those that wait to be quantised or moved. Estimated, not counted."""

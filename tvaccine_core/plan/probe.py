@@ -46,7 +46,14 @@ def _estimate(states: ModelStates, config: LabConfig, method: MethodConfig, work
     rows = make_rows(workload, workload.batch_size * optimisation.accumulation)
     elapsed = [0.0]
     for event in fit(
-        states.model, load_method(drawn), rows, steps, seed=config.seed, pad_id=states.loaded.pad_id, probe=probe
+        states.model,
+        load_method(drawn),
+        rows,
+        steps,
+        seed=config.seed,
+        pad_id=states.loaded.pad_id,
+        probe=probe,
+        activation_memory=config.model.activation_memory,
     ):
         if isinstance(event, StepRecord):
             elapsed.append(event.elapsed_s)

@@ -34,6 +34,8 @@ class MemoryPlan(Record):
     dtype: str
     """Of what is not quantised, and of the arithmetic."""
     device: str
+    activation_memory: str
+    """What is kept for the backward passes: `speed`, `balanced` or `lowest`."""
     batch_size: int
     length: int
     """Tokens of a training row, and of a prompt in evaluations."""

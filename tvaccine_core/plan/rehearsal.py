@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 
+from tvaccine_core.activation_memory import Mode
 from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import MethodConfig, OptimisationConfig, TVaccineConfig
 from tvaccine_core.data.prompts import MASKED, Encoded, encode_prompts
@@ -42,6 +43,8 @@ class Workload:
     """Tokens of a training row that are learned."""
     evaluation_batch_size: int
     new_tokens: int
+    mode: Mode = "speed"
+    """What is kept for the backward passes."""
 
 
 def worst_draw(method: MethodConfig) -> MethodConfig:
@@ -74,6 +77,7 @@ def rehearse(states: ModelStates, method: MethodConfig, workload: Workload) -> d
             steps,
             seed=0,
             pad_id=0,
+            activation_memory=workload.mode,
         )
         for event in events:
             if not isinstance(event, StepRecord):
@@ -113,6 +117,7 @@ def _score(model: Any, tracker: Tracker, config: TVaccineConfig, workload: Workl
             sample_harmful=sample,
             reduce_sum=lambda tensor: tensor,
             emit=lambda event: None,
+            activation_memory=workload.mode,
         ),
     )
     start = tracker.now + 1
