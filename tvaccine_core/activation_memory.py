@@ -89,8 +89,9 @@ def choose_mode(wish: ActivationMemory, shape: PassShape, room_bytes: int | None
     if wish != "auto":
         return wish
     if room_bytes is None:
-        return MODES[0]
-    return next((mode for mode in MODES if estimate_peak_bytes(mode, shape) <= room_bytes), MODES[-1])
+        return "speed"
+    fitting: list[Mode] = [mode for mode in MODES if estimate_peak_bytes(mode, shape) <= room_bytes]
+    return fitting[0] if fitting else "lowest"
 
 
 def measure_shape(model: nn.Module, *, batch_size: int, length: int, num_labelled: int) -> PassShape:

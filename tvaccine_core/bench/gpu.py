@@ -49,6 +49,9 @@ from tvaccine_core.training import fit
 
 Storage = Literal["bfloat16", "nf4"]
 
+_BNB: Any = bnb.nn
+"""Typed loosely: it exports what it holds without saying so."""
+
 
 class GpuBenchSettings(Config):
     """Which model, and what it is put through."""
@@ -137,13 +140,13 @@ def build_random(config: ModelConfig, shape: PretrainedConfig, device: torch.dev
         return made[id(tensor)][1]
 
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
+        if isinstance(module, _BNB.Linear4bit):
             _quantise_random(module, device)
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None and tensor.device.type == "meta":
                     tensors[name] = make(tensor)
-        if not isinstance(module, bnb.nn.Linear4bit):
+        if not isinstance(module, _BNB.Linear4bit):
             with torch.no_grad():
                 model._init_weights(module)
     model.requires_grad_(False)
@@ -154,7 +157,7 @@ def build_random(config: ModelConfig, shape: PretrainedConfig, device: torch.dev
 def _quantise_random(module: Any, device: torch.device) -> None:
     marked = module.weight
     weight = torch.empty(marked.shape, dtype=module.compute_dtype, device=device).normal_(std=0.02)
-    module._parameters["weight"] = bnb.nn.Params4bit(
+    module._parameters["weight"] = _BNB.Params4bit(
         weight,
         requires_grad=False,
         compress_statistics=marked.compress_statistics,

@@ -28,6 +28,9 @@ from tvaccine_core.config import AdapterConfig, ModelConfig
 from tvaccine_core.errors import ModelError
 from tvaccine_core.models import LoadedModel
 
+_BNB: Any = bnb.nn
+"""Typed loosely: it exports what it holds without saying so."""
+
 WORD = "word"
 BLOCK, SECOND_BLOCK = 64, 256
 """Weights that share a scale in bitsandbytes' NF4, and scales that share one when they are quantised again."""
@@ -137,9 +140,9 @@ class _Fakes:
 
     def fill(self, module: nn.Module) -> None:
         """Replace the tensors that `module` itself holds."""
-        if isinstance(module, bnb.nn.Linear4bit):
+        if isinstance(module, _BNB.Linear4bit):
             self._fill_4bit(module)
-        elif isinstance(module, bnb.nn.Linear8bitLt):
+        elif isinstance(module, _BNB.Linear8bitLt):
             self._fill_8bit(module)
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():

@@ -154,8 +154,9 @@ class Tracker(TorchDispatchMode):
         best_moment += start
         for entry in self._entries:
             if entry.birth <= best_moment and (entry.death is None or entry.death > best_moment):
-                kept = best_moment - entry.birth >= KEPT_AFTER
-                parts[entry.part or ("activations" if kept else "workspace")] += entry.num_bytes
+                part: Part = "activations" if best_moment - entry.birth >= KEPT_AFTER else "workspace"
+                part = part if entry.part is None else entry.part
+                parts[part] += entry.num_bytes
         return Peak(best, parts)
 
     def __torch_dispatch__(
