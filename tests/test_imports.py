@@ -31,7 +31,7 @@ LAYERS = (
     {"errors", "records"},
     {"config"},
     {"database", "rows", "jobs", "store", "export"},
-    {"hooks", "activation_memory", "grads", "losses", "lowrank", "merged", "norms", "passes", "ranks"},
+    {"hooks", "activation_memory", "grads", "losses", "lowrank", "merged", "passes", "ranks"},
     {"models", "model_files", "adapters", "adapter_files", "targets", "checkpoints", "data", "sandbox"},
     {"methods"},
     {"training"},

@@ -30,6 +30,7 @@ def plan_of(method: str, step_gb: float, evaluate_gb: float) -> MemoryPlan:
         quantization="nf4",
         dtype="bfloat16",
         device="cuda",
+        activation_memory="lowest",
         batch_size=10,
         length=200,
         labelled=200,

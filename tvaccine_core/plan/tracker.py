@@ -82,7 +82,7 @@ class _Entry:
         self.birth = birth
         self.death: int | None = None
         self.num_bytes = num_bytes
-        self.part = part
+        self.part: Part | None = part
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,8 @@ class Tracker(TorchDispatchMode):
         best_moment += start
         for entry in self._entries:
             if entry.birth <= best_moment and (entry.death is None or entry.death > best_moment):
-                part: Part = "activations" if best_moment - entry.birth >= KEPT_AFTER else "workspace"
-                part = part if entry.part is None else entry.part
-                parts[part] += entry.num_bytes
+                unnamed: Part = "activations" if best_moment - entry.birth >= KEPT_AFTER else "workspace"
+                parts[entry.part or unnamed] += entry.num_bytes
         return Peak(best, parts)
 
     def __torch_dispatch__(
