@@ -61,6 +61,7 @@ TORCH_FREE = (
 )
 
 METHOD_FILE_MAY_IMPORT = {
+    "activation_memory",
     "errors",
     "records",
     "config",
