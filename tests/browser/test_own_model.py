@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from browser_steps import ALIGN_STEPS, Server, ask, attack, go, run_id, wait_for_step
 from playwright.sync_api import Page, expect
 
@@ -15,6 +16,7 @@ def fill(page: Page, selector: str, value: str) -> None:
     page.press(selector, "Tab")  # a field commits when it is left
 
 
+@pytest.mark.slow
 def test_from_a_folder_to_the_last_answer(page: Page, server: Server, tiny_folder: Path, tmp_path: Path) -> None:
     # Choose: what is wrong is said before anything starts, and nothing that was typed is lost.
     status = page.locator("#model-status")

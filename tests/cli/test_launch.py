@@ -20,7 +20,7 @@ from tvaccine_core.store import Store
 from tvaccine_core.supervisor import Supervisor
 from tvaccine_core.worker import Worker
 
-pytestmark = pytest.mark.timeout(600)  # two processes start from nothing, perhaps on a busy machine
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # two processes start from nothing, perhaps on a busy machine
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
@@ -203,7 +203,6 @@ def test_a_process_that_fails_ends_all_with_its_message_and_nothing_is_lost(tmp_
     assert steps == [1, 2, 3, 4]
 
 
-@pytest.mark.slow
 def test_a_process_that_is_killed_fails_the_job_with_advice(tmp_path: Path) -> None:
     codes, said = run_two("killed", "align", *TINY, "--methods", "sft", "--data-dir", str(tmp_path))
     assert codes == [1, -9], "\n".join(said)
