@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -260,21 +260,24 @@ def _load_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
     }
 
 
-def _render(template: str, tokens: Mapping[str, Any], messages: list[dict[str, str]], asks: bool) -> str:
-    """A chat template in the environment that Hugging Face defines for it, but always on the same day.
-
-    Some templates write today's date into the prompt; a run would then see other prompts every day.
-    """
+@lru_cache(maxsize=8)
+def _compile(template: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
     )
     environment.globals |= {"raise_exception": _raise_template_error, "strftime_now": TEMPLATE_DATE.strftime}
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
+    return environment.from_string(template)
+
+
+def _render(template: str, tokens: Mapping[str, Any], messages: list[dict[str, str]], asks: bool) -> str:
+    """A chat template in the environment that Hugging Face defines for it, but always on the same day.
+
+    Some templates write today's date into the prompt; a run would then see other prompts every day.
+    """
     known = {name: token for name, token in tokens.items() if token is not None}
     try:
-        return environment.from_string(template).render(
-            messages=messages, add_generation_prompt=asks, enable_thinking=False, **known
-        )
+        return _compile(template).render(messages=messages, add_generation_prompt=asks, enable_thinking=False, **known)
     except TemplateError as error:
         raise ModelError(f"The chat template cannot be rendered: {error}", remedy="Correct the template.") from error
 
