@@ -115,10 +115,8 @@ def lean_adapters(modules: Sequence[LoraLayer], mergeable: Sequence[LoraLinear])
     values, must not change inside. Keep it open until backward is done, as checkpointing runs the modules again.
     """
     forwards = merged_forwards(mergeable)
-    layers: list[Any] = [module for module in modules if _is_vanilla(module)]
-    for module in layers:
-        if module not in forwards:
-            forwards[module] = _low_rank_forward(module)
+    others: list[Any] = [module for module in modules if module not in forwards and _is_vanilla(module)]
+    forwards |= {module: _low_rank_forward(module) for module in others}
     with hooks.replace_forwards(forwards):
         yield
 
