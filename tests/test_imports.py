@@ -8,7 +8,6 @@ outside is what requirements.txt names, no more and no less.
 import ast
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from processes import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -267,12 +267,6 @@ def test_importing_the_engine_without_running_it_leaves_torch_out() -> None:
     names = [name for name in TORCH_FREE if name.startswith("tvaccine_core")]
     code = f"import {', '.join(names)}; import sys; print([name for name in {heavy!r} if name in sys.modules])"
     assert run_python(code) == "[]"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def seconds_to_first_page(process: subprocess.Popen[bytes], url: str, started: float, limit_s: float) -> float:

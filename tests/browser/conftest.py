@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from browser_steps import PATIENCE_MS, SAY_LEAVING, Server, Watch, free_port, open_page, serve, wait_until
+from browser_steps import PATIENCE_MS, SAY_LEAVING, Server, Watch, open_page, serve, wait_until
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from processes import free_port
 
 from app.services import PRESETS, Lab
 

@@ -1,12 +1,12 @@
 """The command line under a launcher, two processes on loopback: equal to one process; failures and stops reach all."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import free_port, run_two
 from safetensors.numpy import load_file
 
 from tvaccine_core import launch
@@ -42,35 +42,10 @@ ENVIRONMENT = os.environ | {
 }
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def run_two(fault: str, *arguments: str) -> tuple[list[int], list[str]]:
-    """Exit codes of two processes as SLURM would start them, and what they printed to standard error.
-
-    Args:
-        fault: see `launched.py`; empty for none.
-    """
-    environment = ENVIRONMENT | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("launched.py")), fault, *arguments],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=580)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], said
+def run_two_of(fault: str, *arguments: str) -> tuple[list[int], list[str]]:
+    """`run_two` of the command line. `fault`: see `launched.py`; empty for none."""
+    launched = str(Path(__file__).with_name("launched.py"))
+    return run_two([launched, fault, *arguments], ENVIRONMENT, discards_output=True)
 
 
 def jobs(store: Store) -> dict[str, str]:
@@ -144,7 +119,7 @@ def events(store: Store, kind: str) -> list[Event]:
 def test_accelerate_launch_gives_what_one_process_does(tmp_path: Path, alone: tuple[Store, str]) -> None:
     """`demo`: every method aligned and attacked, the base and all states measured by the leader."""
     launcher = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
-    quiet = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port())
+    quiet = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()))
     done = subprocess.run(
         [
             *(sys.executable, "-m", *launcher, *quiet, "-m", "tvaccine_core", "demo", *TINY),
@@ -164,7 +139,7 @@ def test_accelerate_launch_gives_what_one_process_does(tmp_path: Path, alone: tu
 
 def test_a_base_divided_among_processes_gives_the_same(tmp_path: Path, alone: tuple[Store, str]) -> None:
     """The leader measures and answers alone, and each of its passes needs the other's half of the weights."""
-    codes, said = run_two(
+    codes, said = run_two_of(
         "", "demo", *TINY, "--set", "model.shard=true", "--methods", "sft", "--data-dir", str(tmp_path)
     )
     assert codes == [0, 0], "\n".join(said)
@@ -187,7 +162,7 @@ def test_a_base_cannot_be_divided_among_one(tmp_path: Path) -> None:
 
 
 def test_a_process_that_fails_ends_all_with_its_message_and_nothing_is_lost(tmp_path: Path) -> None:
-    codes, said = run_two("memory", "align", *TINY, "--methods", "sft", "--data-dir", str(tmp_path))
+    codes, said = run_two_of("memory", "align", *TINY, "--methods", "sft", "--data-dir", str(tmp_path))
     assert codes == [1, 1], "\n".join(said)
     store = Store(tmp_path)
     align = next(job for job in store.jobs() if job.kind == "align")
@@ -204,7 +179,7 @@ def test_a_process_that_fails_ends_all_with_its_message_and_nothing_is_lost(tmp_
 
 
 def test_a_process_that_is_killed_fails_the_job_with_advice(tmp_path: Path) -> None:
-    codes, said = run_two("killed", "align", *TINY, "--methods", "sft", "--data-dir", str(tmp_path))
+    codes, said = run_two_of("killed", "align", *TINY, "--methods", "sft", "--data-dir", str(tmp_path))
     assert codes == [1, -9], "\n".join(said)
     store = Store(tmp_path)
     align = next(job for job in store.jobs() if job.kind == "align")
@@ -216,7 +191,7 @@ def test_a_process_that_is_killed_fails_the_job_with_advice(tmp_path: Path) -> N
 
 def test_a_stop_while_the_others_wait_reaches_them_and_a_signal_to_one_ends_all(tmp_path: Path) -> None:
     """The first stop is of one job, and they go on with the next; the second is of a process."""
-    codes, said = run_two("stopped", "demo", *TINY, "--methods", "sft,tvaccine", "--data-dir", str(tmp_path))
+    codes, said = run_two_of("stopped", "demo", *TINY, "--methods", "sft,tvaccine", "--data-dir", str(tmp_path))
     assert codes == [130, 0], "\n".join(said)
     store = Store(tmp_path)
     assert jobs(store) == {

@@ -7,7 +7,6 @@ trains in float64, so that rounding (the model's norms keep to float32) cannot h
 import json
 import os
 import socket
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import free_port, run_two
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -144,12 +144,6 @@ def be_a_process(model_folder: str, out: Path) -> None:
     ranks_module.leave()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 Results = tuple[list[dict[str, Any]], list[dict[str, dict[str, Tensor]]]]
 
 
@@ -157,28 +151,10 @@ Results = tuple[list[dict[str, Any]], list[dict[str, dict[str, Tensor]]]]
 def together(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Reports and adapters of both processes."""
     out = tmp_path_factory.mktemp("ranks")
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "CUDA_VISIBLE_DEVICES": "",  # two processes on a machine with one GPU would be refused
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tiny_folder), str(out)],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=580)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    tests = Path(__file__).parents[1]
+    paths = os.pathsep.join(map(str, (tests.parent, tests / "engine")))
+    codes, said = run_two([__file__, str(tiny_folder), str(out)], {"PYTHONPATH": paths})
+    assert codes == [0, 0], "\n".join(said)
     folders = [out / str(rank) for rank in range(2)]
     reports = [json.loads((folder / "report.json").read_text()) for folder in folders]
     return reports, [{path.stem: load_file(path) for path in folder.glob("*.safetensors")} for folder in folders]
