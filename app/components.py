@@ -35,7 +35,10 @@ def answer_panes(elem_id: str) -> gr.HTML:
 
 
 def step_rail() -> gr.HTML:
-    """Steps with their state. Events: `go` when a step is chosen (`window.labStep`), `look` when the reader is back.
+    """Steps with their state.
+
+    Events: `go` when a step is chosen (`window.labStep`), `look` when the run is to be looked at again: a step was
+    chosen or the reader is back. `look` waits until the page knows which run its address names.
 
     Not placed yet, so that everything else may already refer to it.
     """

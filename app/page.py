@@ -135,7 +135,6 @@ class Page:
         for act in self._acts:
             act.then(refresh, inputs, outputs, **options)
         self.rail.look(refresh, inputs, outputs, **options)
-        self.rail.go(refresh, inputs, outputs, **options)
         select = "() => ({__type__: 'update', selected: window.labStep})"
         self.rail.go(None, None, walkthrough, js=select, api_visibility="private")
 

@@ -258,6 +258,7 @@ window.lab = (() => {
       window.labStep = id;
       mark();
       raise.go();
+      look();
       scrollTo({ top: 0 });
     };
     const mark = () => {
@@ -272,6 +273,7 @@ window.lab = (() => {
     const draw = () => {
       const value = props.value;
       if (!value || !value.steps) return;
+      document.getElementById("stage").inert = Boolean(value.loading); // nothing may be asked of a run not known yet
       brand.textContent = value.title;
       theme.textContent = value.words.theme;
       theme.title = value.words.theme_hint;
@@ -314,11 +316,16 @@ window.lab = (() => {
     document.addEventListener("lab-go", (event) => go(event.detail));
     // An idle page does not poll. It looks again when its reader comes back to it.
     let looked = Date.now();
-    const look = () => { if (!document.hidden && Date.now() - looked > 3000) { looked = Date.now(); raise.look(); } };
-    document.addEventListener("visibilitychange", look);
-    window.addEventListener("focus", look);
-    document.addEventListener("pointerdown", look);
-    document.addEventListener("keydown", look);
+    const look = () => {
+      if (props.value.loading) return; // what it remembers may not be the run its address names
+      looked = Date.now();
+      raise.look();
+    };
+    const lookBack = () => { if (!document.hidden && Date.now() - looked > 3000) look(); };
+    document.addEventListener("visibilitychange", lookBack);
+    window.addEventListener("focus", lookBack);
+    document.addEventListener("pointerdown", lookBack);
+    document.addEventListener("keydown", lookBack);
     applyTheme();
     applyReveal();
     watch("value", draw);

@@ -112,7 +112,7 @@ def serve(home: Path, port: int, log: Path) -> Iterator[Server]:
 def open_page(page: Page, url: str) -> None:
     """Open the lab and wait until it knows which run it shows."""
     page.goto(url)
-    page.wait_for_function("document.querySelector('.lab-run')?.textContent !== ''")
+    page.wait_for_function("document.querySelector('.lab-run')?.textContent")
 
 
 def go(page: Page, step: int) -> None:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import pytest
-from browser_steps import Server, ask, go, open_page, start_long_alignment
-from playwright.sync_api import BrowserContext, Page, expect
+from browser_steps import Server, ask, go, open_page, run_id, start_long_alignment
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from app.services import PRESETS, Lab
 
@@ -37,6 +37,26 @@ def test_a_prompt_is_answered_while_a_model_trains(page: Page, server: Server, a
     page.press("#prompt textarea", "Enter")
     for state in ("base", "aligned/sft", "aligned/tvaccine"):
         expect(page.locator(f".lab-pane[data-state='{state}'][data-done=true]")).to_be_visible()
+
+
+def test_a_link_opens_its_run_not_the_one_remembered(page: Page, server: Server, aligned_run: str) -> None:
+    remembered = Lab(server.home).store.create_run(PRESETS["sandbox-check"].config, "remembered")
+    open_page(page, f"{server.url}/?run={remembered}")
+    expect(page.locator(".lab-run")).to_have_attribute("title", remembered)
+
+    def slowly(route: Route) -> None:  # the page is drawn, its step chosen and clicked long before it knows its run
+        page.wait_for_timeout(500)
+        route.continue_()
+
+    page.route("**/queue/join*", slowly)
+    page.goto(f"{server.url}/?run={aligned_run}&step=4")
+    page.click("[data-step='5']")
+    assert page.evaluate("document.getElementById('stage').inert")
+    page.wait_for_function("document.querySelector('.lab-run')?.textContent")
+    assert not page.evaluate("document.getElementById('stage').inert")
+    assert page.get_attribute(".lab-run", "title") == aligned_run
+    assert run_id(page) == aligned_run
+    page.unroute_all(behavior="ignoreErrors")
 
 
 def test_hostile_words_stay_words(page: Page, server: Server, aligned_run: str) -> None:
