@@ -2,8 +2,8 @@
 
 One model and one batch (see `step_model`), one process. Every step takes its turn in every round, in rotated order, so
 that a machine that slows down slows all of them. A time ratio is the median of the rounds' ratios, given with the
-smallest and largest. Before anything is timed gradients must agree, tensor by tensor: those of T-Vaccine's step in each
-mode with the released-style step's, those of SFT's and Vaccine's with their own in mode `speed`.
+smallest and largest. Before anything is timed the gradients of T-Vaccine's step in each mode must agree, tensor by
+tensor, with those of the released-style step.
 
 Two counts of memory (see `memory`): what autograd holds, parameters left out, at its peak; and every tensor that the
 step made and that is alive, at its peak, which counts recomputed activations, gradients and temporaries too.
@@ -41,7 +41,7 @@ from tvaccine_core.records import Record
 PERIODS = (1, 2, 5, 10, 100)
 """Values of `perturb_every` whose mean step is reported."""
 
-SWEEP_STEPS = (RELEASED, "sft speed", "vaccine speed", *(f"tvaccine {mode}" for mode in MODES))
+SWEEP_STEPS = tuple(name for name in STEP_NAMES if name != PLAIN)
 """What is measured on the shapes of a sweep."""
 
 
