@@ -4,7 +4,6 @@ Cost: some twenty seconds of one core, in which torch and transformers are impor
 without contents.
 """
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -14,21 +13,19 @@ from html import escape
 from pathlib import Path
 
 from app import own_text
-from app.services import METHODS, LabConfig, MemoryPlan, ModelError, PlanReport, advise
+from app.services import METHODS, LabConfig, MemoryPlan, ModelError, PlanReport, advise, memory_bytes
 
 WITHIN_S = 600.0
 COMMAND = (sys.executable, "-m", "tvaccine_core", "plan")
 PACKAGES = Path(__file__).resolve().parents[1]
 
 
-def machine_memory(wish: str) -> tuple[str, float]:
-    """The device that `wish` will come to, as `plan` names it, and its memory in GiB."""
+def machine_memory(wish: str) -> tuple[str, float | None]:
+    """The device that `wish` will come to, as `plan` names it, and its memory in GiB; None if that cannot be told."""
     if wish in ("auto", "cuda") and (gpu := _gpu_gib()) is not None:
         return "cuda", gpu
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or no limit in it
-        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
-    return "cpu", memory / 2**30
+    memory = memory_bytes()
+    return "cpu", None if memory is None else memory / 2**30
 
 
 def _gpu_gib() -> float | None:
@@ -54,7 +51,8 @@ def predict(config: LabConfig) -> PlanReport:
     with tempfile.TemporaryDirectory() as folder:
         settings, report = Path(folder) / "config.yaml", Path(folder) / "plan.json"
         settings.write_text(config.to_yaml(), encoding="utf-8")
-        options = ["--config", settings, "--device", device, "--memory-gib", f"{memory_gib:.2f}", "--json", report]
+        options = ["--config", settings, "--device", device, "--json", report]
+        options += [] if memory_gib is None else ["--memory-gib", f"{memory_gib:.2f}"]
         paths = os.pathsep.join(filter(None, (str(PACKAGES), os.environ.get("PYTHONPATH", ""))))
         try:
             done = subprocess.run(
@@ -85,15 +83,14 @@ def fit_view(report: PlanReport) -> str:
         f"<td>{escape(report.verdicts.get(plan.method, ''))}</td></tr>"
         for plan in report.plans
     )
-    memory = report.memory_gib or 0.0
-    advice = dict.fromkeys(sentence for plan in report.plans for sentence in advise(plan, memory))
+    memory = report.memory_gib  # None if this machine does not tell: then nothing is judged
+    advice = dict.fromkeys(sentence for plan in report.plans if memory for sentence in advise(plan, memory))
     first = report.plans[0]
     note = own_text.FIT_NOTE.format(
         batch=first.batch_size,
         length=first.length,
         stored=first.dtype if first.quantization == "none" else first.quantization,
-        device=first.device,
-        memory=memory,
+        device=f"{first.device} with {memory:.0f} GiB" if memory else first.device,
     )
     sentences = [own_text.FIT_TRY.format(advice=words) for words in advice]
     sentences += [_parts(plan) for plan in report.plans]

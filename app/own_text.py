@@ -35,7 +35,7 @@ FIT_PHASES = {
     "evaluate": "an evaluation",
 }
 FIT_NOTE = (
-    "Predicted for batches of {batch} x {length} tokens, {stored}, on {device} with {memory:.0f} GiB. GB are 10^9 "
+    "Predicted for batches of {batch} x {length} tokens, {stored}, on {device}. GB are 10^9 "
     "bytes. What other programs hold comes on top."
 )
 FIT_TRY = "Try {advice}."

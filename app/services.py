@@ -35,6 +35,7 @@ from tvaccine_core.export import (
     score_rows,
     step_rows,
 )
+from tvaccine_core.machine import memory_bytes
 from tvaccine_core.methods import METHODS, MethodInfo
 from tvaccine_core.model_files import ModelFacts, check_model
 from tvaccine_core.plan.advice import advise
@@ -102,6 +103,7 @@ __all__ = [
     "check_model",
     "default_home",
     "export_run",
+    "memory_bytes",
     "parse_config",
     "score_rows",
     "step_rows",

@@ -28,7 +28,7 @@ TORCH = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safeten
 """Importing any of these loads torch, or is only of use with it."""
 
 LAYERS = (
-    {"errors", "records"},
+    {"errors", "machine", "records"},
     {"config"},
     {"database", "rows", "jobs", "store", "export"},
     {"hooks", "activation_memory", "grads", "losses", "lowrank", "merged", "passes", "ranks"},
@@ -46,6 +46,7 @@ TORCH_FREE = (
     "tvaccine_core",
     "tvaccine_core.errors",
     "tvaccine_core.records",
+    "tvaccine_core.machine",
     "tvaccine_core.config",
     "tvaccine_core.model_files",
     "tvaccine_core.methods",

@@ -13,14 +13,13 @@ device's whole memory, never of what happens to be free, so that a resumed run d
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from tvaccine_core import machine
 from tvaccine_core.config import ActivationMemory
 from tvaccine_core.hooks import anatomy
 
@@ -36,9 +35,6 @@ MIN_CHUNK_ROWS = 64
 
 ROOM_SHARE = 0.85
 """Of the device's memory; the rest is the system's, the allocator's and the kernels' own."""
-
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-"""A container's share of the machine's memory: a number, or `max`."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +136,4 @@ def device_bytes(device: torch.device) -> int | None:
         return torch.cuda.get_device_properties(device).total_memory
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
-    ask: Any = getattr(os, "sysconf", None)  # not on Windows
-    if device.type != "cpu" or ask is None:
-        return None
-    total = int(ask("SC_PAGE_SIZE")) * int(ask("SC_PHYS_PAGES"))
-    limit = CGROUP_LIMIT.read_text(encoding="ascii").strip() if CGROUP_LIMIT.is_file() else "max"
-    return total if limit == "max" else min(total, int(limit))
+    return machine.memory_bytes() if device.type == "cpu" else None

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from tvaccine_core import pipeline
+from tvaccine_core.activation_memory import device_bytes
 from tvaccine_core.adapters import BASE, ModelStates
 from tvaccine_core.config import AttackConfig, LabConfig, ModelConfig, parse_config
 from tvaccine_core.data.sources import load_lab_data
@@ -100,6 +101,16 @@ class TorchEngine:
             time_limit_s=time_limit_s,
         ):
             yield record.model_copy(update={"state": wanted[record.state]})
+
+    def memory_remedy(self, job: JobRow, config: LabConfig) -> str:
+        """What the plan of a job that ran out of memory says; empty if its device's memory is not known."""
+        from tvaccine_core.plan.remedy import memory_remedy  # only when it is needed: it brings much along
+
+        device = pick_device(config.model.device)
+        total = device_bytes(device)
+        if total is None:
+            return ""
+        return memory_remedy(config, job.kind, job.params, "cuda" if device.type == "cuda" else "cpu", total / 2**30)
 
     def release(self) -> None:
         """Drop the model and give its memory back."""

@@ -62,6 +62,10 @@ class Engine(Protocol):
         """Do a `generate` job, in `time_limit_s` at most. Changes nothing that a running job's training depends on."""
         ...
 
+    def memory_remedy(self, job: JobRow, config: LabConfig) -> str:
+        """What to change so that a job fits that ran out of memory; may be empty. May take half a minute."""
+        ...
+
     def release(self) -> None:
         """Give the memory of models back."""
         ...
@@ -255,11 +259,22 @@ class Worker:
             if job.kind != "generate" or not self._training:  # a prompt must not take the model from under a training
                 self.engine.release()
             gc.collect()
+            if job.kind != "generate":
+                error.remedy = f"{error.remedy} {self._memory_remedy(job)}".strip()
         if report.lost:
             log.warning("%s went to another worker or was deleted", job.id)
             return
         self.store.finish(job.id, state, error, worker_id=self.id)
         log.info("%s ends: %s", job.id, state)
+
+    def _memory_remedy(self, job: JobRow) -> str:
+        """The engine's advice, while the job goes on being this worker's; empty if it has none."""
+        try:
+            with Report(self.store, job, self.id):
+                return self.engine.memory_remedy(job, self.store.run(job.run_id).config)
+        except Exception:
+            log.warning("no plan for %s", job.id, exc_info=True)
+            return ""
 
     def _explain(self, job: JobRow, error: Exception) -> TVaccineError:
         """An exception that nobody planned, as something to read; its traceback goes to a file of the run."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tiny_models import FAMILIES, build, make_batch, make_method, plain_loss, take_gradients, worst_error
 from torch import Tensor, nn
 
-from tvaccine_core import activation_memory, merged
+from tvaccine_core import activation_memory, machine, merged
 from tvaccine_core.activation_memory import (
     MODES,
     Mode,
@@ -249,7 +249,7 @@ def test_room_is_what_weights_gradients_and_moments_leave(monkeypatch: pytest.Mo
 
 def test_a_containers_limit_counts_as_the_machines_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(activation_memory, "CGROUP_LIMIT", limit)
+    monkeypatch.setattr(machine, "CGROUP_LIMIT", limit)
     whole = device_bytes(torch.device("cpu"))
     assert whole is not None
     assert whole > 2**28

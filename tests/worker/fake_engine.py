@@ -62,6 +62,10 @@ class FakeEngine:
                 state="base", state_hash="h", prompt=job.params["prompt"], text="word " * word, done=word == words
             )
 
+    def memory_remedy(self, job: JobRow, config: LabConfig) -> str:
+        """`advice` of the job's `params`; without one there is no plan."""
+        return job.params["advice"]
+
     def release(self) -> None:
         """Count."""
         self.released += 1

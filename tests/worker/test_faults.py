@@ -124,6 +124,7 @@ def test_memory_that_runs_out_in_a_step_costs_the_steps_since_the_checkpoint(
     assert job.state == "failed"
     assert (job.error or "").startswith("Step 5: cpu has no memory left for batches of 4")
     assert "batch_size" in (job.remedy or "")
+    assert "By its plan it fits: it needs 0." in (job.remedy or "")
     assert engine._states is None, "the model's memory was given back"
     _resume_all(store, worker, run_id)
     assert equal(store, run_id, finished)

@@ -83,6 +83,16 @@ def test_a_failed_job_says_why_and_the_next_one_runs(
     assert engine.released == (fail == "memory")
 
 
+def test_a_job_that_ran_out_of_memory_gets_the_plan_s_advice(store: Store, run_id: str, worker: Worker) -> None:
+    advised, unknown = enqueue(store, run_id, fail="memory", advice="Take nf4."), enqueue(store, run_id, fail="memory")
+    while worker.run_one():
+        pass
+    told, plain = ((store.job(job).remedy or "") for job in (advised, unknown))
+    assert store.job(advised).state == store.job(unknown).state == "failed"
+    assert told == f"{plain} Take nf4."
+    assert plain.startswith("Close other programs")
+
+
 @pytest.mark.parametrize("typed", [True, False])
 def test_when_memory_is_released_nothing_holds_what_the_failure_held(
     store: Store, run_id: str, worker: Worker, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, typed: bool
