@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +10,9 @@ import torch
 from tiny_models import build, make_batch, make_method, plain_two_passes, take_gradients, worst_error
 
 from tvaccine_core.config import TVaccineConfig, VaccineConfig
-from tvaccine_core.errors import ConfigError, TrainingError
+from tvaccine_core.errors import ConfigError, DataError, TrainingError
 from tvaccine_core.methods.base import MethodContext
-from tvaccine_core.methods.tvaccine import TVaccine
+from tvaccine_core.methods.tvaccine import SCORED_AT_ONCE, TVaccine
 from tvaccine_core.records import Event, LayerDrawRecord, LayerScoreRecord
 
 
@@ -28,6 +29,23 @@ def test_scores_are_the_gradient_norms_of_the_harmful_loss() -> None:
     torch.testing.assert_close(scores, torch.stack([clean[layer].norm() for layer in range(5)]), rtol=1e-5, atol=0)
     assert loss.dim() == 0
     assert not take_gradients(model)
+
+
+def test_scores_in_pieces_are_those_of_all_rows_at_once() -> None:
+    model = build()
+    method, _ = set_up(model)
+    lean = TVaccine(method.config)
+    lean.setup(model, replace(method.context, activation_memory="lowest"))
+    batch = make_batch(2 * SCORED_AT_ONCE + 3)  # a last piece of fewer rows
+    labels = batch.labels.clone()
+    labels[1, :-1] = -100
+    labels[SCORED_AT_ONCE : 2 * SCORED_AT_ONCE] = -100  # a piece without a label
+    batch = replace(batch, labels=labels, share=0.5)
+    for pieces, whole in zip(lean.score_layers(batch), method.score_layers(batch), strict=True):
+        torch.testing.assert_close(pieces, whole, rtol=1e-5, atol=0)
+    nothing = replace(batch, labels=torch.full_like(labels, -100))
+    with pytest.raises(DataError, match="no labelled token"):
+        lean.score_layers(nothing)
 
 
 def test_scores_and_draws_come_when_they_are_due() -> None:

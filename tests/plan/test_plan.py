@@ -181,8 +181,8 @@ def test_every_phase_and_part_is_what_the_same_rehearsal_finds_on_a_real_model(c
 @pytest.mark.parametrize(
     "case",
     [
-        Case("llama", 9, 2, 24, "tvaccine", "nf4"),
-        Case("gemma2", 9, 2, 24, "tvaccine", "bfloat16", "balanced"),
+        pytest.param(Case("llama", 9, 2, 24, "tvaccine", "nf4"), marks=pytest.mark.slow),
+        pytest.param(Case("gemma2", 9, 2, 24, "tvaccine", "bfloat16", "balanced"), marks=pytest.mark.slow),
         Case("qwen2", 12, 2, 24, "sft", "float32", "lowest"),
     ],
     ids=str,

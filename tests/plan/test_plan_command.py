@@ -1,6 +1,7 @@
 """`plan` and `bench gpu` as a user runs them, on a tiny shape."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,24 @@ def test_a_probe_without_weights_says_so(capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setattr("tvaccine_core.cli.plan._show", lambda report, name: None)
     assert main(["plan", "--model", "llama-2-7b", "--probe"]) == 1
     assert "names sizes, not weights" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("quantization", "limit_gb"), [("nf4", 10), ("none", 18)])
+def test_readme_tells_what_is_predicted_for_seven_billion_parameters(
+    quantization: str, limit_gb: float, tmp_path: Path
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    command = re.search(r"tvaccine_core (plan .*--activation-memory lowest)$", readme, re.MULTILINE)
+    figures = re.search(r"it predicts\s+([\d.]+) GB in NF4 and, with `--quantization none`, ([\d.]+) GB", readme)
+    assert command is not None
+    assert figures is not None
+    path = tmp_path / "plan.json"
+    assert main([*command[1].replace("nf4", quantization).split(), "--json", str(path)]) == 0
+    (plan,) = PlanReport.model_validate_json(path.read_text(encoding="utf-8")).plans
+    assert (plan.batch_size, plan.length, plan.labelled, plan.activation_memory) == (10, 200, 200, "lowest")
+    assert plan.peak_bytes < limit_gb * 1e9
+    assert f"{plan.peak_bytes / 1e9:.1f}" == dict(zip(("nf4", "none"), figures.groups(), strict=True))[quantization]
 
 
 def test_bench_gpu_measures_what_the_plan_predicts(tiny_folder: Path, tmp_path: Path) -> None:

@@ -48,6 +48,15 @@ class Batch:
         """The part of this batch that its loss depends on."""
         return self.prepared or LabelledTokens.of(self.input_ids, self.attention_mask, self.labels)
 
+    def pieces(self, num_rows: int) -> list[Batch]:
+        """Its rows, so many at a time, those pieces left out in which nothing is labelled; shares are of the whole."""
+        rows = zip(
+            *(tensor.split(num_rows) for tensor in (self.input_ids, self.attention_mask, self.labels)), strict=True
+        )
+        pieces = [Batch(*tensors, weight=self.weight) for tensors in rows]
+        whole = self.num_tokens
+        return [replace(piece, share=self.share * piece.num_tokens / whole) for piece in pieces if piece.num_tokens]
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`. Prepares it first, where that costs no wait for the device."""
         return replace(

@@ -38,6 +38,9 @@ from tvaccine_core.records import LayerDrawRecord, LayerScoreRecord
 ONE_BELOW_ABOVE = 26
 """In models of more layers than this the released code's gradient reaches one layer below the lowest drawn."""
 
+SCORED_AT_ONCE = 8
+"""Rows of the probe in one pass where memory is short; the scores are those of all at once, but for dropout's masks."""
+
 
 class TVaccine(Method[TVaccineConfig]):
     """Perturb and train the layers drawn by their harmful gradient norm."""
@@ -92,11 +95,18 @@ class TVaccine(Method[TVaccineConfig]):
 
     def score_layers(self, harmful: Batch) -> tuple[Tensor, Tensor]:
         """Over all processes: gradient norm of the harmful loss at every attention output, (L,), and that loss."""
+        norms: list[Tensor] = []  # of each piece, (L,)
+        losses: list[Tensor] = []
+        pieces = harmful.pieces(SCORED_AT_ONCE) if self.context.activation_memory == "lowest" else []
         with self.passes.scope(self.context.generator, self.context.rank):
-            clean = self.passes.clean(harmful.prepare(), range(self._num_blocks), floor=0)
-        norms = torch.stack([l2_norm(gradient) for gradient in clean.gradients.values()]) * harmful.share
+            for piece in pieces or [harmful]:
+                clean = self.passes.clean(piece.prepare(), range(self._num_blocks), floor=0)
+                norms.append(torch.stack([l2_norm(gradient) for gradient in clean.gradients.values()]) * piece.share)
+                losses.append(clean.loss * piece.share)
+                del clean  # else its gradients would stay for the next piece
+        # Squares add up: a row's loss has no gradient at another row's outputs.
         reduce_sum = self.context.reduce_sum
-        return reduce_sum(norms.square()).sqrt(), reduce_sum(clean.loss * harmful.share)
+        return reduce_sum(torch.stack(norms).square().sum(0)).sqrt(), reduce_sum(torch.stack(losses).sum())
 
     def state_dict(self) -> dict[str, Tensor]:
         state = super().state_dict()
