@@ -81,10 +81,10 @@ def build(page: Page, draft: Draft) -> None:
         return [model_view(config.model), "", cost_view(page.lab, config), template_of(config, name, index or 0)]
 
     def show_fit(*values: Any) -> Iterator[str]:
-        config = draft.read(*values)
-        check_layers(config, check_model(config.model))
         yield markup.notice(own_text.FIT_WORKING)
         try:
+            config = draft.read(*values)
+            check_layers(config, check_model(config.model))
             yield fit_view(predict(config))
         except TVaccineError as error:
             yield markup.notice(f"{error} {error.remedy}", "error")

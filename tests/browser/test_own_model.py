@@ -45,6 +45,8 @@ def test_from_a_folder_to_the_last_answer(page: Page, server: Server, tiny_folde
     expect(status).to_contain_text("will run with your rights")
     page.get_by_label("Trust remote code").uncheck()
     expect(status).not_to_contain_text("will run with your rights")
+    page.click("#will-it-fit")
+    expect(page.locator("#fit")).to_contain_text("num_layers is 8, but")
     page.click("#to-align")
 
     # Align: more layers than there are is said at once; then the stage says what it works with.
@@ -58,6 +60,11 @@ def test_from_a_folder_to_the_last_answer(page: Page, server: Server, tiny_folde
     expect(page.get_by_text("num_layers is 8, but").last).to_contain_text("has 3 layers")
     assert server.store.runs() == [run for run in server.store.runs() if run.config.model.name == "sandbox"]
     fill(page, "#tvaccine-num_layers input", "2")
+    go(page, 1)
+    page.click("#will-it-fit")
+    expect(page.locator("#fit")).to_contain_text("T-Vaccine, most in ")
+    expect(page.locator("#fit")).to_contain_text("fits")
+    go(page, 2)
     page.click("#start-align")
     said = page.locator("#align-messages")
     expect(said).to_contain_text("LlamaForCausalLM, 3 layers, nf4, on c")
