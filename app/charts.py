@@ -8,6 +8,7 @@ Methods differ by colour and marker, quantities by dash: no meaning is carried b
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from app import text
@@ -19,6 +20,8 @@ Spec = dict[str, Any]
 MAX_POINTS = 300
 """Points a line is thinned to: more cannot be seen, and a tick sends them all."""
 MAX_DRAWS = 80
+LABEL_WIDTH = 13
+"""Characters a line of a label under a bar: three labels stand side by side on a phone."""
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 DASHES = ("solid", "dash", "dot", "dashdot")
 
@@ -237,7 +240,7 @@ def score_bars(rows: Sequence[tuple[str, str, Mapping[str, Proportion]]]) -> Spe
             {
                 "type": "bar",
                 "name": f"{METHODS[method].title}, {text.WHEN[when]}",
-                "x": [text.measure_of(where).replace(", ", ",<br>") for where in scores],
+                "x": ["<br>".join(wrap(text.measure_of(where), LABEL_WIDTH)) for where in scores],
                 "y": rounded(percents),
                 "error_y": {
                     "type": "data",

@@ -272,7 +272,7 @@ ADAPTER_MODES = {
 
 ASK = "Ask"
 PROMPT = "One prompt, all models"
-PROMPT_HINT = "Ask for something, harmful or not"
+PROMPT_HINT = "Harmful or not"
 SUGGESTED = "From the evaluation split"
 BASE_PANE = "Also ask the base model"
 COMPARE_EMPTY = "No model to ask yet. Go to Align and start; attack them, and the second row fills."
