@@ -111,6 +111,23 @@ def test_remote_code_runs_where_it_is_asked_for(folder: Path, caplog: pytest.Log
     assert "trust_remote_code is on" in caplog.text
 
 
+def test_remote_code_that_fails_in_its_own_way_is_named(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "mine",
+        "auto_map": {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.Mine"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "mine.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class MineConfig(LlamaConfig):\n    model_type = 'mine'\n"
+        "class Mine(LlamaForCausalLM):\n    config_class = MineConfig\n"
+        "    def __init__(self, config):\n        raise ZeroDivisionError('in its own code')\n"
+    )
+    with pytest.raises(ModelError, match="cannot be loaded: in its own code"):
+        load(folder, trust_remote_code=True)
+
+
 def test_a_missing_tensor_is_not_made_up(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
