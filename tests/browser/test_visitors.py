@@ -43,20 +43,22 @@ def test_a_link_opens_its_run_not_the_one_remembered(page: Page, server: Server,
     remembered = Lab(server.home).store.create_run(PRESETS["sandbox-check"].config, "remembered")
     open_page(page, f"{server.url}/?run={remembered}")
     expect(page.locator(".lab-run")).to_have_attribute("title", remembered)
+    holding = ["the page is drawn, and a step clicked, before it can learn which run it shows"]
 
-    def slowly(route: Route) -> None:  # the page is drawn, its step chosen and clicked long before it knows its run
-        page.wait_for_timeout(500)
+    def hold(route: Route) -> None:
+        while holding:
+            page.wait_for_timeout(50)
         route.continue_()
 
-    page.route("**/queue/join*", slowly)
+    page.route("**/queue/join*", hold)
     page.goto(f"{server.url}/?run={aligned_run}&step=4")
     page.click("[data-step='5']")
     assert page.evaluate("document.getElementById('stage').inert")
+    holding.clear()
     page.wait_for_function("document.querySelector('.lab-run')?.textContent")
     assert not page.evaluate("document.getElementById('stage').inert")
     assert page.get_attribute(".lab-run", "title") == aligned_run
     assert run_id(page) == aligned_run
-    page.unroute_all(behavior="ignoreErrors")
 
 
 def test_hostile_words_stay_words(page: Page, server: Server, aligned_run: str) -> None:
