@@ -11,8 +11,9 @@ from tiny_models import build, make_batch, make_method, plain_two_passes, take_g
 
 from tvaccine_core.config import TVaccineConfig, VaccineConfig
 from tvaccine_core.errors import ConfigError, DataError, TrainingError
+from tvaccine_core.methods import tvaccine
 from tvaccine_core.methods.base import MethodContext
-from tvaccine_core.methods.tvaccine import SCORED_AT_ONCE, TVaccine
+from tvaccine_core.methods.tvaccine import TVaccine
 from tvaccine_core.records import Event, LayerDrawRecord, LayerScoreRecord
 
 
@@ -31,21 +32,28 @@ def test_scores_are_the_gradient_norms_of_the_harmful_loss() -> None:
     assert not take_gradients(model)
 
 
-def test_scores_in_pieces_are_those_of_all_rows_at_once() -> None:
+@pytest.mark.parametrize("num_rows", [1, 2])
+def test_scores_in_pieces_are_those_of_all_rows_at_once(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tvaccine, "SCORED_AT_ONCE", num_rows)
     model = build()
     method, _ = set_up(model)
     lean = TVaccine(method.config)
     lean.setup(model, replace(method.context, activation_memory="lowest"))
-    batch = make_batch(2 * SCORED_AT_ONCE + 3)  # a last piece of fewer rows
+    batch = make_batch()  # three rows: as pairs, the last piece is smaller
     labels = batch.labels.clone()
-    labels[1, :-1] = -100
-    labels[SCORED_AT_ONCE : 2 * SCORED_AT_ONCE] = -100  # a piece without a label
-    batch = replace(batch, labels=labels, share=0.5)
-    for pieces, whole in zip(lean.score_layers(batch), method.score_layers(batch), strict=True):
-        torch.testing.assert_close(pieces, whole, rtol=1e-5, atol=0)
-    nothing = replace(batch, labels=torch.full_like(labels, -100))
+    labels[1] = -100  # alone, a piece without a label
+    batch = replace(batch, labels=labels)
+    runs: list[int] = []
+    lean.passes.anatomy.embedding.register_forward_pre_hook(lambda *_: runs.append(1))
+    in_pieces = lean.score_layers(batch)
+    assert len(runs) == 2
+    for found, whole in zip(in_pieces, method.score_layers(batch), strict=True):
+        torch.testing.assert_close(found, whole, rtol=1e-5, atol=0)
+    runs.clear()
+    lean.score_layers(replace(batch, share=0.5))
+    assert len(runs) == 1, "processes that divide a batch make one pass each"
     with pytest.raises(DataError, match="no labelled token"):
-        lean.score_layers(nothing)
+        lean.score_layers(replace(batch, labels=torch.full_like(labels, -100)))
 
 
 def test_scores_and_draws_come_when_they_are_due() -> None:

@@ -97,7 +97,9 @@ class TVaccine(Method[TVaccineConfig]):
         """Over all processes: gradient norm of the harmful loss at every attention output, (L,), and that loss."""
         norms: list[Tensor] = []  # of each piece, (L,)
         losses: list[Tensor] = []
-        pieces = harmful.pieces(SCORED_AT_ONCE) if self.context.activation_memory == "lowest" else []
+        # Processes that divide the rows hold less each, and must all make the same number of passes.
+        lean = self.context.activation_memory == "lowest" and harmful.share == 1
+        pieces = harmful.pieces(SCORED_AT_ONCE) if lean else []
         with self.passes.scope(self.context.generator, self.context.rank):
             for piece in pieces or [harmful]:
                 clean = self.passes.clean(piece.prepare(), range(self._num_blocks), floor=0)
