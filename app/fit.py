@@ -1,7 +1,7 @@
-"""Will it fit? Asks the command `plan`, in a process of its own: the page holds no torch.
+"""Will it fit, how long will it take? Asks the command `plan`, in a process of its own: the page holds no torch.
 
 Cost: some twenty seconds of one core, in which torch and transformers are imported and one step is rehearsed on tensors
-without contents.
+without contents. The time is that of real steps, for which the model is loaded.
 """
 
 import os
@@ -12,10 +12,11 @@ import tempfile
 from html import escape
 from pathlib import Path
 
-from app import own_text
+from app import own_text, text
 from app.services import METHODS, LabConfig, MemoryPlan, ModelError, PlanReport, advise, memory_bytes
 
 WITHIN_S = 600.0
+PROBE_WITHIN_S = 1800.0
 COMMAND = (sys.executable, "-m", "tvaccine_core", "plan")
 PACKAGES = Path(__file__).resolve().parents[1]
 
@@ -41,18 +42,23 @@ def _gpu_gib() -> float | None:
         return None
 
 
-def predict(config: LabConfig) -> PlanReport:
+def predict(config: LabConfig, *, probe: bool = False) -> PlanReport:
     """What the command `plan` says of a run on this machine.
+
+    Args:
+        probe: also take a few steps by each method, with the model's weights, which must be here.
 
     Raises:
         ModelError: it cannot say, with its own words.
     """
     device, memory_gib = machine_memory(config.model.device)
+    within_s = PROBE_WITHIN_S if probe else WITHIN_S
     with tempfile.TemporaryDirectory() as folder:
         settings, report = Path(folder) / "config.yaml", Path(folder) / "plan.json"
         settings.write_text(config.to_yaml(), encoding="utf-8")
         options = ["--config", settings, "--device", device, "--json", report]
         options += [] if memory_gib is None else ["--memory-gib", f"{memory_gib:.2f}"]
+        options += ["--probe"] if probe else []
         paths = os.pathsep.join(filter(None, (str(PACKAGES), os.environ.get("PYTHONPATH", ""))))
         try:
             done = subprocess.run(
@@ -60,11 +66,11 @@ def predict(config: LabConfig) -> PlanReport:
                 env={**os.environ, "PYTHONPATH": paths, "COLUMNS": "1000"},
                 capture_output=True,
                 text=True,
-                timeout=WITHIN_S,
+                timeout=within_s,
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            message = own_text.FIT_SLOW.format(minutes=WITHIN_S / 60)
+            message = own_text.FIT_SLOW.format(minutes=within_s / 60)
             raise ModelError(message, remedy=own_text.FIT_FAILED_REMEDY) from error
         if done.returncode != 0 or not report.is_file():
             # The command ends with message and remedy, a line each; anything else is not for a visitor's eyes.
@@ -76,11 +82,15 @@ def predict(config: LabConfig) -> PlanReport:
 
 
 def fit_view(report: PlanReport) -> str:
-    """Peak and verdict of each method, what the peak is made of, and what would help."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in own_text.FIT_COLUMNS)
+    """Peak and verdict of each method, its time where it was probed, what the peak is made of, what would help."""
+    times = {time.method: time for time in report.times}
+    columns = (*own_text.FIT_COLUMNS, own_text.TIME_COLUMN) if times else own_text.FIT_COLUMNS
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     rows = "".join(
         f'<tr><th scope="row">{escape(METHODS[plan.method].title)}</th><td>{plan.peak_bytes / 1e9:.2f} GB</td>'
-        f"<td>{escape(report.verdicts.get(plan.method, ''))}</td></tr>"
+        f"<td>{escape(report.verdicts.get(plan.method, ''))}</td>"
+        + (f"<td>{text.duration(times[plan.method].total_s)}</td>" if plan.method in times else "")
+        + "</tr>"
         for plan in report.plans
     )
     memory = report.memory_gib  # None if this machine does not tell: then nothing is judged
@@ -94,6 +104,17 @@ def fit_view(report: PlanReport) -> str:
     )
     sentences = [own_text.FIT_TRY.format(advice=words) for words in advice]
     sentences += [_parts(plan) for plan in report.plans]
+    sentences += [
+        own_text.TIME_NOTE.format(
+            method=METHODS[time.method].title,
+            device=time.device,
+            step=time.step_s,
+            timed=time.timed_steps,
+            scoring=own_text.TIME_SCORING.format(seconds=time.scoring_s) if time.scoring_s else "",
+            steps=time.steps,
+        )
+        for time in report.times
+    ]
     notes = "".join(f'<p class="lab-note">{escape(words)}</p>' for words in (*sentences, note))
     table = f'<table class="lab-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
     return f'<div class="lab-scroll">{table}</div>{notes}'

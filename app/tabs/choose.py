@@ -19,6 +19,7 @@ from app.services import (
     Lab,
     LabConfig,
     ModelConfig,
+    ModelError,
     TVaccineError,
     check_layers,
     check_model,
@@ -39,7 +40,9 @@ def build(page: Page, draft: Draft) -> None:
         with gr.Column(elem_classes=["lab-controls", "lab-begin"], min_width=0):
             draft.place_model()
             model = markup_block(elem_id="model-status")
-            fit = gr.Button(own_text.FIT, elem_id="will-it-fit", visible=False)
+            with gr.Row(visible=False) as asks:
+                fit = gr.Button(own_text.FIT, elem_id="will-it-fit", min_width=120)
+                how_long = gr.Button(own_text.TIME, elem_id="how-long", min_width=120)
             fits = markup_block(elem_id="fit")
             cost = markup_block(cost_view(page.lab, start), elem_id="cost")
             onward = gr.Button(text.CONTINUE, variant="primary", elem_id="to-align")
@@ -67,7 +70,7 @@ def build(page: Page, draft: Draft) -> None:
         config = draft.read(*values)
         return [
             model_view(config.model),
-            gr.Button(visible=is_own(config.model) and draft.model is not None),
+            gr.Row(visible=is_own(config.model) and draft.model is not None),
             "",
             cost_view(page.lab, config),
             world_note(config),
@@ -80,14 +83,23 @@ def build(page: Page, draft: Draft) -> None:
         config = draft.read(*values)
         return [model_view(config.model), "", cost_view(page.lab, config), template_of(config, name, index or 0)]
 
-    def show_fit(*values: Any) -> Iterator[str]:
-        yield markup.notice(own_text.FIT_WORKING)
+    def show_plan(probe: bool, *values: Any) -> Iterator[str]:
+        yield markup.notice(own_text.TIME_WORKING if probe else own_text.FIT_WORKING)
         try:
             config = draft.read(*values)
-            check_layers(config, check_model(config.model))
-            yield fit_view(predict(config))
+            facts = check_model(config.model)
+            check_layers(config, facts)
+            if probe and not facts.weights_bytes:
+                raise ModelError(own_text.TIME_REMOTE, remedy=own_text.TIME_REMOTE_REMEDY)
+            yield fit_view(predict(config, probe=probe))
         except TVaccineError as error:
             yield markup.notice(f"{error} {error.remedy}", "error")
+
+    def show_fit(*values: Any) -> Iterator[str]:
+        yield from show_plan(False, *values)
+
+    def show_time(*values: Any) -> Iterator[str]:
+        yield from show_plan(True, *values)
 
     def go_on(*values: Any) -> None:
         check_model(draft.read_model(*values))
@@ -103,7 +115,7 @@ def build(page: Page, draft: Draft) -> None:
 
     page.on(draft.preset.input, choose_preset, [draft.preset], draft.outputs)
     looked_at = [part, chosen, *draft.inputs]
-    page.on(draft.base.change, show_config, looked_at, [model, fit, fits, cost, world, warning, rows, template])
+    page.on(draft.base.change, show_config, looked_at, [model, asks, fits, cost, world, warning, rows, template])
     shown = [rows, template, chosen]
     page.on(part.input, show_part, [part, *draft.inputs], shown)
     page.on(rows.choose, show_row, [part, *draft.inputs], shown)
@@ -111,6 +123,7 @@ def build(page: Page, draft: Draft) -> None:
         page.on(trigger, show_model, looked_at, [model, fits, cost, template])
     if draft.model is not None:  # a process a click: not for whoever can open the page
         page.on(fit.click, show_fit, draft.inputs, [fits], trigger_mode="once")
+        page.on(how_long.click, show_time, draft.inputs, [fits], trigger_mode="once")
     page.on(onward.click, go_on, draft.model_inputs).success(None, None, None, js=go_js(2), api_visibility="private")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from app import fit, own_text
 from app.services import PRESETS, YOUR_MODEL, LabConfig, MemoryPlan, ModelConfig, ModelError, PlanReport
-from tvaccine_core.plan.records import PARTS, PhasePeak
+from tvaccine_core.plan.records import PARTS, PhasePeak, TimeEstimate
 
 GB = 10**9
 
@@ -55,6 +55,23 @@ def test_peak_verdict_parts_and_advice_are_shown() -> None:
     assert "T-Vaccine, most in an evaluation: weights 12.00, activations 4.00 GB." in shown
     assert "Try " in shown
     assert "10 x 200 tokens, nf4, on cuda with 12 GiB" in shown
+
+
+def test_times_are_shown_where_they_were_probed() -> None:
+    shared = {"device": "cuda:0", "timed_steps": 10, "steps": 4000}
+    times = (
+        TimeEstimate(method="sft", step_s=0.25, scoring_s=0.0, total_s=1000.0, **shared),
+        TimeEstimate(method="tvaccine", step_s=0.5, scoring_s=2.0, total_s=2040.0, **shared),
+    )
+    plans = (plan_of("sft", 4, 3), plan_of("tvaccine", 8, 16))
+    shown = fit.fit_view(PlanReport(plans=plans, memory_gib=None, verdicts={}, times=times))
+    assert '<th scope="col">Time to align</th>' in shown
+    assert "<td>17 min</td>" in shown
+    assert "<td>34 min</td>" in shown
+    assert "SFT on cuda:0: 0.25 s a step, the median of 10; 4,000 steps in all." in shown
+    assert "the median of 10, and 2 s a scoring of the layers; 4,000" in shown
+    assert "Try" not in shown, "nothing is judged where the memory is not known"
+    assert "Time to align" not in fit.fit_view(PlanReport(plans=plans, memory_gib=12.0, verdicts={}))
 
 
 def with_command(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
@@ -125,6 +142,9 @@ def test_the_real_command_predicts_a_small_model(tiny_folder: Path) -> None:
     config = PRESETS[YOUR_MODEL].config
     alignment = config.alignment.model_copy(update={"methods": config.alignment.methods[:1]})
     model = ModelConfig(name=str(tiny_folder), quantization="nf4", device="cpu")
-    report = fit.predict(config.model_copy(update={"model": model, "alignment": alignment}))
+    report = fit.predict(config.model_copy(update={"model": model, "alignment": alignment}), probe=True)
     assert [plan.method for plan in report.plans] == ["sft"]
+    (time,) = report.times
+    assert time.device == "cpu"
+    assert time.total_s == pytest.approx(4000 * time.step_s)
     assert "SFT, most in" in fit.fit_view(report)

@@ -64,6 +64,8 @@ def test_from_a_folder_to_the_last_answer(page: Page, server: Server, tiny_folde
     page.click("#will-it-fit")
     expect(page.locator("#fit")).to_contain_text("T-Vaccine, most in ")
     expect(page.locator("#fit")).to_contain_text("fits")
+    page.click("#how-long")
+    expect(page.locator("#fit")).to_contain_text("s a step, the median of 10, and ")
     go(page, 2)
     page.click("#start-align")
     said = page.locator("#align-messages")
