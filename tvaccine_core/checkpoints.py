@@ -108,17 +108,25 @@ def load_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
 def last_step(folder: Path) -> int:
     """Step of the newest checkpoint in `folder`, unread; 0 if there is none."""
     steps = _steps(folder)
-    return int(steps[-1].name.removeprefix("step-")) if steps else 0
+    return _step_of(steps[-1]) if steps else 0
 
 
-def discard_checkpoints(folder: Path) -> None:
-    """Remove `folder` and all checkpoints in it, if it is there."""
-    shutil.rmtree(folder, ignore_errors=True)
+def discard_checkpoints(folder: Path, after: int = 0) -> None:
+    """Remove the checkpoints in `folder` of later steps than `after`; with 0 the folder itself, if it is there."""
+    if not after:
+        shutil.rmtree(folder, ignore_errors=True)
+    for path in _steps(folder):
+        if _step_of(path) > after:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _steps(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted(folder.glob("step-*"))
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _sha256(path: Path) -> str:

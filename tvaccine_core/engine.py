@@ -55,8 +55,9 @@ class TorchEngine:
         """Do a `baseline`, `align`, `attack` or `evaluate` job; see the functions of `pipeline`."""
         if config.model.shard:
             self._load(config.model)  # in all processes, also where the leader works alone
+        start = store.last_checkpoint(job.id) if job.resumed else 0
         if job.kind in ("align", "attack"):
-            task = {"kind": job.kind, "params": job.params, "resumed": job.resumed, "config": config.to_yaml()}
+            task = {"kind": job.kind, "params": job.params, "resume_from": start, "config": config.to_yaml()}
             self._ranks.share(json.dumps(task).encode())
         states = self._load(config.model)
         self._forget_jobs(states)
@@ -66,7 +67,7 @@ class TorchEngine:
             case "baseline":
                 yield from pipeline.baseline(session, config, should_stop=should_stop)
             case "align" | "attack":
-                yield from _train(session, config, job.kind, params, should_stop, job.resumed)
+                yield from _train(session, config, job.kind, params, should_stop, start)
             case "evaluate":
                 yield from _evaluate(session, config, params["state"], params["step"], should_stop)
             case "generate":
@@ -80,7 +81,7 @@ class TorchEngine:
             return
         self._forget_jobs(states)
         session = Session(states.loaded, states, folder, lambda answers: None, self._ranks)
-        for _ in _train(session, config, task["kind"], task["params"], should_stop, task["resumed"]):
+        for _ in _train(session, config, task["kind"], task["params"], should_stop, task["resume_from"]):
             pass
 
     def answer(
@@ -183,16 +184,16 @@ class TorchEngine:
 
 
 def _train(
-    session: Session, config: LabConfig, kind: str, params: dict[str, Any], should_stop: ShouldStop, resume: bool
+    session: Session, config: LabConfig, kind: str, params: dict[str, Any], should_stop: ShouldStop, start: int
 ) -> Iterator[Event]:
     """An `align` or `attack` job."""
     session.ranks.require_same(session.loaded.key, "base model")
     if kind == "align":
-        yield from pipeline.align(session, config, params["method"], should_stop=should_stop, resume=resume)
+        yield from pipeline.align(session, config, params["method"], should_stop=should_stop, resume_from=start)
         return
     attack = parse_config(AttackConfig, params["attack"])
     yield from pipeline.attack(
-        session, config, params["method"], attack, params["attack_id"], should_stop=should_stop, resume=resume
+        session, config, params["method"], attack, params["attack_id"], should_stop=should_stop, resume_from=start
     )
 
 

@@ -131,9 +131,12 @@ def align(
     method_name: str,
     *,
     should_stop: Callable[[], bool] = lambda: False,
-    resume: bool = False,
+    resume_from: int = 0,
 ) -> Iterator[Event]:
     """Align the base by one method of `config`, save the state, and score it on every set and task.
+
+    With `resume_from` it goes on from the newest checkpoint that is not of a later step: give the last of which a
+    `CheckpointRecord` was kept, for what was reported after that may be lost. 0 begins anew.
 
     Raises:
         ConfigError: the method is not in `config`.
@@ -154,8 +157,8 @@ def align(
 
     # 2. Train it.
     checkpoints = checkpoint_folder(session.run_dir, state)
-    if not resume and ranks.leads:
-        discard_checkpoints(checkpoints)
+    if ranks.leads:
+        discard_checkpoints(checkpoints, after=resume_from)
     yield from fit(
         states.model,
         method,
@@ -165,7 +168,7 @@ def align(
         pad_id=session.loaded.pad_id,
         probe=probe,
         checkpoint_dir=checkpoints,
-        resume=resume,
+        resume=bool(resume_from),
         should_stop=should_stop,
         ranks=ranks,
         activation_memory=config.model.activation_memory,
@@ -189,9 +192,11 @@ def attack(
     attack_id: str,
     *,
     should_stop: Callable[[], bool] = lambda: False,
-    resume: bool = False,
+    resume_from: int = 0,
 ) -> Iterator[Event]:
     """Attack the model aligned by one method; measure HS and FA along the way, everything and the drift at the end.
+
+    `resume_from`: see `align`.
 
     Raises:
         RunNotFoundError: that method's aligned state does not exist yet.
@@ -227,8 +232,8 @@ def attack(
     # 2. Fine-tune on it, measuring along the way.
     trained = prepare_attack(states, attack, aligned=aligned, attacked=attacked)
     checkpoints = checkpoint_folder(session.run_dir, attacked)
-    if not resume and ranks.leads:
-        discard_checkpoints(checkpoints)
+    if ranks.leads:
+        discard_checkpoints(checkpoints, after=resume_from)
     if attack.eval_every and not last_step(checkpoints):
         with _others_wait(ranks):
             yield from measure(0, data.harmful_sets, [attack.task])
@@ -242,7 +247,7 @@ def attack(
         seed=attack.seed,
         pad_id=session.loaded.pad_id,
         checkpoint_dir=checkpoints,
-        resume=resume,
+        resume=bool(resume_from),
         should_stop=should_stop,
         ranks=ranks,
         activation_memory=config.model.activation_memory,

@@ -176,6 +176,12 @@ class Store(JobQueue):
         with self._db.read() as db:
             return db.execute("SELECT COALESCE(MAX(seq), 0) FROM events WHERE job_id = ?", (job_id,)).fetchone()[0]
 
+    def last_checkpoint(self, job_id: str) -> int:
+        """Step of the newest checkpoint the job reported, 0 if none: all it had to say up to there is in the store."""
+        query = "SELECT COALESCE(MAX(step), 0) FROM events WHERE job_id = ? AND kind = 'checkpoint'"
+        with self._db.read() as db:
+            return db.execute(query, (job_id,)).fetchone()[0]
+
     def truncate_events(self, job_id: str, step: int, up_to: int) -> None:
         """Forget what a job had reported, up to seq `up_to`, of `step` and later: it resumed and reports that again."""
         with self._db.write() as db:

@@ -103,8 +103,7 @@ def fit(
 
     Yields:
         A `StepRecord` a step (the method's own records before it), `CheckpointRecord`s, `MessageRecord`s. What happens
-        at step k is yielded before the checkpoint of step k is written, so a resumed run repeats records but never
-        skips one.
+        at step k is yielded before the checkpoint of step k is written: who kept the record of that one has them all.
 
     Raises:
         CancelledError: `should_stop` said so; a checkpoint was written first.

@@ -193,7 +193,7 @@ def test_a_stopped_attack_resumes_to_the_same_state(done: tuple[Session, list[Ev
     attack = partial(pipeline.attack, mine, CONFIG, "sft", CONFIG.attack, "resumed")
     with pytest.raises(CancelledError):
         first.extend(attack(should_stop=three_steps_done))
-    second = list(attack(resume=True))
+    second = list(attack(resume_from=3))
     assert [event.step for event in second if isinstance(event, StepRecord)] == [4, 5, 6]
     assert {step for step, _ in evaluations(first, "attacked/sft/resumed")} == {0, 2}
     assert {step for step, _ in evaluations(second, "attacked/sft/resumed")} == {4, 6}

@@ -26,13 +26,14 @@ class FakeEngine:
     def run(self, store: Store, job: JobRow, config: LabConfig, should_stop: Callable[[], bool]) -> Iterator[Event]:
         """Count from the checkpoint to `steps`."""
         path = store.run_dir(job.run_id) / "checkpoints" / f"{job.id}.txt"
-        start = int(path.read_text()) if job.resumed and path.exists() else 0
+        start = store.last_checkpoint(job.id) if job.resumed else 0
         every, total = job.params.get("checkpoint_every", 5), job.params.get("steps", 10)
         yield LayerDrawRecord(step=start, layers=(0,))
         for step in range(start + 1, total + 1):
             if should_stop():
                 path.parent.mkdir(exist_ok=True)
                 path.write_text(str(step - 1))
+                yield CheckpointRecord(step=step - 1, path=str(path))
                 raise CancelledError("Stopped.")
             self._misbehave(job.params.get("fail") if step == 3 else None)
             time.sleep(job.params.get("step_s", 0.0))

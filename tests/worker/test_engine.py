@@ -236,6 +236,29 @@ def test_a_stopped_job_resumes_to_the_same_bytes(
     assert scores(store, run_id) == quiet
 
 
+@pytest.mark.parametrize("num_stored", [2, 4])
+def test_a_checkpoint_newer_than_what_is_stored_is_not_taken_up(
+    store: Store, worker: Worker, finished: str, num_stored: int
+) -> None:
+    """A worker may die between writing a checkpoint and handing over the last records: those must be made again."""
+    run_id = store.create_run(CONFIG)
+    job_id = store.enqueue(run_id, "align", METHOD)
+    job = store.claim("dead")
+    assert job is not None
+    for event in worker.engine.run(store, job, CONFIG, lambda: False):
+        if event.kind == "state":
+            break  # all checkpoints are written
+        if len(losses(store, run_id, job_id)) < num_stored:
+            store.append(job_id, [event])
+    store.finish(job_id, "interrupted")
+
+    store.resume(job_id)
+    run_all(worker)
+    aligned = next(job for job in store.jobs(finished) if job.kind == "align")
+    assert losses(store, run_id, job_id) == losses(store, finished, aligned.id)
+    assert state_hash(store, run_id, "aligned/tvaccine") == state_hash(store, finished, "aligned/tvaccine")
+
+
 def test_a_method_that_is_not_in_the_run_fails_with_a_remedy(store: Store, worker: Worker) -> None:
     job_id = store.enqueue(store.create_run(CONFIG), "align", {"method": "vaccine"})
     run_all(worker)
