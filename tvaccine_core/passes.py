@@ -31,6 +31,8 @@ from tvaccine_core.errors import ModelError
 from tvaccine_core.losses import LabelledTokens, chunked_cross_entropy, cross_entropy
 from tvaccine_core.lowrank import adapted_linears, lean_adapters
 from tvaccine_core.merged import mergeable
+from tvaccine_core.norms import lean_norms
+from tvaccine_core.short_attention import short_attentions
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,9 @@ class Passes:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.device = next(model.parameters()).device
         self._adapted, self._mergeable = adapted_linears(model), mergeable(model)
+        self._lean = lean_norms(model)
+        if mode == "speed":
+            self._lean |= short_attentions(self.blocks)
         self._recomputed = [self.blocks[layer].layer for layer in recomputed_layers(mode, len(self.blocks))]
         head: Any = self.anatomy.head
         body = hooks.find_body(self.anatomy) if hooks.is_whole(head.weight) else None
@@ -89,6 +94,7 @@ class Passes:
         with (
             hooks.isolated_randomness(self.device, seed),
             lean_adapters(self._adapted, self._mergeable),
+            hooks.replace_forwards(self._lean),
             hooks.recompute(self._recomputed),
         ):
             yield

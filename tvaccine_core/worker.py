@@ -323,7 +323,10 @@ def run_worker(
         if sys.platform != "win32":
             os.nice(5)  # the page must stay quick while every core trains
         threading.Thread(target=_wait_for_the_parents_end, args=(stop,), name="parent", daemon=True).start()
+    gc.disable()  # a tenth of such an import would go into looking for garbage that is not there
     engine = make_engine()
+    gc.freeze()
+    gc.enable()
 
     def handle(number: int, _frame: FrameType | None) -> None:
         stop.set()

@@ -52,12 +52,13 @@ def build(
     dropout: float = 0.0,
     lora: bool = True,
     targets: list[str] | str = "all-linear",
+    attention: str = "eager",
     **settings: Any,
 ) -> nn.Module:
     """A random model in training mode, its LoRA off its starting point so that every factor has a gradient."""
     torch.manual_seed(0)
     config = CONFIG_MAPPING[family](**{**SIZES, "num_hidden_layers": num_layers, **FAMILIES[family], **settings})
-    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     for parameter in model.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.2)
