@@ -285,6 +285,23 @@ def gather_input(module: nn.Module, positions: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+def run_at(module: nn.Module, positions: Tensor) -> AbstractContextManager[None]:
+    """Let `module`, which treats every token alone, run at flattened `positions` (N,) only; elsewhere it gives zeros.
+
+    Keep it open until backward is done.
+    """
+    plain = module.forward
+
+    def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        rows = hidden.reshape(-1, hidden.shape[-1])  # (B * T, D)
+        output = plain(rows.index_select(0, positions).unsqueeze(0), *args, **kwargs)
+        there = hidden_of(output).squeeze(0)  # (N, D)
+        everywhere = there.new_zeros(len(rows), there.shape[-1]).index_copy(0, positions, there)
+        return _with_hidden(output, everywhere.view(*hidden.shape[:-1], -1))
+
+    return replace_forwards({module: forward})
+
+
 @contextmanager
 def detach_input(module: nn.Module) -> Iterator[None]:
     """Cut the graph at the input of `module`: gradient checkpointing makes embeddings require one needlessly."""

@@ -15,7 +15,7 @@ dropout, DoRA, biases and mixed batches make it another function. For the rest s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -95,17 +95,23 @@ def merged_forwards(modules: Sequence[LoraLinear]) -> dict[nn.Module, Callable[.
 
     They hold while active adapters and their values stay as they are.
     """
-    plain: list[Any] = [module for module in modules if _is_plain(module)]
-    keep = sum(module.base_layer.weight.nbytes for module in plain) <= KEEP_LIMIT_BYTES
-    return {module: _lean_forward(module, keep) for module in plain}
+    linears = [(module, linear) for module in modules if (linear := _read(module)) is not None]
+    keep = sum(linear.weight.nbytes for _, linear in linears) <= KEEP_LIMIT_BYTES
+    return {module: _lean_forward(module, linear, keep) for module, linear in linears}
 
 
-def _lean_forward(module: Any, keep: bool) -> Callable[..., Tensor]:
+class _Linear(NamedTuple):
+    """What a plain LoRA linear is made of, as it is now."""
+
+    weight: Tensor  # (O, I)
+    bias: Tensor | None  # (O,)
+    scalings: tuple[float, ...]
+    factors: tuple[Tensor, ...]  # A_i (R, I), B_i (O, R) in turn
+
+
+def _lean_forward(module: LoraLinear, linear: _Linear, keep: bool) -> Callable[..., Tensor]:
     plain = module.forward
-    weight, bias = module.base_layer.weight, module.base_layer.bias
-    active = _active_adapters(module)
-    factors: list[Tensor] = [part[name].weight for name in active for part in (module.lora_A, module.lora_B)]
-    scalings = tuple(module.scaling[name] for name in active)
+    weight, bias, scalings, factors = linear
     merged = None
     if keep:
         with torch.no_grad():
@@ -119,22 +125,21 @@ def _lean_forward(module: Any, keep: bool) -> Callable[..., Tensor]:
     return forward
 
 
-def _active_adapters(module: LoraLinear) -> list[str]:
-    return [name for name in module.active_adapters if name in module.lora_A]
-
-
-def _is_plain(module: LoraLinear) -> bool:
-    """True if merging computes what peft would."""
-    weight, bias = module.base_layer.weight, module.base_layer.bias
-    active = _active_adapters(module)
-    if module.disable_adapters or module.merged or not active:
-        return False
+def _read(module: Any) -> _Linear | None:
+    """The parts of `module`, or None if merging is not what peft computes. Every step asks it of every linear."""
+    if module.disable_adapters or module.merged:
+        return None
+    base = module.base_layer
+    weight, bias = base.weight, base.bias
     if weight.requires_grad or (bias is not None and bias.requires_grad):
-        return False
-    return all(
-        name not in module.lora_variant
-        and module.lora_A[name].weight.dtype == weight.dtype
-        and module.lora_B[name].bias is None
-        and not (module.training and getattr(module.lora_dropout[name], "p", 0.0))
-        for name in active
-    )
+        return None
+    down, up, dropouts, training = module.lora_A, module.lora_B, module.lora_dropout, module.training
+    names = [name for name in module.active_adapters if name in down]
+    factors: list[Tensor] = []
+    for name in names:
+        a, b = down[name].weight, up[name]
+        dropped = training and getattr(dropouts[name], "p", 0.0)
+        if dropped or name in module.lora_variant or a.dtype != weight.dtype or b.bias is not None:
+            return None
+        factors += a, b.weight
+    return _Linear(weight, bias, tuple(module.scaling[name] for name in names), tuple(factors)) if names else None

@@ -6,7 +6,8 @@ are the same, to rounding, with less work:
 
 - layers under the lowest one that trains give both passes the same hidden states: they run once, without a graph;
 - the clean pass needs gradients at attention outputs only: no adapter's gradient, no graph under the lowest output;
-- the head and the loss run at labelled positions only, and columns after the last labelled one not at all;
+- the head and the loss run at labelled positions only, as does the last layer's feed-forward half, on which no other
+  token depends; columns after the last labelled one are not computed at all;
 - the perturbed pass records a graph for what trains only.
 
 With f the share of layers from the lowest drawn one up, this takes 1 + 3f passes' worth of layers instead of 4.
@@ -18,7 +19,7 @@ shift is the worst one for the very loss that is descended. (The authors' code d
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,7 +117,7 @@ class Passes:
 
         Returns the loss, 0-dim, detached.
         """
-        with hooks.frozen(frozen):
+        with hooks.frozen(frozen), self._last_mlp_at(tokens):
             loss = self.loss(tokens)
             (loss * weight).backward()
         return loss.detach()
@@ -128,6 +129,7 @@ class Passes:
         attentions = {layer: self.blocks[layer].attention for layer in layers}
         with ExitStack() as stack:
             stack.enter_context(hooks.frozen(self.parameters))
+            stack.enter_context(self._last_mlp_at(tokens))
             below: list[Any] = []
             if floor:
                 below = stack.enter_context(hooks.record_output(self.blocks[floor - 1].layer))
@@ -162,6 +164,10 @@ class Passes:
                 stack.enter_context(hooks.on_entry(self.blocks[clean.floor].layer, entered.restore))
             stack.enter_context(hooks.perturb_hidden(attentions, shifts))
             return self.descend(tokens, frozen, weight)
+
+    def _last_mlp_at(self, tokens: LabelledTokens) -> AbstractContextManager[None]:
+        mlp = self.blocks[-1].mlp
+        return nullcontext() if mlp is None else hooks.run_at(mlp, tokens.positions)
 
     def _run(self, tokens: LabelledTokens) -> Any:
         causal = self.anatomy.causal

@@ -99,11 +99,12 @@ def test_a_batch_without_labels_is_refused() -> None:
         LabelledTokens.of(batch.input_ids, batch.attention_mask, torch.full_like(batch.labels, -100))
 
 
-def test_lower_layers_run_once_and_the_head_sees_labelled_positions_only() -> None:
+def test_lower_layers_run_once_and_the_end_of_the_model_sees_labelled_positions_only() -> None:
     model = build()
     method = forced(model)
     runs = [0] * 5
-    seen: list[torch.Size] = []
+    logits: list[torch.Size] = []
+    lengths: dict[int, set[int]] = {0: set(), 4: set()}
     recorded: list[bool] = []
 
     def count(layer: int) -> Any:
@@ -118,14 +119,22 @@ def test_lower_layers_run_once_and_the_head_sees_labelled_positions_only() -> No
     plain = [block.layer.forward for block in method.passes.blocks]
     for layer, block in enumerate(method.passes.blocks):
         block.layer.forward = count(layer)
-    handle = method.passes.anatomy.head.register_forward_hook(lambda head, inputs, output: seen.append(output.shape))
+    handle = method.passes.anatomy.head.register_forward_hook(lambda head, inputs, output: logits.append(output.shape))
+    handles = [
+        method.passes.blocks[layer].mlp.down_proj.register_forward_pre_hook(
+            lambda module, inputs, seen=seen: seen.add(inputs[0].flatten(0, 1).shape[0])
+        )
+        for layer, seen in lengths.items()
+    ]
     method.training_step(model, make_batch(), 0)
-    handle.remove()
+    for hook in (handle, *handles):
+        hook.remove()
     for block in method.passes.blocks:
         del block.layer.forward
     assert runs == [1, 2, 2, 2, 2]
     assert recorded == [False, True, True, True, True, True, True, True, True], "layer 0 records no graph"
-    assert seen == [(1, make_batch().num_tokens, 61)] * 2
+    assert logits == [(1, make_batch().num_tokens, 61)] * 2
+    assert lengths == {0: {3 * 9}, 4: {make_batch().num_tokens}}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
