@@ -14,7 +14,7 @@ from app.guard import guarded
 from app.markup import verdict_word
 from app.page import Page
 from app.panes import by_state, states_of
-from app.services import PRESETS, ConfigError, StoreError, default_method, new_owner, replace_methods
+from app.services import PRESETS, ConfigError, StoreError, new_owner, replace_methods, settings_of
 from app.views import aligned, attacked
 
 ANSWER_WAIT_S = 300.0
@@ -33,7 +33,9 @@ def add_endpoints(page: Page) -> None:
         if preset not in PRESETS:
             raise ConfigError(f"There is no preset {preset!r}.", remedy=f"Choose one of: {', '.join(PRESETS)}.")
         config = PRESETS[preset].config
-        return lab.start_alignment(replace_methods(config, [default_method(m) for m in methods]) if methods else config)
+        return lab.start_alignment(
+            replace_methods(config, [settings_of(config, m) for m in methods]) if methods else config
+        )
 
     def start_attack(run_id: str, harmful_ratio: float, num_samples: int) -> str:
         """Attack every aligned model of a run; its other settings are the run's own. Returns the attack's id."""

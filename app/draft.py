@@ -22,8 +22,8 @@ from app.services import (
     LabConfig,
     ModelConfig,
     data_of,
-    default_method,
     replace_methods,
+    settings_of,
 )
 
 SANDBOX = ModelConfig().name
@@ -56,7 +56,7 @@ class Draft:
         self._own_models = own_models
         names = [name for name, info in METHODS.items() if info.stage == "alignment_stage"]
         self._lab = Form(config, "run", main=ALIGN_MAIN, leave_out=("alignment.methods", "attack.", "model."))
-        self._methods = {name: Form(_method(config, name), name) for name in names}
+        self._methods = {name: Form(settings_of(config, name), name) for name in names}
         tasks = [(task.title, name) for name, task in data_of(config).tasks.items()]
         self.model = Form(config.model, "model", main=MODEL_MAIN, leave_out=FOR_LAUNCHERS) if own_models else None
         self.model_group = gr.Group(visible=is_own(config.model), render=False)
@@ -142,7 +142,7 @@ class Draft:
         shown = self._own_models and is_own(config.model)
         values = self._lab.values(config)
         for name, form in self._methods.items():
-            values += form.values(_method(config, name))
+            values += form.values(settings_of(config, name))
         values += self.attack.values(config.attack)
         if self.model is not None:
             unnamed = config.model.name == YOUR_MODEL
@@ -168,7 +168,7 @@ class Draft:
         for name, form in self._methods.items():
             given = _take(left, form)
             if name in chosen:
-                methods.append(form.parse(_method(config, name), given))
+                methods.append(form.parse(settings_of(config, name), given))
         attack = self.attack.parse(config.attack, _take(left, self.attack))
         model = self.read_model(base, *left)
         return replace_methods(config, methods).model_copy(update={"attack": attack, "model": model})
@@ -219,11 +219,6 @@ def preset_of(config: LabConfig) -> str | None:
 
 def _names(config: LabConfig) -> list[str]:
     return [method.name for method in config.alignment.methods]
-
-
-def _method(config: LabConfig, name: str) -> Any:
-    """The config's settings of a method, or the defaults if it does not use it."""
-    return next((method for method in config.alignment.methods if method.name == name), default_method(name))
 
 
 def _take(values: Iterator[Any], form: Form) -> list[Any]:

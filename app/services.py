@@ -36,7 +36,7 @@ from tvaccine_core.export import (
     step_rows,
 )
 from tvaccine_core.machine import memory_bytes
-from tvaccine_core.methods import METHODS, MethodInfo
+from tvaccine_core.methods import METHODS, MethodInfo, settings_of
 from tvaccine_core.model_files import ModelFacts, check_model
 from tvaccine_core.plan.advice import advise
 from tvaccine_core.plan.records import MemoryPlan, PlanReport
@@ -106,6 +106,7 @@ __all__ = [
     "memory_bytes",
     "parse_config",
     "score_rows",
+    "settings_of",
     "step_rows",
 ]
 
@@ -300,11 +301,6 @@ def replace_methods(config: LabConfig, methods: Sequence[Config]) -> LabConfig:
         {**config.alignment.model_dump(mode="json"), "methods": [method.model_dump(mode="json") for method in methods]},
     )
     return config.model_copy(update={"alignment": alignment})
-
-
-def default_method(name: str) -> Config:
-    """A method's settings as they come."""
-    return METHODS[name].config()
 
 
 @lru_cache(maxsize=8)

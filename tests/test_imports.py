@@ -40,6 +40,7 @@ LAYERS = (
         "merged",
         "norms",
         "passes",
+        "randomness",
         "ranks",
         "short_attention",
     },

@@ -326,11 +326,11 @@ def parse_config(cls: type[ConfigT], data: dict[str, Any]) -> ConfigT:
         raise ConfigError("; ".join(problems), remedy="Correct the named settings and try again.") from error
 
 
-def _preset(alignment_steps: int, attack_steps: int, *others: MethodConfig, max_per_set: int = 0) -> LabConfig:
-    """The schedule fixed on SFT alone (see `sandbox/WORLDS.md`), SFT and T-Vaccine, and `others`."""
+def _preset(alignment_steps: int, attack_steps: int, *methods: MethodConfig, max_per_set: int = 0) -> LabConfig:
+    """The schedule fixed on SFT alone (see `sandbox/WORLDS.md`), SFT and `methods`."""
     return LabConfig(
         alignment=AlignmentConfig(
-            methods=(SFTConfig(), *others, TVaccineConfig()), optimisation=OptimisationConfig(steps=alignment_steps)
+            methods=(SFTConfig(), *methods), optimisation=OptimisationConfig(steps=alignment_steps)
         ),
         attack=AttackConfig(optimisation=OptimisationConfig(steps=attack_steps, batch_size=10, learning_rate=1e-3)),
         evaluation=EvaluationConfig(max_per_set=max_per_set),
@@ -371,18 +371,18 @@ class Preset(Config):
 PRESETS: dict[str, Preset] = {
     "sandbox-quick": Preset(
         title="Sandbox, quick",
-        description="SFT and T-Vaccine in the embedded world: a few minutes on two cores.",
-        config=_preset(1200, 200),
+        description="SFT and T-Vaccine in the embedded world, perturbed every second step: some minutes on two cores.",
+        config=_preset(1200, 200, TVaccineConfig(perturb_every=2)),
     ),
     "sandbox-full": Preset(
         title="Sandbox, full",
-        description="SFT, Vaccine and T-Vaccine in the embedded world: about twice as long.",
-        config=_preset(1200, 200, VaccineConfig()),
+        description="SFT, Vaccine and T-Vaccine, perturbed at every step as in the recorded study: twice as long.",
+        config=_preset(1200, 200, VaccineConfig(), TVaccineConfig()),
     ),
     "sandbox-check": Preset(
         title="Sandbox, self-check",
         description="A few steps of everything, to see that this machine works. Its scores mean nothing.",
-        config=_preset(12, 8, max_per_set=8),
+        config=_preset(12, 8, TVaccineConfig(), max_per_set=8),
     ),
     YOUR_MODEL: Preset(
         title="Your model",

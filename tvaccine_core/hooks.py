@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -364,38 +363,3 @@ def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter, required in zip(parameters, before, strict=True):
             parameter.requires_grad_(required)
-
-
-class RandomState:
-    """A copy of the state of torch's global generators, the CPU's and that of `device`."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.module: Any = None if device.type in ("cpu", "meta") else torch.get_device_module(device.type)
-        self._which = () if device.type == "mps" else (device,)  # there is one mps device, and it is not asked for
-        self._states: list[Tensor] = []
-        self.save()
-
-    def save(self) -> None:
-        """Copy the generators' present state."""
-        self._states = [torch.get_rng_state()]
-        if self.module is not None:
-            self._states.append(self.module.get_rng_state(*self._which))
-
-    def restore(self) -> None:
-        """Put the copied state back."""
-        torch.set_rng_state(self._states[0])
-        if self.module is not None:
-            self.module.set_rng_state(self._states[1], *self._which)
-
-
-@contextmanager
-def isolated_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch's global generators (dropout draws from them) for the block, then put them back as they were."""
-    before = RandomState(device)
-    torch.default_generator.manual_seed(seed)
-    if before.module is not None:
-        before.module.manual_seed(seed)
-    try:
-        yield
-    finally:
-        before.restore()

@@ -33,6 +33,7 @@ from tvaccine_core.losses import LabelledTokens, chunked_cross_entropy, cross_en
 from tvaccine_core.lowrank import adapted_linears, lean_adapters
 from tvaccine_core.merged import mergeable
 from tvaccine_core.norms import lean_norms
+from tvaccine_core.randomness import RandomState, isolated_randomness
 from tvaccine_core.short_attention import short_attentions
 
 
@@ -48,7 +49,7 @@ class CleanPass:
     """The perturbed pass starts at this layer."""
     floor_input: Any
     """What the layer below the floor returned; None at floor 0."""
-    random_states: tuple[hooks.RandomState, ...]
+    random_states: tuple[RandomState, ...]
     """Of torch's generators at the start of the pass, and on entry to the floor."""
 
 
@@ -93,7 +94,7 @@ class Passes:
         """
         seed = int(torch.randint(2**62, (), generator=generator)) + rank
         with (
-            hooks.isolated_randomness(self.device, seed),
+            isolated_randomness(self.device, seed),
             lean_adapters(self._adapted, self._mergeable),
             hooks.replace_forwards(self._lean),
             hooks.recompute(self._recomputed),
@@ -124,8 +125,8 @@ class Passes:
 
     def clean(self, tokens: LabelledTokens, layers: Sequence[int], floor: int) -> CleanPass:
         """Loss and its gradients at the attention outputs of `layers`; keeps what a pass from `floor` up can reuse."""
-        started = hooks.RandomState(self.device)
-        entered = hooks.RandomState(self.device)
+        started = RandomState(self.device)
+        entered = RandomState(self.device)
         attentions = {layer: self.blocks[layer].attention for layer in layers}
         with ExitStack() as stack:
             stack.enter_context(hooks.frozen(self.parameters))
@@ -191,7 +192,7 @@ class Passes:
         if all(id(parameter) in inside for parameter in self.parameters):
             return set()
         token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        state = hooks.RandomState(self.device)
+        state = RandomState(self.device)
         with torch.enable_grad(), hooks.capture_input(self.blocks[0].layer) as inputs:
             self.anatomy.causal(input_ids=token, use_cache=False)
         state.restore()

@@ -8,8 +8,8 @@ from written_runs import small_config
 
 from app.controls import Form, fields_of, make_control
 from app.draft import Draft
-from app.services import METHODS, PRESETS, YOUR_MODEL, AttackConfig, ConfigError, LabConfig, default_method
-from tvaccine_core.config import ModelConfig, TVaccineConfig, VaccineConfig
+from app.services import METHODS, PRESETS, YOUR_MODEL, AttackConfig, ConfigError, LabConfig
+from tvaccine_core.config import ModelConfig, SFTConfig, TVaccineConfig, VaccineConfig
 
 
 def test_every_field_of_every_config_gets_a_control_that_shows_its_value() -> None:
@@ -90,7 +90,15 @@ def test_settings_of_a_method_survive_that_it_is_not_chosen(draft: Draft) -> Non
     assert draft.read(*shown).alignment.methods == (VaccineConfig(rho=2.5),)
     base, _, *values = shown
     both = draft.read(base, ["sft", "vaccine", "tvaccine"], *values)
-    assert both.alignment.methods == (default_method("sft"), VaccineConfig(rho=2.5), default_method("tvaccine"))
+    assert both.alignment.methods == (SFTConfig(), VaccineConfig(rho=2.5), TVaccineConfig())
+
+
+def test_a_method_that_is_added_is_perturbed_as_often_as_the_others(draft: Draft) -> None:
+    base, _, *values = filled(draft, small_config(methods=[SFTConfig(), TVaccineConfig(perturb_every=3)]))
+    assert draft.read(base, ["vaccine", "tvaccine"], *values).alignment.methods == (
+        VaccineConfig(perturb_every=3),
+        TVaccineConfig(perturb_every=3),
+    )
 
 
 def test_no_method_is_an_error(draft: Draft) -> None:

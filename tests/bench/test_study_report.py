@@ -149,7 +149,7 @@ def test_the_summary_holds_curves_and_paired_outcomes_and_survives_a_file(tmp_pa
     ]
     summary = study_report.summarise(results)
     assert (summary.num_alignment_seeds, summary.num_attack_seeds, summary.ratios) == (2, 2, [0.1])
-    assert summary.alignment == "12 steps of 16, learning rate 0.004"
+    assert summary.alignment == "12 steps of 16, learning rate 0.004, perturbed at every step"
     sft, tvaccine = summary.curves
     assert sft.steps == (0, 25)
     assert [point.mean for point in sft.harmful_score["aligned_names"]] == [0, 50]  # (60 + 40) / 2

@@ -36,9 +36,9 @@ def test_a_file_is_read_and_overridden(tmp_path: Path) -> None:
 
 def test_methods_keep_their_settings_and_are_set_by_name() -> None:
     config = build_config(None, None, ["alignment.methods.tvaccine.rho=2.5"], "vaccine, tvaccine")
-    assert config.alignment.methods == (VaccineConfig(), TVaccineConfig(rho=2.5))
+    assert config.alignment.methods == (VaccineConfig(perturb_every=2), TVaccineConfig(rho=2.5, perturb_every=2))
     again = override(config, ["alignment.methods.tvaccine.num_layers=2"])
-    assert again.alignment.methods[1] == TVaccineConfig(rho=2.5, num_layers=2)
+    assert again.alignment.methods[1] == TVaccineConfig(rho=2.5, num_layers=2, perturb_every=2)
 
 
 @pytest.mark.parametrize(

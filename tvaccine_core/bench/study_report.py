@@ -13,6 +13,7 @@ from scipy import stats
 
 from tvaccine_core.bench.study import HARMFUL_SETS, AlignedResult, AttackResult, CurvePoint
 from tvaccine_core.bench.study_summary import Estimate, StudyCurve, StudyOutcome, StudySummary
+from tvaccine_core.config import SFTConfig
 from tvaccine_core.errors import DataError
 from tvaccine_core.methods import METHODS
 
@@ -144,7 +145,7 @@ def summarise(results: Sequence[AlignedResult]) -> StudySummary:
     return StudySummary(
         num_alignment_seeds=len({result.seed for result in results}),
         num_attack_seeds=len({a.attack_seed for result in results for a in result.attacks}),
-        alignment=describe_alignment(results[0]),
+        alignment=describe_alignment(results),
         num_samples=attack.num_samples,
         steps=attack.optimisation.steps,
         task=attack.task,
@@ -167,10 +168,16 @@ def summarise(results: Sequence[AlignedResult]) -> StudySummary:
     )
 
 
-def describe_alignment(result: AlignedResult) -> str:
-    """The schedule all methods shared: `800 steps of 24, learning rate 0.008`."""
-    schedule = result.config.alignment.optimisation
-    return f"{schedule.steps} steps of {schedule.batch_size}, learning rate {schedule.learning_rate:g}"
+def describe_alignment(results: Sequence[AlignedResult]) -> str:
+    """The schedule all methods shared: `800 steps of 24, learning rate 0.008, perturbed at every step`."""
+    schedule = results[0].config.alignment.optimisation
+    described = f"{schedule.steps} steps of {schedule.batch_size}, learning rate {schedule.learning_rate:g}"
+    methods = [method for result in results for method in result.config.alignment.methods]
+    every = sorted({str(method.perturb_every) for method in methods if not isinstance(method, SFTConfig)})
+    if not every:
+        return described
+    how_often = "at every step" if every == ["1"] else f"every {' or '.join(every)} steps"
+    return f"{described}, perturbed {how_often}"
 
 
 def ratios_of(results: Sequence[AlignedResult]) -> list[float]:
@@ -192,7 +199,7 @@ def render_markdown(results: Sequence[AlignedResult]) -> str:
     config = results[0].config
     lines = [
         f"{len(seeds)} alignment seeds × {len(attack_seeds)} attack seeds; mean ± 95 % t interval over alignment "
-        f"seeds, percent. Alignment: {describe_alignment(results[0])}. Attack: n {config.attack.num_samples}, "
+        f"seeds, percent. Alignment: {describe_alignment(results)}. Attack: n {config.attack.num_samples}, "
         f"{config.attack.optimisation.steps} steps, task {config.attack.task}. HS is judged by the sandbox's exact "
         "oracle; lower is better. Difference: paired, method minus SFT. An attack whose FA never reaches 90 has no HS "
         "at FA ≥ 90; where that leaves fewer seeds, their number n stands beside.",

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from tvaccine_core.config import PRESETS, Config, ConfigT, LabConfig, parse_config
 from tvaccine_core.errors import ConfigError, RunNotFoundError
-from tvaccine_core.methods import METHODS, method_info
+from tvaccine_core.methods import METHODS, settings_of
 from tvaccine_core.store import RunRow, Store, default_home
 
 DataDir = Annotated[
@@ -81,9 +81,8 @@ def find_preset(name: str | None) -> str:
 
 def choose_methods(config: LabConfig, methods: str) -> LabConfig:
     """The same config with the methods of a comma-separated list; those it has already keep their settings."""
-    given = {method.name: method for method in config.alignment.methods}
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    chosen = [given.get(name) or method_info(name).config() for name in names]
+    chosen = [settings_of(config, name) for name in names]
     return override(config, [], {"alignment": {"methods": [method.model_dump(mode="json") for method in chosen]}})
 
 

@@ -9,7 +9,7 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from tvaccine_core.config import Config, MethodConfig, SFTConfig, TVaccineConfig, VaccineConfig
+from tvaccine_core.config import Config, LabConfig, MethodConfig, SFTConfig, TVaccineConfig, VaccineConfig
 from tvaccine_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,6 +80,23 @@ def method_info(name: str) -> MethodInfo:
     if name not in METHODS:
         raise ConfigError(f"Unknown method {name!r}.", remedy=f"Choose one of: {', '.join(METHODS)}.")
     return METHODS[name]
+
+
+def settings_of(config: LabConfig, name: str) -> Config:
+    """The settings of a method in `config`; one that is not in it has its defaults, and the others' `perturb_every`.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    methods = config.alignment.methods
+    given = next((method for method in methods if method.name == name), None)
+    if given is not None:
+        return given
+    settings = method_info(name).config()
+    shared = [method.perturb_every for method in methods if isinstance(method, VaccineConfig | TVaccineConfig)]
+    if shared and isinstance(settings, VaccineConfig | TVaccineConfig):
+        return settings.model_copy(update={"perturb_every": shared[0]})  # else they could not be compared
+    return settings
 
 
 def load_method(config: MethodConfig) -> Method:
