@@ -160,7 +160,7 @@ def test_the_plan_is_what_real_steps_hold(case: Case, tmp_path: Path) -> None:
     assert plan.num_parameters > 100_000
 
 
-@pytest.mark.parametrize("case", [CASES[1], CASES[8]], ids=str)
+@pytest.mark.parametrize("case", [pytest.param(CASES[1], marks=pytest.mark.slow), CASES[8]], ids=str)
 def test_every_phase_and_part_is_what_the_same_rehearsal_finds_on_a_real_model(case: Case, tmp_path: Path) -> None:
     shape = tiny_shape(case.family, case.layers)
     save_model(tmp_path, shape)

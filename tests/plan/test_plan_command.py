@@ -85,6 +85,7 @@ def test_readme_tells_what_is_predicted_for_seven_billion_parameters(
     assert f"{plan.peak_bytes / 1e9:.1f}" == dict(zip(("nf4", "none"), figures.groups(), strict=True))[quantization]
 
 
+@pytest.mark.slow
 def test_bench_gpu_measures_what_the_plan_predicts(tiny_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
     small = ("--set", "batch=2", "--set", "length=16", "--set", "num_layers=2", "--set", "steps=2")
