@@ -101,7 +101,10 @@ def report() -> StepBenchReport:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step_model, "WARM_UP_ROUNDS", 0)
         patch.setattr(bench, "sweep_settings", lambda settings: some)
-        return bench.run(TINY, sweep=True)
+        said: list[str] = []
+        report = bench.run(TINY, sweep=True, say=said.append)
+    assert [line.split(",")[0] for line in said] == ["4 layers x 32", "2 layers x 32"]
+    return report
 
 
 def test_gradients_of_both_two_pass_steps_agree(report: StepBenchReport) -> None:
@@ -168,7 +171,8 @@ def test_a_sweep_varies_one_thing_at_a_time(report: StepBenchReport) -> None:
     for varies, settings in shapes:
         changed = {key for key, value in settings.model_dump().items() if value != TINY.model_dump()[key]}
         assert varies in changed
-        assert changed <= {varies, "drawn"}
+        assert changed <= {varies, "drawn", "repeats"}
+        assert settings.repeats == TINY.sweep_repeats
     assert [(point.varies, point.settings.layers) for point in report.sweep] == [("layers", 2)]
     for point in report.sweep:
         assert point.worst_gradient_error <= step_model.GRADIENT_TOLERANCE

@@ -35,13 +35,13 @@ def write_result(folder: Path, config: LabConfig) -> Path:
 
 
 def test_a_method_has_the_settings_of_the_config_given_and_otherwise_its_own() -> None:
-    config = with_tvaccine(rho=0.3, freezing="layer")
+    config = with_tvaccine(rho=0.3, freezing="layer", perturb_every=4)
     (tvaccine,) = study.study_config(config, "tvaccine", 2).alignment.methods
     assert (tvaccine.rho, tvaccine.freezing) == (0.3, "layer")  # pyright: ignore[reportAttributeAccessIssue]
     (vaccine,) = study.study_config(config, "vaccine", 2).alignment.methods
-    assert vaccine == VaccineConfig()
+    assert vaccine == VaccineConfig(perturb_every=4)
     assert study.study_config(config, "vaccine", 2).seed == 2
-    with pytest.raises(ConfigError, match="no method 'tar'"):
+    with pytest.raises(ConfigError, match="Unknown method 'tar'"):
         study.study_config(config, "tar", 2)
 
 

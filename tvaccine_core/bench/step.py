@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,15 +125,20 @@ RATIOS = (
 )
 
 
-def run(settings: StepBenchSettings, *, sweep: bool = False) -> StepBenchReport:
+def run(
+    settings: StepBenchSettings, *, sweep: bool = False, say: Callable[[str], None] = lambda line: None
+) -> StepBenchReport:
     """Build, compare gradients, count memory, time; with `sweep` on the shapes of `sweep_settings` too.
+
+    `say` is told of every shape before it is measured.
 
     Raises:
         TrainingError: gradients that must be equal are not.
     """
     with threads_of(settings.threads) as threads, torch.random.fork_rng():
+        say(_shape(settings))
         worst, num_gradients, times, memory = _measure(settings, STEP_NAMES)
-        points = tuple(_sweep(settings)) if sweep else ()
+        points = tuple(_sweep(settings, say)) if sweep else ()
     ratios: dict[str, Any] = {}
     for key, upper, lower in RATIOS:
         for part, value in _ratios(times, memory, upper, lower).items():
@@ -185,11 +190,19 @@ def spread(layers: int, count: int) -> tuple[int, ...]:
 
 
 def _with(settings: StepBenchSettings, **changes: Any) -> StepBenchSettings:
-    return StepBenchSettings.model_validate({**settings.model_dump(), **changes})
+    return StepBenchSettings.model_validate({**settings.model_dump(), "repeats": settings.sweep_repeats, **changes})
 
 
-def _sweep(settings: StepBenchSettings) -> Iterator[SweepPoint]:
+def _shape(settings: StepBenchSettings) -> str:
+    return (
+        f"{settings.layers} layers x {settings.hidden}, batch {settings.batch} x {settings.length}, "
+        f"{len(settings.drawn)} drawn, {settings.repeats} rounds"
+    )
+
+
+def _sweep(settings: StepBenchSettings, say: Callable[[str], None]) -> Iterator[SweepPoint]:
     for varies, other in sweep_settings(settings):
+        say(_shape(other))
         worst, _, times, memory = _measure(other, SWEEP_STEPS)
         yield SweepPoint(
             varies=varies,

@@ -50,6 +50,7 @@ class StepBenchSettings(Config):
     drawn: tuple[int, ...] = Field(default=(1, 4, 9, 13), min_length=1, description="Layers drawn, counted from 0.")
     rho: float = Field(default=3.0, ge=0, le=50, description="Perturbation intensity.")
     repeats: int = Field(default=9, ge=1, le=1000, description="Rounds that are timed, after two that are not.")
+    sweep_repeats: int = Field(default=3, ge=1, le=1000, description="Rounds that are timed on each shape of a sweep.")
     threads: int = Field(default=0, ge=0, le=1024, description="Threads torch may use; 0 leaves its own choice.")
     seed: int = Field(default=0, ge=0, description="Seed of the weights and the batch.")
 

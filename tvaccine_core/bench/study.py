@@ -19,8 +19,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from tvaccine_core.config import PRESETS, AttackConfig, Config, LabConfig, parse_config
+from tvaccine_core.config import AttackConfig, Config, LabConfig, parse_config
 from tvaccine_core.errors import ConfigError, TVaccineError
+from tvaccine_core.methods import settings_of
 from tvaccine_core.records import EvalRecord, Event, Proportion, Record, StepRecord
 from tvaccine_core.supervisor import num_cores
 
@@ -82,15 +83,12 @@ class AlignedResult(Record):
 
 
 def study_config(config: LabConfig, method: str, seed: int) -> LabConfig:
-    """`config` with this method alone and this alignment seed; a method it lacks comes as the full preset has it.
+    """`config` with this method alone, by `settings_of`, and this alignment seed.
 
     Raises:
-        ConfigError: neither has that method.
+        ConfigError: there is no such method.
     """
-    known = {m.name: m for source in (PRESETS["sandbox-full"].config, config) for m in source.alignment.methods}
-    if method not in known:
-        raise ConfigError(f"The study has no method {method!r}.", remedy=f"Choose from {', '.join(known)}.")
-    alignment = config.alignment.model_copy(update={"methods": (known[method],)})
+    alignment = config.alignment.model_copy(update={"methods": (settings_of(config, method),)})
     return config.model_copy(update={"seed": seed, "alignment": alignment})
 
 

@@ -128,7 +128,7 @@ def step(
     from tvaccine_core.bench.step_model import StepBenchSettings
 
     check_json(json_file)
-    report = run(override(StepBenchSettings(), overrides), sweep=sweep)
+    report = run(override(StepBenchSettings(), overrides), sweep=sweep, say=err.print)
     out.print(render(report), soft_wrap=True)
     write_json(json_file, report)
 
@@ -164,13 +164,17 @@ def study(
     readme: Annotated[Path | None, typer.Option(help="Put the tables between the result markers of this file.")] = None,
     summary: Annotated[Path | None, typer.Option(help="Write what the page shows of it to this JSON file.")] = None,
 ) -> None:
-    """Compare methods over alignment and attack seeds, with t intervals. An hour or more for the default settings."""
+    """Compare methods over alignment and attack seeds, with t intervals. An hour or more for the default settings.
+
+    The default preset is sandbox-full.
+    """
     from tvaccine_core.bench.study import StudySettings, run_study
     from tvaccine_core.bench.study_report import draw_figure, render_markdown, summarise, update_readme
 
     check_json(summary)
     settings = override(StudySettings.model_validate({}), overrides)
-    results = run_study(folder, settings, build_config(preset, config_file, None), processes)
+    config = build_config(preset or (None if config_file else "sandbox-full"), config_file, None)
+    results = run_study(folder, settings, config, processes)
     text = render_markdown(results)
     out.print(text, soft_wrap=True)
     if figure is not None:
