@@ -168,7 +168,7 @@ class Passes:
 
     def _last_mlp_at(self, tokens: LabelledTokens) -> AbstractContextManager[None]:
         mlp = self.blocks[-1].mlp
-        return nullcontext() if mlp is None else hooks.run_at(mlp, tokens.positions)
+        return nullcontext() if mlp is None or hooks.mixes_tokens(mlp) else hooks.run_at(mlp, tokens.positions)
 
     def _run(self, tokens: LabelledTokens) -> Any:
         causal = self.anatomy.causal

@@ -70,7 +70,14 @@ class HalvedRMSNorm(LlamaRMSNorm):
         return super().forward(hidden_states) / 2
 
 
-@pytest.mark.parametrize("reason", ["float64", "trains", "another form", "hooked", "no RMS norm"])
+class GatedRMSNorm(LlamaRMSNorm):
+    """One that takes more than its input."""
+
+    def forward(self, hidden_states: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:  # pyright: ignore
+        return super().forward(hidden_states) * gate
+
+
+@pytest.mark.parametrize("reason", ["float64", "trains", "another form", "gated", "hooked", "no RMS norm"])
 def test_others_run_their_own_code(reason: str) -> None:
     dtype = torch.float64 if reason == "float64" else torch.float32
     model = frozen("opt" if reason == "no RMS norm" else "llama", dtype)
@@ -79,6 +86,8 @@ def test_others_run_their_own_code(reason: str) -> None:
     for module in norms_of(model):
         if reason == "another form":
             module.__class__ = HalvedRMSNorm
+        if reason == "gated":
+            module.__class__ = GatedRMSNorm
         if reason == "hooked":  # as accelerate does where layers lie on several devices
             module.forward = copy.copy(module.forward)
     assert not lean_norms(model)
