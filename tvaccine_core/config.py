@@ -371,12 +371,12 @@ class Preset(Config):
 PRESETS: dict[str, Preset] = {
     "sandbox-quick": Preset(
         title="Sandbox, quick",
-        description="SFT and T-Vaccine in the embedded world, perturbed every second step: some minutes on two cores.",
+        description="SFT and T-Vaccine in the embedded world: a few minutes. T-Vaccine perturbs every second step.",
         config=_preset(1200, 200, TVaccineConfig(perturb_every=2)),
     ),
     "sandbox-full": Preset(
         title="Sandbox, full",
-        description="SFT, Vaccine and T-Vaccine, perturbed at every step as in the recorded study: twice as long.",
+        description="SFT, Vaccine and T-Vaccine, perturbing at every step, as the recorded study: twice as long.",
         config=_preset(1200, 200, VaccineConfig(), TVaccineConfig()),
     ),
     "sandbox-check": Preset(
