@@ -1,10 +1,10 @@
 """Rotary self-attention on short sequences on a CPU: plain batched products, forward and backward written out.
 
 Sources: Vaswani et al., "Attention Is All You Need", arXiv:1706.03762; Su et al., "RoFormer: Enhanced Transformer with
-Rotary Position Embedding", arXiv:2104.09864. Blockwise attention kernels are made for long sequences: at 22 tokens of 4
-heads of 32 channels PyTorch's takes four times the time of the few small products it consists of, and the rotation
-around it, a chain of short operations each way, half as long again. Here all is one function with its gradient, which
-takes about 0.7 of the time up to `LONGEST` tokens; it keeps the attention weights, T of them a head and token.
+Rotary Position Embedding", arXiv:2104.09864. Blockwise attention kernels are made for long sequences; on short ones
+their own work outweighs the few small products they consist of, and the rotation around them is a chain of short
+operations each way. Here all is one function with its gradient, which takes 0.6 to 0.9 of the time up to `LONGEST`
+tokens on one thread; it keeps the attention weights, T of them a head and token.
 
 Results differ from the model's own by rounding. Which modules are of this form is found by trying; others, other
 devices and precisions, longer sequences and cached ones run the model's own code.
@@ -47,7 +47,7 @@ class RotaryAttention(torch.autograd.Function):
     ) -> Tensor:
         queries, keys = _rotate(_split(q, num_heads), *for_q), _rotate(_split(k, num_heads), *for_k)
         values = _split(v, num_heads)
-        # A transposed second factor takes four times as long as copying it and multiplying.
+        # A transposed second factor takes twice as long as copying it and multiplying.
         weights = _product(queries, keys.mT.contiguous()).add_(bias).softmax(-1)  # (B, H, T, T)
         ctx.save_for_backward(queries, keys, values, weights)
         ctx.for_q, ctx.for_k = for_q, for_k

@@ -13,7 +13,6 @@ from scipy import stats
 
 from tvaccine_core.bench.study import HARMFUL_SETS, AlignedResult, AttackResult, CurvePoint
 from tvaccine_core.bench.study_summary import Estimate, StudyCurve, StudyOutcome, StudySummary
-from tvaccine_core.config import SFTConfig
 from tvaccine_core.errors import DataError
 from tvaccine_core.methods import METHODS
 
@@ -173,7 +172,7 @@ def describe_alignment(results: Sequence[AlignedResult]) -> str:
     schedule = results[0].config.alignment.optimisation
     described = f"{schedule.steps} steps of {schedule.batch_size}, learning rate {schedule.learning_rate:g}"
     methods = [method for result in results for method in result.config.alignment.methods]
-    every = sorted({str(method.perturb_every) for method in methods if not isinstance(method, SFTConfig)})
+    every = sorted({str(every) for method in methods if (every := getattr(method, "perturb_every", None))})
     if not every:
         return described
     how_often = "at every step" if every == ["1"] else f"every {' or '.join(every)} steps"

@@ -93,9 +93,9 @@ def settings_of(config: LabConfig, name: str) -> Config:
     if given is not None:
         return given
     settings = method_info(name).config()
-    shared = [method.perturb_every for method in methods if isinstance(method, VaccineConfig | TVaccineConfig)]
-    if shared and isinstance(settings, VaccineConfig | TVaccineConfig):
-        return settings.model_copy(update={"perturb_every": shared[0]})  # else they could not be compared
+    shared = next((every for method in methods if (every := getattr(method, "perturb_every", None))), None)
+    if shared and "perturb_every" in type(settings).model_fields:
+        return settings.model_copy(update={"perturb_every": shared})  # else they could not be compared
     return settings
 
 
