@@ -93,6 +93,7 @@ def resume(run: RunArgument = "latest", workers: Workers = None, data_dir: DataD
     """Go on with what was interrupted, cancelled or failed, from the last checkpoints."""
     store = open_store(data_dir)
     row = find_run(store, run)
+    store.reap()  # a worker that was just killed has left its job running
     # The newest attempt at each piece of work, in the order they were queued: what others depend on comes first.
     latest = {(job.kind, job.title): job for job in store.jobs(row.id) if job.kind != "generate"}
     stopped = [job for job in latest.values() if job.state in ("interrupted", "cancelled", "failed")]
