@@ -30,7 +30,7 @@ TORCH = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safeten
 LAYERS = (
     {"errors", "machine", "records"},
     {"config"},
-    {"database", "rows", "jobs", "store", "export"},
+    {"database", "rows", "migrations", "jobs", "store", "export"},
     {
         "hooks",
         "activation_memory",
@@ -46,6 +46,7 @@ LAYERS = (
     },
     {"models", "model_files", "adapters", "adapter_files", "targets", "checkpoints", "data", "sandbox"},
     {"methods"},
+    {"orders"},
     {"training"},
     {"attack", "evaluation", "conformance"},
     {"pipeline", "plan"},
@@ -65,6 +66,7 @@ TORCH_FREE = (
     "tvaccine_core.data.prompts",
     "tvaccine_core.data.mixtures",
     "tvaccine_core.data.sources",
+    "tvaccine_core.orders",
     "tvaccine_core.store",
     "tvaccine_core.supervisor",
     "tvaccine_core.launch",
@@ -85,7 +87,7 @@ METHOD_FILE_MAY_IMPORT = {
     "methods",
     "methods.base",
 }
-STORE_READERS = {"store", "export", "engine", "worker", "supervisor", "launch", "bench", "cli", "__main__"}
+STORE_READERS = {"store", "orders", "export", "engine", "worker", "supervisor", "launch", "bench", "cli", "__main__"}
 
 
 @dataclass(frozen=True)

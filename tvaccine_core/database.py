@@ -10,8 +10,8 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tvaccine_core.errors import StoreError
@@ -31,17 +31,26 @@ _REMEDIES = (
 )
 
 
+Migration = Callable[[sqlite3.Connection], None]
+"""Takes a database from one version to the next, inside a transaction of the caller's."""
+
+
 class Database:
-    """The file at `path`, created with `schema` when it is new.
+    """The file at `path`, created with `schema` when it is new, brought to `version` when it is older.
+
+    Args:
+        migrations: by the version they begin from.
 
     Raises:
-        StoreError: the file cannot be used, or was written by a newer version.
+        StoreError: the file cannot be used, is another program's, lacks a part, or was written by a newer version.
     """
 
-    def __init__(self, path: Path, schema: Sequence[str], version: int) -> None:
+    def __init__(
+        self, path: Path, schema: Sequence[str], version: int, migrations: Mapping[int, Migration] | None = None
+    ) -> None:
         self.path = path
         self._local = threading.local()
-        self._create(schema, version)
+        self._open_as(schema, version, migrations or {})
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -57,15 +66,8 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """This thread's connection, inside one transaction that holds the write lock; an exception undoes it."""
-        with self._translate():
-            connection = self._connection()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                _end(connection, "ROLLBACK")
-                raise
+        with self._translate(), _transaction(self._connection(), "BEGIN IMMEDIATE") as connection:
+            yield connection
 
     def close(self) -> None:
         """Close this thread's connection; the next use opens a new one."""
@@ -82,11 +84,15 @@ class Database:
         return self._local.connection
 
     def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
-        connection.row_factory = sqlite3.Row
+        connection = self._connect()
         self._use_wal(connection)
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA foreign_keys=ON")
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        connection.row_factory = sqlite3.Row
         return connection
 
     def _use_wal(self, connection: sqlite3.Connection) -> None:
@@ -106,7 +112,7 @@ class Database:
                 remedy="Choose a folder on a local disk with --data-dir or TVACCINE_HOME.",
             )
 
-    def _create(self, schema: Sequence[str], version: int) -> None:
+    def _open_as(self, schema: Sequence[str], version: int, migrations: Mapping[int, Migration]) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -114,21 +120,67 @@ class Database:
                 f"Cannot make the folder {self.path.parent}: {error.strerror or error}",
                 remedy="Choose a folder you may write to with --data-dir or TVACCINE_HOME.",
             ) from error
-        with self.read() as connection:
-            (found,) = connection.execute("PRAGMA user_version").fetchone()
-        if found == 0:
-            with self.write() as connection:
-                (found,) = connection.execute("PRAGMA user_version").fetchone()  # another process may have been first
-                if found == 0:
-                    for statement in schema:
-                        connection.execute(statement)
+        # A connection of its own, which does not switch to WAL: another program's file stays as it was.
+        with self._translate(), closing(self._connect()) as connection:
+            with _transaction(connection, "BEGIN"):
+                found = _version_of(connection)
+                if found == version:
+                    self._check_parts(connection, schema)
+                    return
+            with _transaction(connection, "BEGIN IMMEDIATE"):
+                found = self._bring_to(connection, schema, version, migrations)
+                if found == version:
+                    self._check_parts(connection, schema)
                     connection.execute(f"PRAGMA user_version={version}")
-                    found = version
-        if found != version:
-            raise StoreError(
-                f"{self.path} has schema version {found}; this program knows version {version}.",
-                remedy="Update the program, or choose another folder with --data-dir or TVACCINE_HOME.",
-            )
+                    return
+        raise StoreError(
+            f"{self.path} has schema version {found}; this program knows version {version}.",
+            remedy="Update the program, or choose another folder with --data-dir or TVACCINE_HOME.",
+        )
+
+    def _bring_to(
+        self, connection: sqlite3.Connection, schema: Sequence[str], version: int, migrations: Mapping[int, Migration]
+    ) -> int:
+        """Create or migrate; returns the version reached. Another process may have been first."""
+        found = _version_of(connection)
+        if found == 0:
+            if foreign := sorted(_parts_of(connection)):
+                raise self._foreign(foreign)
+            for statement in schema:
+                connection.execute(statement)
+            found = version
+        while found in migrations and found < version:
+            try:
+                migrations[found](connection)
+            except sqlite3.OperationalError as error:
+                if not _name_of(error).startswith("SQLITE_ERROR"):
+                    raise  # a full disk, for one, has words of its own
+                raise self._broken(str(error)) from error
+            found += 1
+        return found
+
+    def _check_parts(self, connection: sqlite3.Connection, schema: Sequence[str]) -> None:
+        """Raise `StoreError` if a table, column, index or trigger of `schema` is missing."""
+        with closing(sqlite3.connect(":memory:")) as model:
+            for statement in schema:
+                model.execute(statement)
+            expected = _parts_of(model)
+        if missing := sorted(expected - _parts_of(connection)):
+            more = f" and {len(missing) - 3} more parts" if len(missing) > 3 else ""
+            raise self._broken(f"it lacks {', '.join(missing[:3])}{more}")
+
+    def _broken(self, why: str) -> StoreError:
+        return StoreError(
+            f"The run store {self.path} is damaged, or another program's: {why}.",
+            remedy="Move the file away (a new one is made, the runs' folders are kept), or choose another folder "
+            "with --data-dir or TVACCINE_HOME.",
+        )
+
+    def _foreign(self, parts: Sequence[str]) -> StoreError:
+        return StoreError(
+            f"{self.path} is a database of another program: it holds {', '.join(parts[:3])}.",
+            remedy="Choose another folder with --data-dir or TVACCINE_HOME.",
+        )
 
     @contextmanager
     def _translate(self) -> Iterator[None]:
@@ -142,6 +194,33 @@ class Database:
                 if name.startswith(prefix):
                     raise StoreError(f"The run store {self.path}: {what} ({error})", remedy=remedy) from error
             raise
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[sqlite3.Connection]:
+    """Committed at the end; an exception undoes it."""
+    connection.execute(begin)
+    try:
+        yield connection
+        _end(connection, "COMMIT")
+    except BaseException:
+        _end(connection, "ROLLBACK")
+        raise
+
+
+def _version_of(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _parts_of(connection: sqlite3.Connection) -> set[str]:
+    """Every table, index and trigger, and each table's columns, in words."""
+    rows = connection.execute("SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
+    parts = {f"the {kind} `{name}`" for kind, name in rows}
+    for kind, name in rows:
+        if kind == "table":
+            columns = connection.execute("SELECT name FROM pragma_table_info(?)", (name,)).fetchall()
+            parts |= {f"the column `{name}.{column}`" for (column,) in columns}
+    return parts
 
 
 def _name_of(error: sqlite3.Error) -> str:

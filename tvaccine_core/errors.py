@@ -63,4 +63,9 @@ class RunNotFoundError(StoreError):
 
 
 class RunBusyError(StoreError):
-    """The same work is already queued or running."""
+    """The same work is already queued or running: as attack `attack_id` of run `run_id`, each empty if unknown."""
+
+    def __init__(self, message: str, *, remedy: str = "", run_id: str = "", attack_id: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.run_id = run_id
+        self.attack_id = attack_id

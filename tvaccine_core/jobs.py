@@ -11,13 +11,24 @@ import socket
 import sqlite3
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, get_args
 
 from tvaccine_core.config import ModelConfig
 from tvaccine_core.database import Database
 from tvaccine_core.errors import RunBusyError, RunNotFoundError, StoreError, TVaccineError
-from tvaccine_core.rows import JobKind, JobRow, JobState, base_of, canonical_json, job_row, marks, no_run
+from tvaccine_core.rows import (
+    JobKind,
+    JobRow,
+    JobState,
+    Work,
+    base_of,
+    canonical_json,
+    free_attack_id,
+    job_row,
+    marks,
+    no_run,
+)
 
 HEARTBEAT_EVERY_S = 1.0
 STALE_AFTER_S = 30.0
@@ -55,23 +66,37 @@ class JobQueue:
             RunBusyError: the same work of this run (kind and params) is already queued or running.
             StoreError: the job it depends on failed or was cancelled.
         """
-        if kind not in get_args(JobKind):
-            raise StoreError(f"No job of kind {kind!r}.", remedy=f"Use one of {', '.join(get_args(JobKind))}.")
-        job_id = f"{kind}-{secrets.token_hex(5)}"
-        try:
-            with self._db.write() as db:
-                if depends_on is not None:
-                    _check_dependency(find_job(db, depends_on), run_id)
-                added = db.execute(
-                    """INSERT INTO jobs (id, run_id, kind, params, base, priority, depends_on, created_at)
-                    SELECT ?, id, ?, ?, base, ?, ?, ? FROM runs WHERE id = ?""",
-                    (job_id, kind, canonical_json(params), priority, depends_on, time.time(), run_id),
-                ).rowcount
-        except sqlite3.IntegrityError as error:
-            raise _busy(f"The same `{kind}` of run {run_id}") from error
-        if not added:
-            raise no_run(run_id)
+        (job_id,) = self.enqueue_all(run_id, [Work(kind, params, depends_on)], priority=priority)
         return job_id
+
+    def enqueue_all(self, run_id: str, work: Sequence[Work], *, priority: int = 0) -> list[str]:
+        """Queue several jobs, all or none; see `enqueue`. Returns their ids."""
+        with self._db.write() as db:
+            return add_jobs(db, run_id, work, priority)
+
+    def enqueue_attack(self, run_id: str, attack: dict[str, Any], aligned: dict[str, str]) -> tuple[str, list[str]]:
+        """Queue one attack on several aligned models, all or none. Returns the attack's name in the run, and the jobs.
+
+        Args:
+            attack: its settings, as JSON values.
+            aligned: method -> the job that aligns, or aligned, its model.
+
+        Raises:
+            RunBusyError: the same attack on one of the methods is already queued or running.
+            StoreError: an alignment failed or was cancelled.
+        """
+        with self._db.write() as db:
+            made = db.execute("SELECT * FROM jobs WHERE run_id = ? AND kind = 'attack'", (known_run(run_id),))
+            others = [job_row(row) for row in made]
+            for job in others:
+                if job.active and job.params["method"] in aligned and job.params["attack"] == attack:
+                    raise _busy(f"The same attack, {job.params['attack_id']} of run {run_id},", job)
+            attack_id = free_attack_id({str(job.params["attack_id"]) for job in others})
+            work = [
+                Work("attack", {"method": method, "attack_id": attack_id, "attack": attack}, needs)
+                for method, needs in aligned.items()
+            ]
+            return attack_id, add_jobs(db, run_id, work)
 
     def claim(
         self,
@@ -230,12 +255,14 @@ class JobQueue:
         with self._db.read() as db:
             return find_job(db, job_id)
 
-    def jobs(self, run_id: str | None = None, *, states: Collection[JobState] | None = None) -> list[JobRow]:
-        """Jobs of a run (None: of all), oldest first."""
-        query, values = "SELECT * FROM jobs WHERE 1", []
-        if run_id is not None:
-            query += " AND run_id = ?"
-            values.append(run_id)
+    def all_jobs(self) -> list[JobRow]:
+        """Jobs of all runs, oldest first."""
+        with self._db.read() as db:
+            return [job_row(row) for row in db.execute("SELECT * FROM jobs ORDER BY seq")]
+
+    def jobs(self, run_id: str, *, states: Collection[JobState] | None = None) -> list[JobRow]:
+        """Jobs of a run, oldest first; none if there is no such run."""
+        query, values = "SELECT * FROM jobs WHERE run_id = ?", [known_run(run_id)]
         if states is not None:
             query += f" AND state IN ({marks(states)})"
             values += states
@@ -248,6 +275,36 @@ class JobQueue:
             rows = db.execute(f"SELECT job.id FROM jobs AS job WHERE job.state = 'queued' {_QUEUE_ORDER}").fetchall()
         order = [row[0] for row in rows]
         return order.index(job_id) if job_id in order else None
+
+
+def add_jobs(db: sqlite3.Connection, run_id: str, work: Sequence[Work], priority: int = 0) -> list[str]:
+    """Queue jobs inside the caller's transaction; see `JobQueue.enqueue`. Returns their ids."""
+    job_ids: list[str] = []
+    for job in work:
+        if job.kind not in get_args(JobKind):
+            raise StoreError(f"No job of kind {job.kind!r}.", remedy=f"Use one of {', '.join(get_args(JobKind))}.")
+        needs = job_ids[job.needs] if isinstance(job.needs, int) else job.needs
+        if needs is not None:
+            _check_dependency(find_job(db, needs), run_id)
+        job_ids.append(f"{job.kind}-{secrets.token_hex(5)}")
+        try:
+            added = db.execute(
+                """INSERT INTO jobs (id, run_id, kind, params, base, priority, depends_on, created_at)
+                SELECT ?, id, ?, ?, base, ?, ?, ? FROM runs WHERE id = ?""",
+                (job_ids[-1], job.kind, canonical_json(job.params), priority, needs, time.time(), known_run(run_id)),
+            ).rowcount
+        except sqlite3.IntegrityError as error:
+            raise _busy(f"The same `{job.kind}` of run {run_id}") from error
+        if not added:
+            raise no_run(run_id)
+    return job_ids
+
+
+def known_run(run_id: object) -> str:
+    """`run_id` if it can be one. Raises `RunNotFoundError`: no value of another type may stand for all runs."""
+    if not isinstance(run_id, str) or not run_id:
+        raise no_run(run_id)
+    return run_id
 
 
 def find_job(db: sqlite3.Connection, job_id: str) -> JobRow:
@@ -320,5 +377,10 @@ def _process_exists(pid: int) -> bool:
     return True
 
 
-def _busy(what: str) -> RunBusyError:
-    return RunBusyError(f"{what} is already queued or running.", remedy="Wait until it has ended, or stop it first.")
+def _busy(what: str, job: JobRow | None = None) -> RunBusyError:
+    return RunBusyError(
+        f"{what} is already queued or running.",
+        remedy="Wait until it has ended, or stop it first.",
+        run_id=job.run_id if job else "",
+        attack_id=str(job.params.get("attack_id", "")) if job else "",
+    )

@@ -96,7 +96,7 @@ def lead(store: Store, job_ids: Sequence[str], look: Callable[[], None]) -> bool
     def on_failure(error: TVaccineError) -> None:
         """End a process whose main thread waits for one that failed; one that fails by itself has more to say."""
         while not over.wait(2 * LOOK_EVERY_S):  # for what the main thread and the report's still have to write
-            mine = [job for job in store.jobs(states=["running"]) if job.worker_id == worker.id]
+            mine = [job for job in store.all_jobs() if job.state == "running" and job.worker_id == worker.id]
             for job in mine:
                 store.finish(job.id, "failed", error, worker_id=worker.id)
                 sys.stderr.write(f"{job.title} of run {job.run_id}: failed. {error}\n  {error.remedy}\n")

@@ -16,10 +16,10 @@ JobKind = Literal["baseline", "align", "attack", "evaluate", "generate"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 RunStatus = Literal["new", "queued", "running", "done", "failed", "cancelled", "interrupted"]
 
-SCHEMA_VERSION = 1
-SCHEMA: Sequence[str] = (
+TABLES: Sequence[str] = (
     """CREATE TABLE runs (
-        id TEXT PRIMARY KEY, name TEXT NOT NULL, created_at REAL NOT NULL, base TEXT NOT NULL, config TEXT NOT NULL)""",
+        id TEXT PRIMARY KEY, name TEXT NOT NULL, created_at REAL NOT NULL, base TEXT NOT NULL, config TEXT NOT NULL,
+        revision INTEGER NOT NULL DEFAULT 0)""",
     """CREATE TABLE jobs (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
         id TEXT NOT NULL UNIQUE,
@@ -58,6 +58,35 @@ SCHEMA: Sequence[str] = (
         answer TEXT NOT NULL,
         UNIQUE (run_id, state, step, eval_set, example_id))""",
 )
+
+ATTACK_NAMES = """CREATE UNIQUE INDEX attack_names ON jobs
+    (run_id, json_extract(params, '$.attack_id'), json_extract(params, '$.method')) WHERE kind = 'attack'"""
+"""Two attacks under one name would write one folder of weights."""
+
+_CHANGE_RUN = "UPDATE runs SET revision = revision + 1 WHERE id = {row}.run_id"
+_CHANGE_LIST = "UPDATE run_list SET revision = revision + 1"
+_SEEN_OF_A_JOB = ("state", "done", "total", "cancel_requested", "error")
+_BEFORE, _AFTER = (", ".join(f"{row}.{name}" for name in _SEEN_OF_A_JOB) for row in ("OLD", "NEW"))
+# Triggers, so that no writer can forget it. A heartbeat without progress and a streaming answer change nothing here.
+REVISIONS: Sequence[str] = (
+    "CREATE TABLE run_list (id INTEGER PRIMARY KEY CHECK (id = 1), revision INTEGER NOT NULL)",
+    "INSERT INTO run_list VALUES (1, 0)",
+    f"CREATE TRIGGER run_made AFTER INSERT ON runs BEGIN {_CHANGE_LIST}; END",
+    f"CREATE TRIGGER run_deleted AFTER DELETE ON runs BEGIN {_CHANGE_LIST}; END",
+    f"""CREATE TRIGGER run_renamed AFTER UPDATE OF name ON runs BEGIN
+        UPDATE runs SET revision = revision + 1 WHERE id = NEW.id; {_CHANGE_LIST}; END""",
+    f"CREATE TRIGGER job_made AFTER INSERT ON jobs BEGIN {_CHANGE_RUN.format(row='NEW')}; {_CHANGE_LIST}; END",
+    f"""CREATE TRIGGER job_changed AFTER UPDATE ON jobs WHEN ({_BEFORE}) IS NOT ({_AFTER})
+        BEGIN {_CHANGE_RUN.format(row="NEW")}; END""",
+    f"""CREATE TRIGGER job_state_changed AFTER UPDATE OF state ON jobs WHEN OLD.state IS NOT NEW.state
+        BEGIN {_CHANGE_LIST}; END""",
+    f"""CREATE TRIGGER event_made AFTER INSERT ON events WHEN NEW.kind != 'answer'
+        BEGIN {_CHANGE_RUN.format(row="NEW")}; END""",
+    f"CREATE TRIGGER event_taken_back AFTER DELETE ON events BEGIN {_CHANGE_RUN.format(row='OLD')}; END",
+)
+
+SCHEMA_VERSION = 2
+SCHEMA: Sequence[str] = (*TABLES, ATTACK_NAMES, *REVISIONS)
 
 # A run's status comes from the last attempt at each piece of work: a retry that succeeded outweighs the failure before.
 RUN_COLUMNS = """runs.*, (
@@ -118,6 +147,25 @@ class JobRow:
         """What the job does, in words: `align tvaccine`."""
         keys = ("method", "attack_id", "state")
         return " ".join([self.kind, *(str(self.params[key]) for key in keys if key in self.params)])
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job to be queued. `needs` is the place, in the same order of jobs, of the one it waits for, or a job's id."""
+
+    kind: JobKind
+    params: dict[str, Any]
+    needs: int | str | None = None
+
+
+@dataclass(frozen=True)
+class Revisions:
+    """Numbers that only grow: equal ones, and nothing that a viewer sees has changed."""
+
+    runs: int
+    """Of the list of runs: their names and states."""
+    run: int
+    """Of one run: its name, jobs and events, answers to questions excepted; 0 where no run was named."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +251,11 @@ def canonical_json(value: dict[str, Any]) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
+def free_attack_id(taken: Collection[str]) -> str:
+    """The first of a1, a2, … that no attack of a run has."""
+    return next(f"a{number}" for number in range(1, len(taken) + 2) if f"a{number}" not in taken)
+
+
 def marks(values: Collection[Any]) -> str:
     """Placeholders for `IN (…)`."""
     return ", ".join("?" * len(values))
@@ -217,6 +270,6 @@ def _maybe_utc(seconds: float | None) -> datetime | None:
     return None if seconds is None else utc(seconds)
 
 
-def no_run(run_id: str) -> RunNotFoundError:
+def no_run(run_id: object) -> RunNotFoundError:
     """The error for an id that no run has."""
-    return RunNotFoundError(f"There is no run {run_id!r}.", remedy="Choose one of the listed runs.")
+    return RunNotFoundError(f"There is no run {str(run_id)[:80]!r}.", remedy="Choose one of the listed runs.")

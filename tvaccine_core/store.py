@@ -23,7 +23,8 @@ from pathlib import Path
 from tvaccine_core.config import LabConfig
 from tvaccine_core.database import Database
 from tvaccine_core.errors import RunBusyError, StoreError
-from tvaccine_core.jobs import JobQueue, find_job
+from tvaccine_core.jobs import JobQueue, add_jobs, find_job, known_run
+from tvaccine_core.migrations import MIGRATIONS
 from tvaccine_core.records import Event, GeneratedAnswer
 from tvaccine_core.rows import (
     RUN_COLUMNS,
@@ -32,9 +33,11 @@ from tvaccine_core.rows import (
     JobKind,
     JobRow,
     JobState,
+    Revisions,
     RunRow,
     RunStatus,
     StoredEvent,
+    Work,
     base_of,
     event_identity,
     event_step,
@@ -45,7 +48,18 @@ from tvaccine_core.rows import (
     stored_event,
 )
 
-__all__ = ["JobKind", "JobRow", "JobState", "RunRow", "RunStatus", "Store", "StoredEvent", "default_home"]
+__all__ = [
+    "JobKind",
+    "JobRow",
+    "JobState",
+    "Revisions",
+    "RunRow",
+    "RunStatus",
+    "Store",
+    "StoredEvent",
+    "Work",
+    "default_home",
+]
 
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
@@ -72,28 +86,52 @@ class Store(JobQueue):
 
     def __init__(self, home: Path) -> None:
         self.home = home.expanduser().absolute()
-        super().__init__(Database(self.home / "lab.db", SCHEMA, SCHEMA_VERSION))
+        super().__init__(Database(self.home / "lab.db", SCHEMA, SCHEMA_VERSION, MIGRATIONS))
 
     def close(self) -> None:
         """Close this thread's connection; the next use opens a new one."""
         self._db.close()
 
-    def create_run(self, config: LabConfig, name: str | None = None) -> str:
-        """Make a run and its folder; the id starts with the time, so ids sort by age."""
+    def create_run(self, config: LabConfig, name: str | None = None, work: Sequence[Work] = ()) -> str:
+        """Make a run, its folder and its first jobs, all or nothing; ids start with the time, so they sort by age.
+
+        Raises:
+            RunBusyError: with `work`, the alignment of a run of the same config is queued or running; it is named.
+        """
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         title = _run_name(name or f"{config.model.name}: {', '.join(m.name for m in config.alignment.methods)}")
+        text = config.model_dump_json()
         folder = self.run_dir(run_id)
         try:
-            folder.mkdir(parents=True)
-            (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-        except OSError as error:
-            raise _folder_error(folder, error) from error
-        with self._db.write() as db:
-            db.execute(
-                "INSERT INTO runs VALUES (?, ?, ?, ?, ?)",
-                (run_id, title, time.time(), base_of(config.model), config.model_dump_json()),
-            )
+            with self._db.write() as db:
+                if work:
+                    _refuse_twin(db, text)
+                db.execute(
+                    "INSERT INTO runs (id, name, created_at, base, config) VALUES (?, ?, ?, ?, ?)",
+                    (run_id, title, time.time(), base_of(config.model), text),
+                )
+                add_jobs(db, run_id, work)
+                _make_run_folder(folder, config)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return run_id
+
+    def revisions(self, run_id: str | None) -> Revisions:
+        """Numbers that tell whether anything changed since they were last looked at: one SELECT by key.
+
+        Raises:
+            RunNotFoundError: the run is deleted.
+        """
+        with self._db.read() as db:
+            row = db.execute(
+                """SELECT run_list.revision, runs.revision FROM run_list LEFT JOIN runs ON runs.id = ?
+                WHERE run_list.id = 1""",
+                (run_id,),
+            ).fetchone()
+        if run_id is not None and row[1] is None:
+            raise no_run(run_id)
+        return Revisions(runs=row[0], run=row[1] or 0)
 
     def runs(self) -> list[RunRow]:
         """Every run, newest first."""
@@ -103,7 +141,7 @@ class Store(JobQueue):
     def run(self, run_id: str) -> RunRow:
         """One run."""
         with self._db.read() as db:
-            row = db.execute(f"SELECT {RUN_COLUMNS} FROM runs WHERE runs.id = ?", (run_id,)).fetchone()
+            row = db.execute(f"SELECT {RUN_COLUMNS} FROM runs WHERE runs.id = ?", (known_run(run_id),)).fetchone()
         if row is None:
             raise no_run(run_id)
         return run_row(row)
@@ -116,7 +154,7 @@ class Store(JobQueue):
 
     def run_dir(self, run_id: str) -> Path:
         """The run's folder. Raises `RunNotFoundError` for what is no run id, so that none leads out of `home/runs`."""
-        if not _RUN_ID.fullmatch(run_id):
+        if not _RUN_ID.fullmatch(known_run(run_id)):
             raise no_run(run_id)
         return self.home / "runs" / run_id
 
@@ -201,7 +239,7 @@ class Store(JobQueue):
         keeps events should let a later report of the same step, state and set replace the earlier.
         """
         query = "SELECT seq, job_id, at, event FROM events WHERE run_id = ? AND seq > ?"
-        values: list[str | int] = [run_id, after]
+        values: list[str | int] = [known_run(run_id), after]
         if kinds is not None:
             query += f" AND kind IN ({marks(kinds)})"
             values += kinds
@@ -245,6 +283,29 @@ class Store(JobQueue):
         with self._db.read() as db:
             rows = db.execute(f"{query} ORDER BY seq LIMIT ? OFFSET ?", [*values, limit, offset]).fetchall()
         return [GeneratedAnswer.model_validate_json(row[0]) for row in rows]
+
+
+def _refuse_twin(db: sqlite3.Connection, config: str) -> None:
+    """Raise `RunBusyError` if a run of this very config has its alignment queued or running."""
+    twin = db.execute(
+        """SELECT runs.id, runs.name FROM runs JOIN jobs ON jobs.run_id = runs.id
+        WHERE jobs.state IN ('queued', 'running') AND jobs.kind = 'align' AND runs.config = ? LIMIT 1""",
+        (config,),
+    ).fetchone()
+    if twin is not None:
+        raise RunBusyError(
+            f"The same run, {twin['id']} ({twin['name']}), is already queued or running.",
+            remedy="Open that run; or change a setting, the seed for one; or wait until it has ended.",
+            run_id=twin["id"],
+        )
+
+
+def _make_run_folder(folder: Path, config: LabConfig) -> None:
+    try:
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise _folder_error(folder, error) from error
 
 
 def _run_name(name: str) -> str:

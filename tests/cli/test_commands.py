@@ -120,7 +120,7 @@ def test_ctrl_c_cancels_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     )
     try:
         deadline = time.monotonic() + 200
-        while not any(job.done for job in store.jobs()):
+        while not any(job.done for job in store.all_jobs()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
@@ -129,9 +129,9 @@ def test_ctrl_c_cancels_and_keeps_the_checkpoint(tmp_path: Path) -> None:
         process.kill()  # its workers end with it
     assert process.returncode == 130, said
     assert "Traceback" not in said
-    states = {job.kind: job.state for job in store.jobs()}
+    states = {job.kind: job.state for job in store.all_jobs()}
     assert states["align"] == "cancelled"
-    assert not any(job.active for job in store.jobs())
+    assert not any(job.active for job in store.all_jobs())
     (run,) = store.runs()
     assert list((store.run_dir(run.id) / "checkpoints").rglob("*.safetensors"))
 
@@ -143,10 +143,10 @@ def test_resume_goes_on_with_what_did_not_end_well(tmp_path: Path) -> None:
     params = {"method": "sft", "attack_id": "a1", "attack": store.run(run_id).config.attack.model_dump(mode="json")}
     store.enqueue(run_id, "attack", params, depends_on=align)
     store.cancel(align)
-    assert {job.state for job in store.jobs()} == {"cancelled"}
+    assert {job.state for job in store.all_jobs()} == {"cancelled"}
     done = lab("runs", "resume", run_id, "--data-dir", tmp_path, *ONE)
     assert done.returncode == 0, done.stderr
-    assert {job.state for job in store.jobs()} == {"done"}
+    assert {job.state for job in store.all_jobs()} == {"done"}
     assert lab("runs", "resume", run_id, "--data-dir", tmp_path).returncode == 1
 
 

@@ -49,7 +49,7 @@ def run_two_of(fault: str, *arguments: str) -> tuple[list[int], list[str]]:
 
 
 def jobs(store: Store) -> dict[str, str]:
-    return {job.title: job.state for job in store.jobs()}
+    return {job.title: job.state for job in store.all_jobs()}
 
 
 def work(store: Store) -> None:
@@ -61,7 +61,7 @@ def work(store: Store) -> None:
 
 def losses(store: Store) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
-    for job in store.jobs():
+    for job in store.all_jobs():
         for stored in store.events(job.run_id, kinds=["step"], job_id=job.id):
             assert isinstance(stored.event, StepRecord)
             found.setdefault(job.title, []).append(stored.event.loss)
@@ -165,7 +165,7 @@ def test_a_process_that_fails_ends_all_with_its_message_and_nothing_is_lost(tmp_
     codes, said = run_two_of("memory", "align", *TINY, "--methods", "sft", "--data-dir", str(tmp_path))
     assert codes == [1, 1], "\n".join(said)
     store = Store(tmp_path)
-    align = next(job for job in store.jobs() if job.kind == "align")
+    align = next(job for job in store.all_jobs() if job.kind == "align")
     assert jobs(store) == {"align sft": "failed", "baseline": "cancelled"}
     assert (align.error or "").startswith("Process 1 of 2: Step 3: cpu has no memory left")
     assert "batch_size" in (align.remedy or "")
@@ -182,7 +182,7 @@ def test_a_process_that_is_killed_fails_the_job_with_advice(tmp_path: Path) -> N
     codes, said = run_two_of("killed", "align", *TINY, "--methods", "sft", "--data-dir", str(tmp_path))
     assert codes == [1, -9], "\n".join(said)
     store = Store(tmp_path)
-    align = next(job for job in store.jobs() if job.kind == "align")
+    align = next(job for job in store.all_jobs() if job.kind == "align")
     assert align.state == "failed"
     assert "connection to another process" in (align.error or "")
     assert "resume" in (align.remedy or "")
