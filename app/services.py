@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from tvaccine_core import orders
 from tvaccine_core.bench.study_summary import Estimate, StudySummary, load_summary
 from tvaccine_core.config import (
     PRESETS,
@@ -25,7 +26,15 @@ from tvaccine_core.config import (
 from tvaccine_core.data.mixtures import attack_data
 from tvaccine_core.data.prompts import PromptPreview, preview
 from tvaccine_core.data.sources import LabData, load_lab_data
-from tvaccine_core.errors import ConfigError, DataError, ModelError, RunNotFoundError, StoreError, TVaccineError
+from tvaccine_core.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    RunBusyError,
+    RunNotFoundError,
+    StoreError,
+    TVaccineError,
+)
 from tvaccine_core.export import (
     SCORE_COLUMNS,
     STEP_COLUMNS,
@@ -38,6 +47,7 @@ from tvaccine_core.export import (
 from tvaccine_core.machine import memory_bytes
 from tvaccine_core.methods import METHODS, MethodInfo, settings_of
 from tvaccine_core.model_files import ModelFacts, check_model
+from tvaccine_core.orders import check_layers, latest
 from tvaccine_core.plan.advice import advise
 from tvaccine_core.plan.records import MemoryPlan, PlanReport
 from tvaccine_core.records import (
@@ -87,6 +97,7 @@ __all__ = [
     "Preset",
     "PromptPreview",
     "Proportion",
+    "RunBusyError",
     "RunNotFoundError",
     "RunRow",
     "StateRecord",
@@ -103,6 +114,7 @@ __all__ = [
     "check_model",
     "default_home",
     "export_run",
+    "latest",
     "memory_bytes",
     "parse_config",
     "score_rows",
@@ -149,66 +161,26 @@ class Lab:
         """Make a run and queue its alignments, then the measurement of the base. Returns the run's id.
 
         Raises:
-            ConfigError: the task does not exist, or the model has fewer layers than are to be drawn.
-            ModelError: see `check_model`.
+            RunBusyError: a run of the same config has work queued or running; the error names it.
+            ConfigError, DataError, ModelError: see `orders.check`.
         """
-        load_lab_data(config)  # what is wrong must be said here, not by a worker
-        check_layers(config, check_model(config.model))
-        run_id = self.store.create_run(config, name)
-        # The dearest first: with two workers the cheap ones then run beside it instead of before it.
-        for method in sorted(config.alignment.methods, key=lambda method: method.name == "sft"):
-            self.store.enqueue(run_id, "align", {"method": method.name})
-        self.store.enqueue(run_id, "baseline", {})
-        return run_id
+        return orders.start_run(self.store, config, name).run_id
 
     def start_attack(self, run_id: str, attack: AttackConfig, methods: Sequence[str] = ()) -> str:
         """Queue the same attack on each method's aligned model (all of the run's by default). Returns the attack's id.
 
         Raises:
-            StoreError: a method was not aligned in this run, or its alignment did not end well.
-            DataError: the mixture asks for more samples than there are.
+            RunBusyError, StoreError, ConfigError, DataError: see `orders.start_attack`.
         """
-        config = self.run(run_id).config.model_copy(update={"attack": attack})
-        mixture(config, attack)
-        jobs = self.store.jobs(run_id)
-        aligned = latest(jobs, "align")
-        chosen = tuple(methods) or tuple(method.name for method in config.alignment.methods)
-        for method in chosen:
-            if method not in aligned or aligned[method].state not in ("queued", "running", "interrupted", "done"):
-                raise StoreError(
-                    f"{METHODS[method].title} is not aligned in this run.", remedy="Align it first, on the Align step."
-                )
-        taken = {str(job.params["attack_id"]) for job in jobs if job.kind == "attack"}
-        attack_id = next(f"a{number}" for number in range(1, len(taken) + 2) if f"a{number}" not in taken)
-        for method in chosen:
-            self.store.enqueue(
-                run_id,
-                "attack",
-                {"method": method, "attack_id": attack_id, "attack": attack.model_dump(mode="json")},
-                depends_on=aligned[method].id,
-            )
-        return attack_id
+        return orders.start_attack(self.store, run_id, attack, methods).attack_id
 
     def stop(self, run_id: str, kinds: Collection[JobKind]) -> int:
-        """Ask the run's jobs of these kinds to stop; returns how many. Waiting ones first, so that none slips in."""
-        active = [job for job in self.store.jobs(run_id, states=("queued", "running")) if job.kind in kinds]
-        for job in sorted(active, key=lambda job: job.state == "running"):
-            self.store.cancel(job.id)
-        return len(active)
+        """Ask the run's jobs of these kinds to stop; returns how many."""
+        return orders.stop(self.store, run_id, kinds)
 
     def resume(self, run_id: str, kinds: Collection[JobKind]) -> int:
         """Queue again what did not end well, alignments first; returns how many."""
-        jobs = self.store.jobs(run_id)
-        stopped = [
-            job
-            for kind in ("baseline", "align", "attack")
-            if kind in kinds
-            for job in latest(jobs, kind).values()
-            if job.state in ("failed", "cancelled", "interrupted")
-        ]
-        for job in stopped:
-            self.store.resume(job.id)
-        return len(stopped)
+        return len(orders.resume(self.store, run_id, kinds))
 
     def queue_position(self, job_id: str) -> int | None:
         """Jobs that go before a waiting one; None if it does not wait."""
@@ -271,27 +243,6 @@ def _cost_alike(run: RunRow, other: LabConfig) -> bool:
 
 
 MAX_PROMPT = 2000
-
-
-def check_layers(config: LabConfig, facts: ModelFacts) -> None:
-    """Raise `ConfigError` if T-Vaccine is to draw more layers than the model is known to have."""
-    for method in config.alignment.methods:
-        drawn = method.num_layers if isinstance(method, TVaccineConfig) and method.layer_choice != "all" else 0
-        if facts.num_layers is not None and drawn > facts.num_layers:
-            raise ConfigError(
-                f"num_layers is {drawn}, but {config.model.name} has {facts.num_layers} layers.",
-                remedy=f"Choose num_layers from 1 to {facts.num_layers}, on the Align step.",
-            )
-
-
-def latest(jobs: Sequence[JobRow], kind: JobKind) -> dict[str, JobRow]:
-    """The newest job of each piece of work of `kind`: by method, by attack and method (`a1/sft`), "" for the base."""
-    found: dict[str, JobRow] = {}
-    for job in jobs:
-        if job.kind == kind:
-            method = str(job.params.get("method", ""))
-            found[f"{job.params['attack_id']}/{method}" if kind == "attack" else method] = job
-    return found
 
 
 def replace_methods(config: LabConfig, methods: Sequence[Config]) -> LabConfig:

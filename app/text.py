@@ -229,6 +229,9 @@ ADVANCED = "Advanced"
 NEW_RUN_NOTE = "Start makes a new run; the one on the page is kept under Runs."
 ALIGN_EMPTY = "Nothing is aligned yet. Press Start: the first numbers come within seconds."
 STARTED_ALIGN = "Alignment queued. You may close the page: it goes on."
+ALREADY_ALIGNING = (
+    "This very run, {name}, is already queued or running; you see it now. To make another one, change a setting."
+)
 STOPPING = "Stopping: each job ends within a step and keeps its checkpoint."
 NOTHING_TO_STOP = "Nothing is running."
 NOTHING_TO_RESUME = "Nothing to resume: no job of this step was stopped or interrupted."
@@ -245,6 +248,7 @@ INTERRUPTED = "Its worker ended before the job did. Resume goes on from the last
 START_ATTACK = "Start attack"
 NO_ALIGNED = "Align a model first: an attack needs something to break. Go to Align."
 STARTED_ATTACK = "Attack queued for {methods}."
+ALREADY_ATTACKING = "The same attack, {attack}, is already queued or running; it is shown now."
 ATTACK_SHOWN = "Attack shown"
 AT_STEP = "measured at attack step {step}"
 

@@ -1,6 +1,7 @@
 """Align: the same data, several methods side by side, watched layer by layer."""
 
 from collections.abc import Hashable
+from html import escape
 from statistics import median
 from typing import Any
 
@@ -10,7 +11,7 @@ from app import charts, markup, text
 from app.components import figure, heading, markup_block, section
 from app.draft import Draft
 from app.page import Glance, Memory, Page, remembered, run_of
-from app.services import METHODS, LayerScoreRecord, TVaccineConfig
+from app.services import METHODS, LayerScoreRecord, RunBusyError, TVaccineConfig
 from app.views import EMPTY_TRACK, RunView, Track
 
 SCORED = "tvaccine"
@@ -47,8 +48,12 @@ def build(page: Page, draft: Draft) -> None:
 
     def start_alignment(memory: Memory, *values: Any) -> Memory:
         config = draft.read(*values)
-        run_id = page.lab.start_alignment(config, text.run_name(config))
-        gr.Info(text.STARTED_ALIGN, duration=4)
+        try:
+            run_id = page.lab.start_alignment(config, text.run_name(config))
+            gr.Info(text.STARTED_ALIGN, duration=4)
+        except RunBusyError as busy:  # pressed twice, or by two people: what they want is under way
+            run_id = busy.run_id
+            gr.Info(text.ALREADY_ALIGNING.format(name=escape(page.lab.run(run_id).name)), duration=8)
         return remembered(memory, run=run_id, attack=None)
 
     def stop_alignment(memory: Memory) -> None:

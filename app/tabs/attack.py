@@ -8,7 +8,7 @@ from app import charts, markup, text
 from app.components import figure, heading, markup_block, section
 from app.draft import Draft
 from app.page import Glance, Memory, Page, remembered, run_of
-from app.services import METHODS, PRESETS, AttackConfig, ConfigError
+from app.services import METHODS, PRESETS, AttackConfig, ConfigError, RunBusyError
 from app.tabs.align import can_resume, can_stop, jobs_and
 from app.views import RunView
 
@@ -36,7 +36,13 @@ def build(page: Page, draft: Draft) -> None:
 
     def start_attack(memory: Memory, *values: Any) -> Memory:
         run_id = run_of(memory)
-        attack_id = page.lab.start_attack(run_id, draft.read(*values).attack)
+        try:
+            attack_id = page.lab.start_attack(run_id, draft.read(*values).attack)
+        except RunBusyError as busy:  # pressed twice: the attack they want is under way
+            if not busy.attack_id:
+                raise
+            gr.Info(text.ALREADY_ATTACKING.format(attack=busy.attack_id), duration=8)
+            return remembered(memory, attack=busy.attack_id)
         names = page.views.view(run_id, fresh=True).attacked_methods(attack_id)
         gr.Info(text.STARTED_ATTACK.format(methods=" and ".join(METHODS[name].title for name in names)), duration=4)
         return remembered(memory, attack=attack_id)

@@ -56,7 +56,10 @@ def test_an_attack_waits_for_its_alignment(lab: Lab) -> None:
     attacks = [job for job in lab.store.jobs(run_id) if job.kind == "attack"]
     assert {job.params["method"]: job.depends_on for job in attacks} == aligned
     assert all(AttackConfig.model_validate(job.params["attack"]) == attack for job in attacks)
-    assert lab.start_attack(run_id, attack) == "a2"
+    with pytest.raises(RunBusyError) as caught:
+        lab.start_attack(run_id, attack)
+    assert caught.value.attack_id == "a1"
+    assert lab.start_attack(run_id, attack.model_copy(update={"seed": 9})) == "a2"
 
 
 def test_a_mixture_that_cannot_be_drawn_starts_nothing(lab: Lab) -> None:

@@ -144,7 +144,7 @@ def test_a_deleted_run_is_not_found(lab: Lab, done_run: str) -> None:
 def test_many_runs_do_not_fill_the_memory(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views_module, "MAX_RUNS", 2)
     views = Views(lab)
-    runs = [lab.start_alignment(small_config()) for _ in range(3)]
+    runs = [lab.start_alignment(small_config(steps=steps)) for steps in (1, 2, 3)]
     for run_id in runs:
         assert views.view(run_id).run.id == run_id
     assert views.view(runs[0]).run.id == runs[0]

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from tvaccine_core.config import PRESETS, Config, ConfigT, LabConfig, parse_config
 from tvaccine_core.errors import ConfigError, RunNotFoundError
-from tvaccine_core.methods import METHODS, settings_of
+from tvaccine_core.methods import METHODS
+from tvaccine_core.orders import with_methods
 from tvaccine_core.store import RunRow, Store, default_home
 
 DataDir = Annotated[
@@ -79,11 +80,17 @@ def find_preset(name: str | None) -> str:
     return name or DEFAULT_PRESET
 
 
+def names_of(methods: str | None) -> list[str]:
+    """The names in a comma-separated list; none for None. Raises `ConfigError` for a list that names nothing."""
+    names = [name.strip() for name in (methods or "").split(",") if name.strip()]
+    if methods is not None and not names:
+        raise ConfigError("No method is named.", remedy=f"Give some of: {', '.join(METHODS)}.")
+    return names
+
+
 def choose_methods(config: LabConfig, methods: str) -> LabConfig:
     """The same config with the methods of a comma-separated list; those it has already keep their settings."""
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    chosen = [settings_of(config, name) for name in names]
-    return override(config, [], {"alignment": {"methods": [method.model_dump(mode="json") for method in chosen]}})
+    return with_methods(config, names_of(methods))
 
 
 def override(config: ConfigT, assignments: Sequence[str] | None, update: dict[str, Any] | None = None) -> ConfigT:

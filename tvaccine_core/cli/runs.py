@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from tvaccine_core import orders
 from tvaccine_core.cli.follow import explain, follow
 from tvaccine_core.cli.options import DataDir, JsonFile, Workers, check_json, err, find_run, open_store, out, write_json
 from tvaccine_core.cli.results import collect, make_report, render
@@ -93,16 +94,11 @@ def resume(run: RunArgument = "latest", workers: Workers = None, data_dir: DataD
     """Go on with what was interrupted, cancelled or failed, from the last checkpoints."""
     store = open_store(data_dir)
     row = find_run(store, run)
-    store.reap()  # a worker that was just killed has left its job running
-    # The newest attempt at each piece of work, in the order they were queued: what others depend on comes first.
-    latest = {(job.kind, job.title): job for job in store.jobs(row.id) if job.kind != "generate"}
-    stopped = [job for job in latest.values() if job.state in ("interrupted", "cancelled", "failed")]
-    for job in sorted(stopped, key=lambda job: job.depends_on is not None):
-        store.resume(job.id)
-    waiting = [job.id for job in latest.values() if job.active]
-    if not stopped and not waiting:
+    resumed = orders.resume(store, row.id, ("baseline", "align", "attack", "evaluate"))
+    waiting = [job.id for job in store.jobs(row.id, states=("queued", "running")) if job.kind != "generate"]
+    if not waiting:
         raise StoreError(f"Run {row.id} has nothing to resume.", remedy="See: python -m tvaccine_core runs show")
-    jobs = follow(store, [*(job.id for job in stopped), *waiting], num_workers=workers)
+    jobs = follow(store, [*resumed, *(job for job in waiting if job not in resumed)], num_workers=workers)
     fine = explain(jobs)
     for table in render([collect(store, row.id)]):
         out.print(table)

@@ -8,6 +8,7 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
+from tvaccine_core import orders
 from tvaccine_core.cli.follow import explain, follow
 from tvaccine_core.cli.options import (
     ConfigFile,
@@ -20,19 +21,17 @@ from tvaccine_core.cli.options import (
     Workers,
     build_config,
     check_json,
-    choose_methods,
     err,
     find_run,
+    names_of,
     open_store,
     out,
     override,
     write_json,
 )
 from tvaccine_core.cli.results import collect, make_report, render
-from tvaccine_core.config import LabConfig
 from tvaccine_core.errors import ConfigError, RunNotFoundError
 from tvaccine_core.export import repeatable
-from tvaccine_core.model_files import check_model
 from tvaccine_core.records import AnswerRecord, Record, StateRecord
 from tvaccine_core.store import Store
 
@@ -51,17 +50,15 @@ def demo(
     began = time.monotonic()
     check_json(json_file)
     config = build_config(preset, config_file, overrides, methods)
-    check_model(config.model)
+    orders.check(config)
     store = open_store(data_dir)
     run_ids: list[str] = []
     job_ids: list[str] = []
     for seed in range(seeds):
         seeded = config if seeds == 1 else override(config, [f"seed={seed}"])
-        run_id = store.create_run(seeded, f"demo, seed {seeded.seed}")
-        run_ids.append(run_id)
-        aligned = _enqueue_alignments(store, run_id, seeded)
-        job_ids += [*aligned.values(), *_enqueue_attack(store, run_id, seeded, "a1", aligned)]
-        job_ids.append(store.enqueue(run_id, "baseline", {}))
+        order = orders.start_run(store, seeded, f"demo, seed {seeded.seed}", attack=True)
+        run_ids.append(order.run_id)
+        job_ids += order.jobs
     jobs = follow(store, job_ids, num_workers=workers)
     fine = explain(jobs)
     report = make_report("demo", config, [collect(store, run_id) for run_id in run_ids], time.monotonic() - began)
@@ -89,14 +86,10 @@ def align(
     if run is not None:
         if preset or config_file or overrides or name:
             raise ConfigError("A run's settings are fixed.", remedy="Leave out --run to make a new run.")
-        run_id, config = find_run(store, run).id, find_run(store, run).config
-        jobs = list(_enqueue_alignments(store, run_id, choose_methods(config, methods) if methods else config).values())
+        order = orders.align(store, find_run(store, run).id, names_of(methods))
     else:
-        config = build_config(preset, config_file, overrides, methods)
-        check_model(config.model)
-        run_id = store.create_run(config, name)
-        jobs = [*_enqueue_alignments(store, run_id, config).values(), store.enqueue(run_id, "baseline", {})]
-    _finish("align", store, run_id, jobs, workers, json_file)
+        order = orders.start_run(store, build_config(preset, config_file, overrides, methods), name)
+    _finish("align", store, order, workers, json_file)
 
 
 def attack(
@@ -117,17 +110,8 @@ def attack(
             "Only settings that begin with `attack.` may be changed here.",
             remedy="The model is aligned already; make a new run with `align`.",
         )
-    chosen = choose_methods(config, methods) if methods else config
-    aligned = {str(job.params["method"]): job.id for job in store.jobs(row.id) if job.kind == "align"}
-    taken = {str(job.params["attack_id"]) for job in store.jobs(row.id) if job.kind == "attack"}
-    attack_id = next(f"a{number}" for number in range(1, len(taken) + 2) if f"a{number}" not in taken)
-    for method in chosen.alignment.methods:
-        if method.name not in aligned:
-            raise RunNotFoundError(
-                f"Run {row.id} has no model aligned by {method.name}.",
-                remedy=f"Align it: python -m tvaccine_core align --run {row.id} --methods {method.name}",
-            )
-    _finish("attack", store, row.id, _enqueue_attack(store, row.id, chosen, attack_id, aligned), workers, json_file)
+    order = orders.start_attack(store, row.id, config.attack, names_of(methods))
+    _finish("attack", store, order, workers, json_file)
 
 
 def evaluate(
@@ -142,11 +126,9 @@ def evaluate(
     store = open_store(data_dir)
     row = find_run(store, run)
     steps = _steps_of_states(store, row.id)
-    jobs = [
-        store.enqueue(row.id, "evaluate", {"state": name, "step": steps[name]})
-        for name in _choose_states(steps, state, row.id)
-    ]
-    _finish("evaluate", store, row.id, jobs, workers, json_file)
+    chosen = _choose_states(steps, state, row.id)
+    order = orders.evaluate(store, row.id, {name: steps[name] for name in chosen})
+    _finish("evaluate", store, order, workers, json_file)
 
 
 class Answers(Record):
@@ -191,37 +173,16 @@ def generate(
     raise typer.Exit(0 if explain(jobs) else 1)
 
 
-def _finish(
-    command: str, store: Store, run_id: str, job_ids: Sequence[str], workers: int | None, json_file: JsonFile
-) -> None:
+def _finish(command: str, store: Store, order: orders.Order, workers: int | None, json_file: JsonFile) -> None:
     """Follow the jobs, print the run's scores, and exit."""
-    began = time.monotonic()
+    began, run_id = time.monotonic(), order.run_id
     err.print(f"Run {run_id} in {store.home}", soft_wrap=True)
-    fine = explain(follow(store, job_ids, num_workers=workers))
+    fine = explain(follow(store, order.jobs, num_workers=workers))
     report = make_report(command, repeatable(store, run_id)[0], [collect(store, run_id)], time.monotonic() - began)
     for table in render(report.runs):
         out.print(table)
     write_json(json_file, report)
     raise typer.Exit(0 if fine else 1)
-
-
-def _enqueue_alignments(store: Store, run_id: str, config: LabConfig) -> dict[str, str]:
-    """Method -> job. The dearest first: the undefended twin takes half as long and fills the other worker's gap."""
-    methods = sorted(config.alignment.methods, key=lambda method: method.name == "sft")
-    return {method.name: store.enqueue(run_id, "align", {"method": method.name}) for method in methods}
-
-
-def _enqueue_attack(store: Store, run_id: str, config: LabConfig, attack_id: str, aligned: dict[str, str]) -> list[str]:
-    attack_json = config.attack.model_dump(mode="json")
-    return [
-        store.enqueue(
-            run_id,
-            "attack",
-            {"method": method.name, "attack": attack_json, "attack_id": attack_id},
-            depends_on=aligned[method.name],
-        )
-        for method in config.alignment.methods
-    ]
 
 
 def _steps_of_states(store: Store, run_id: str) -> dict[str, int]:
