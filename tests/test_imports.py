@@ -29,6 +29,7 @@ TORCH = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safeten
 
 LAYERS = (
     {"errors", "machine", "records"},
+    {"safe_yaml", "validation"},
     {"config"},
     {"database", "rows", "migrations", "jobs", "store", "export"},
     {
@@ -60,6 +61,8 @@ TORCH_FREE = (
     "tvaccine_core.errors",
     "tvaccine_core.records",
     "tvaccine_core.machine",
+    "tvaccine_core.safe_yaml",
+    "tvaccine_core.validation",
     "tvaccine_core.config",
     "tvaccine_core.model_files",
     "tvaccine_core.methods",

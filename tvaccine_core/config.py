@@ -5,12 +5,15 @@ A field's `description` is what a user reads beside its control; `json_schema_ex
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from tvaccine_core.errors import ConfigError
+from tvaccine_core.errors import ConfigError, cut
+from tvaccine_core.safe_yaml import read_file, read_yaml, write_yaml
+from tvaccine_core.validation import Config, ConfigT, parse_config
+
+__all__ = ["PRESETS", "Config", "ConfigT", "LabConfig", "Preset", "parse_config"]
 
 ADVANCED: dict[str, Any] = {"advanced": True}
 
@@ -23,10 +26,7 @@ YOUR_MODEL = "your-model"
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-class Config(BaseModel):
-    """Frozen; an unknown key is an error, not silence."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+YAML_REMEDY = "Export a run and edit that file."
 
 
 class ModelConfig(Config):
@@ -279,51 +279,24 @@ class LabConfig(Config):
 
     def to_yaml(self) -> str:
         """This config as YAML that `from_yaml` reads back unchanged."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return write_yaml(self.model_dump(mode="json"))
 
     @classmethod
-    def from_yaml(cls, text: str) -> Self:
-        """Read a config.
+    def from_yaml(cls, text: str, what: str = "The config") -> Self:
+        """Read a config; `what` begins an error's message.
 
         Raises:
             ConfigError: not YAML, or a key or value that is not allowed; the message names each.
         """
-        try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(
-                f"The config is not valid YAML: {error}", remedy="Export a run and edit that file."
-            ) from error
+        data = read_yaml(text, what, remedy=YAML_REMEDY)
         if not isinstance(data, dict):
-            raise ConfigError("The config must be a mapping of settings.", remedy="Export a run and edit that file.")
+            raise ConfigError(f"{what} must be a mapping of settings.", remedy=YAML_REMEDY)
         return parse_config(cls, data)
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a YAML file. Raises `ConfigError` if it cannot be read or is not a config."""
-        try:
-            return cls.from_yaml(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"Cannot read {path}: {error}", remedy="Give the path of a YAML config.") from error
-
-
-ConfigT = TypeVar("ConfigT", bound=Config)
-
-
-def parse_config(cls: type[ConfigT], data: dict[str, Any]) -> ConfigT:
-    """Validate `data` as a `cls`.
-
-    Raises:
-        ConfigError: names every wrong field, what was given and what is allowed.
-    """
-    try:
-        return cls.model_validate(data)
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(str(part) for part in detail['loc']) or 'config'}: {detail['msg']} (given: {detail['input']!r})"
-            for detail in error.errors()
-        ]
-        raise ConfigError("; ".join(problems), remedy="Correct the named settings and try again.") from error
+        return cls.from_yaml(read_file(path, remedy="Give the path of a YAML config."), cut(str(path), 200))
 
 
 def _preset(alignment_steps: int, attack_steps: int, *methods: MethodConfig, max_per_set: int = 0) -> LabConfig:

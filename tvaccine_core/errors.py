@@ -1,5 +1,11 @@
 """The errors a user can meet. Each says what was given, what is allowed, and in `remedy` what to do next."""
 
+import difflib
+import math
+import reprlib
+from collections.abc import Iterable
+from typing import Any
+
 
 class TVaccineError(Exception):
     """Base of every error the lab raises on purpose.
@@ -69,3 +75,41 @@ class RunBusyError(StoreError):
         super().__init__(message, remedy=remedy)
         self.run_id = run_id
         self.attack_id = attack_id
+
+
+SHOWN = 80
+"""Characters of what was given that a message repeats."""
+
+
+class _Repr(reprlib.Repr):
+    """Short whatever the value is: no deep nesting, no long lists, no number that Python refuses to write out."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxstring = self.maxother = limit
+
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() < 200:
+            return repr(x)
+        return f"<a whole number of about {int(x.bit_length() * math.log10(2)):,} digits>"  # Python will not write it
+
+
+def shown(given: Any, limit: int = SHOWN) -> str:
+    """`repr(given)` for a message: at most `limit` characters, control characters and lone surrogates escaped."""
+    return cut(_Repr(limit).repr(given), limit)
+
+
+def cut(text: str, limit: int) -> str:
+    """`text` for a message: at most `limit` characters, lone surrogates escaped so that it can be printed."""
+    text = text[: limit + 1].encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def did_you_mean(given: str, names: Iterable[str]) -> str:
+    """A remedy for a name that does not exist: the names most like it, if there are such, then all there are."""
+    names = list(names)
+    by_lower = {name.lower(): name for name in names}
+    close = [by_lower[name] for name in difflib.get_close_matches(given[:SHOWN].lower(), by_lower, n=2)]
+    guess = f"Did you mean {' or '.join(close)}? " if close else ""
+    return f"{guess}There are: {', '.join(names)}."

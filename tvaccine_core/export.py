@@ -13,12 +13,11 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import yaml
-
 from tvaccine_core import __version__
 from tvaccine_core.config import AttackConfig, LabConfig, parse_config
 from tvaccine_core.errors import StoreError
 from tvaccine_core.records import EvalRecord, StateRecord, StepRecord
+from tvaccine_core.safe_yaml import write_yaml
 from tvaccine_core.store import JobRow, RunRow, Store, StoredEvent
 
 PAGE = 1000
@@ -38,7 +37,7 @@ def export_run(store: Store, run_id: str, folder: Path) -> Path:
         config, attacks = repeatable(store, run_id)
         (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         settings = {attack_id: attack.model_dump(mode="json") for attack_id, attack in attacks.items()}
-        (folder / "attacks.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        (folder / "attacks.yaml").write_text(write_yaml(settings), encoding="utf-8")
         _write_csv(folder / "steps.csv", STEP_COLUMNS, step_rows(events, jobs))
         _write_csv(folder / "scores.csv", SCORE_COLUMNS, score_rows(events))
         _write_csv(folder / "answers.csv", ANSWER_COLUMNS, _answer_rows(store, run_id))

@@ -1,0 +1,86 @@
+"""What every config shares: no unknown key, real and finite numbers, and errors that name each field. Torch-free."""
+
+from functools import cache
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from tvaccine_core.errors import ConfigError, cut, shown
+
+MAX_NUMBER = 2**53
+"""Largest whole number: JSON, a browser and a float keep it exactly up to here."""
+MAX_PROBLEMS = 10
+"""Wrong fields that one message names."""
+
+_WORDS = {
+    "extra_forbidden": "There is no such setting",
+    "model_type": "Input should be a mapping of settings",
+    "invalid_key": "Names of settings are text",
+}
+"""Where pydantic's words are for programmers."""
+
+
+class Config(BaseModel):
+    """Frozen; an unknown key is an error, not silence; true is no number, and a number is finite.
+
+    Text that spells a number counts as one, and 4.0 as the whole number 4: controls of a page and command lines give
+    such.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, data: Any) -> Any:
+        """Spell true and false out where a number is due: pydantic counts them as 1 and 0, and refuses the words."""
+        if not isinstance(data, dict):
+            return data
+        numbers = _number_fields(cls)
+        return {key: _spelt_out(value) if key in numbers else value for key, value in data.items()}
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _numbers_keep_exactly(cls, value: Any) -> Any:
+        values = value if isinstance(value, tuple) else [value]
+        if any(isinstance(item, int) and abs(item) > MAX_NUMBER for item in values):
+            raise PydanticCustomError("number_too_large", f"Input should be at most {MAX_NUMBER}, which is 2 to the 53")
+        return value
+
+
+@cache
+def _number_fields(cls: type[BaseModel]) -> frozenset[str]:
+    """Fields that hold numbers, one or several."""
+    kinds = {name: {field.annotation, *get_args(field.annotation)} for name, field in cls.model_fields.items()}
+    return frozenset(name for name, found in kinds.items() if found & {int, float} and bool not in found)
+
+
+def _spelt_out(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_spelt_out(item) for item in value]
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def parse_config(cls: type[ConfigT], data: dict[str, Any]) -> ConfigT:
+    """Validate `data` as a `cls`.
+
+    Raises:
+        ConfigError: names every wrong field (of many, the first), what was given and what is allowed.
+    """
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        problems = [_problem(detail) for detail in details[:MAX_PROBLEMS]]
+        if len(details) > MAX_PROBLEMS:
+            problems.append(f"and {len(details) - MAX_PROBLEMS:,} more")
+        raise ConfigError("; ".join(problems), remedy="Correct the named settings and try again.") from error
+
+
+def _problem(detail: ErrorDetails) -> str:
+    place = ".".join(cut(str(part), 40) for part in detail["loc"]) or "config"
+    message = _WORDS.get(detail["type"]) or cut(detail["msg"], 300)
+    return f"{place}: {message} (given: {shown(detail['input'])})"
