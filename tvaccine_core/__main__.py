@@ -7,7 +7,7 @@ import typer
 
 from tvaccine_core import __version__
 from tvaccine_core.cli import plan, runs, stages, tools
-from tvaccine_core.cli.options import err, out
+from tvaccine_core.cli.options import DataDir, err, out
 from tvaccine_core.errors import ConfigError, RunNotFoundError, TVaccineError
 from tvaccine_core.launch import run_together, started_together
 
@@ -18,6 +18,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
+
+
+@app.callback()
+def everywhere(data_dir: DataDir = None) -> None:
+    """`--data-dir` may stand before the command, too: the option itself remembers it."""
+
+
 for command in (stages.demo, stages.align, stages.attack, stages.evaluate, stages.generate):
     app.command()(command)
 app.add_typer(runs.app, name="runs")

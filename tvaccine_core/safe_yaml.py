@@ -145,15 +145,15 @@ class _Reading:
             if loader is not None:
                 loader.dispose()
 
-    def _node(self, event: yaml.NodeEvent, events: Iterator[yaml.Event], depth: int) -> Any:
+    def _node(self, event: yaml.Event, events: Iterator[yaml.Event], depth: int) -> Any:
         self._num_items += 1
         if self._num_items > MAX_ITEMS:
             self._fail(f"there are more than {MAX_ITEMS:,} values")
         if isinstance(event, yaml.AliasEvent):
             self._fail(f"the alias *{cut(event.anchor, 100)} is not allowed, write the value out")
-        if event.anchor is not None:
-            self._fail(f"the anchor &{cut(event.anchor, 100)} is not allowed, leave it out")
-        tag = getattr(event, "tag", None)
+        anchor, tag = getattr(event, "anchor", None), getattr(event, "tag", None)
+        if anchor is not None:
+            self._fail(f"the anchor &{cut(anchor, 100)} is not allowed, leave it out")
         if tag is not None:
             self._fail(f"the tag {cut(tag, 100)} is not allowed, leave it out")
         if isinstance(event, yaml.ScalarEvent):

@@ -59,6 +59,7 @@ __all__ = [
     "StoredEvent",
     "Work",
     "default_home",
+    "expand_folder",
 ]
 
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
@@ -67,7 +68,7 @@ _RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 def default_home() -> Path:
     """`TVACCINE_HOME`, else the platform's folder for a user's application data."""
     if chosen := os.environ.get("TVACCINE_HOME"):
-        return Path(chosen).expanduser()
+        return expand_folder(Path(chosen))
     if sys.platform == "win32":
         parent = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
@@ -85,7 +86,7 @@ class Store(JobQueue):
     """
 
     def __init__(self, home: Path) -> None:
-        self.home = home.expanduser().absolute()
+        self.home = expand_folder(home).absolute()
         super().__init__(Database(self.home / "lab.db", SCHEMA, SCHEMA_VERSION, MIGRATIONS))
 
     def close(self) -> None:
@@ -313,6 +314,17 @@ def _run_name(name: str) -> str:
     if not 1 <= len(name) <= 120:
         raise StoreError(f"A run's name has 1 to 120 characters, not {len(name)}.", remedy="Choose another name.")
     return name
+
+
+def expand_folder(folder: Path) -> Path:
+    """`folder` with a beginning `~` written out. Raises `StoreError`."""
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:
+        raise StoreError(
+            f"{folder} begins with a user who has no home here.",
+            remedy="Give another folder with --data-dir or TVACCINE_HOME.",
+        ) from error
 
 
 def _folder_error(folder: Path, error: OSError) -> StoreError:

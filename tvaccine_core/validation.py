@@ -1,10 +1,10 @@
 """What every config shares: no unknown key, real and finite numbers, and errors that name each field. Torch-free."""
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
 
 from tvaccine_core.errors import ConfigError, cut, shown
 
@@ -16,6 +16,7 @@ MAX_PROBLEMS = 10
 _WORDS = {
     "extra_forbidden": "There is no such setting",
     "model_type": "Input should be a mapping of settings",
+    "model_attributes_type": "Input should be a mapping of settings",
     "invalid_key": "Names of settings are text",
 }
 """Where pydantic's words are for programmers."""
@@ -44,7 +45,7 @@ class Config(BaseModel):
     def _numbers_keep_exactly(cls, value: Any) -> Any:
         values = value if isinstance(value, tuple) else [value]
         if any(isinstance(item, int) and abs(item) > MAX_NUMBER for item in values):
-            raise PydanticCustomError("number_too_large", f"Input should be at most {MAX_NUMBER}, which is 2 to the 53")
+            raise ValueError(f"Whole numbers go up to 2**53 = {MAX_NUMBER}")
         return value
 
 
@@ -80,7 +81,7 @@ def parse_config(cls: type[ConfigT], data: dict[str, Any]) -> ConfigT:
         raise ConfigError("; ".join(problems), remedy="Correct the named settings and try again.") from error
 
 
-def _problem(detail: ErrorDetails) -> str:
+def _problem(detail: Mapping[str, Any]) -> str:
     place = ".".join(cut(str(part), 40) for part in detail["loc"]) or "config"
-    message = _WORDS.get(detail["type"]) or cut(detail["msg"], 300)
+    message = _WORDS.get(detail["type"]) or cut(detail["msg"].removeprefix("Value error, "), 300)
     return f"{place}: {message} (given: {shown(detail['input'])})"

@@ -1,5 +1,6 @@
 """What commands share: options, configs with overrides, runs by short names, tables on the right stream, safe files."""
 
+import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,15 +11,40 @@ import yaml
 from rich.console import Console
 
 from tvaccine_core.config import PRESETS, Config, ConfigT, LabConfig, parse_config
-from tvaccine_core.errors import ConfigError, RunNotFoundError
+from tvaccine_core.errors import ConfigError, RunNotFoundError, shown
 from tvaccine_core.methods import METHODS
 from tvaccine_core.orders import with_methods
-from tvaccine_core.store import RunRow, Store, default_home
+from tvaccine_core.store import RunRow, Store, default_home, expand_folder
+
+
+def _read_folder(text: str) -> Path:
+    if not text.strip():
+        raise ConfigError("--data-dir is given an empty text.", remedy="Give a folder, or leave --data-dir out.")
+    return expand_folder(Path(text))
+
+
+def _one_folder(context: typer.Context, folders: list[Path] | None) -> list[Path]:
+    """What `--data-dir` says anywhere in the command line so far. Raises `ConfigError` if it says two things."""
+    # `meta` is shared by the contexts of a command and of the groups it stands in; theirs are read before.
+    given: dict[str, Path] = context.meta.setdefault(f"{__name__}.folders", {})
+    for folder in folders or ():
+        given.setdefault(os.path.realpath(folder), folder)  # not Path.resolve, which raises at a loop of links
+    if len(given) > 1:
+        names = " and ".join(shown(str(folder)) for folder in given.values())
+        raise ConfigError(f"--data-dir is given as {names}.", remedy="Give one folder, before or after the command.")
+    return list(given.values())
+
 
 DataDir = Annotated[
-    Path | None,
-    typer.Option(help="Where runs are kept. Default: TVACCINE_HOME, else the system's place for application data."),
+    list[Path] | None,
+    typer.Option(
+        metavar="FOLDER",
+        parser=_read_folder,
+        callback=_one_folder,
+        help="Where runs are kept. Default: TVACCINE_HOME, else the system's place for application data.",
+    ),
 ]
+"""The same option of every command and of the groups before it: it counts wherever it stands."""
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the results to this file too.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML config, as `runs export` writes it.")]
 PresetName = Annotated[str | None, typer.Option("--preset", help=f"One of: {', '.join(PRESETS)}.")]
@@ -33,6 +59,7 @@ Workers = Annotated[
 ]
 
 DEFAULT_PRESET = "sandbox-quick"
+LIST_RUNS = "List them: python -m tvaccine_core runs list"
 
 out = Console(highlight=False, markup=False)
 """Results."""
@@ -40,21 +67,21 @@ err = Console(stderr=True, highlight=False, markup=False)
 """Progress and complaints: standard output stays clean for pipes."""
 
 
-def open_store(data_dir: Path | None) -> Store:
+def open_store(data_dir: Sequence[Path] | None) -> Store:
     """The store that the options name."""
-    return Store(data_dir or default_home())
+    return Store(data_dir[0] if data_dir else default_home())
 
 
 def find_run(store: Store, text: str) -> RunRow:
     """The run whose id is or begins with `text`; `latest` for the newest. Raises `RunNotFoundError`."""
+    if not text.strip():
+        raise RunNotFoundError("An empty text names no run.", remedy=LIST_RUNS)
     runs = store.runs()
     found = runs[:1] if text == "latest" else [run for run in runs if run.id.startswith(text)]
     exact = [run for run in found if run.id == text]
     if len(exact or found) != 1:
         what = "No run" if not found else f"{len(found)} runs"
-        raise RunNotFoundError(
-            f"{what} in {store.home} for {text!r}.", remedy="List them: python -m tvaccine_core runs list"
-        )
+        raise RunNotFoundError(f"{what} in {store.home} for {shown(text)}.", remedy=LIST_RUNS)
     return (exact or found)[0]
 
 

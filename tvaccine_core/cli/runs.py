@@ -9,9 +9,20 @@ from rich.table import Table
 
 from tvaccine_core import orders
 from tvaccine_core.cli.follow import explain, follow
-from tvaccine_core.cli.options import DataDir, JsonFile, Workers, check_json, err, find_run, open_store, out, write_json
+from tvaccine_core.cli.options import (
+    LIST_RUNS,
+    DataDir,
+    JsonFile,
+    Workers,
+    check_json,
+    err,
+    find_run,
+    open_store,
+    out,
+    write_json,
+)
 from tvaccine_core.cli.results import collect, make_report, render
-from tvaccine_core.errors import StoreError
+from tvaccine_core.errors import ConfigError, StoreError
 from tvaccine_core.export import export_run, repeatable
 
 app = typer.Typer(help="List, show, delete, export and resume runs.")
@@ -66,6 +77,8 @@ def delete(
     data_dir: DataDir = None,
 ) -> None:
     """Delete a run: its rows and its folder, and nothing else."""
+    if run.strip() == "latest":  # another run as soon as another program makes one
+        raise ConfigError("A run is deleted by its id, not as `latest`.", remedy=LIST_RUNS)
     store = open_store(data_dir)
     row = find_run(store, run)
     if not yes:
