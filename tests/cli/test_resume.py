@@ -28,6 +28,6 @@ def test_a_job_whose_worker_just_died_is_resumed_at_once(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(runs, "follow", follow)
     with pytest.raises(Followed):
-        runs.resume(run_id, data_dir=tmp_path)
+        runs.resume(run_id, data_dir=[tmp_path])
     job = store.job(job_id)
     assert (job.state, job.resumed) == ("queued", True)
