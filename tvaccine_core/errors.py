@@ -3,7 +3,7 @@
 import difflib
 import math
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -106,10 +106,25 @@ def cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def did_you_mean(given: str, names: Iterable[str]) -> str:
-    """A remedy for a name that does not exist: the names most like it, if there are such, then all there are."""
+def is_text(text: str) -> bool:
+    """False if there are lone surrogates: bytes of a command line that are not UTF-8, or half of an escaped pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def did_you_mean(given: str, names: Iterable[str], also: Sequence[str] = ()) -> str:
+    """A remedy for a name that does not exist: the names most like it, if there are such, then all there are.
+
+    Args:
+        given: the wrong name.
+        names: what it could be.
+        also: what it could be too, if it is not one of `names` misspelt.
+    """
     names = list(names)
     by_lower = {name.lower(): name for name in names}
-    close = [by_lower[name] for name in difflib.get_close_matches(given[:SHOWN].lower(), by_lower, n=2)]
+    close = [by_lower[name] for name in difflib.get_close_matches(given[:SHOWN].lower(), by_lower, n=2)] or also[:3]
     guess = f"Did you mean {' or '.join(close)}? " if close else ""
     return f"{guess}There are: {', '.join(names)}."

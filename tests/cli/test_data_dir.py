@@ -81,8 +81,8 @@ def test_making_runs_uses_the_named_store(
 
     monkeypatch.setattr(stages, "follow", nothing)
     lines = [*placed(("demo",), other.home), *placed(("align",), other.home)]
-    for line in lines:
-        assert main([*line, "--preset", "sandbox-check"]) == 0
+    for seed, line in enumerate(lines):
+        assert main([*line, "--preset", "sandbox-check", "--set", f"seed={seed}"]) == 0
     assert main(["--data-dir", str(other.home), "evaluate", "--state", "base"]) == 0
     assert main(["--data-dir", str(other.home), "generate", "Hello?"]) == 0
     assert used == [other.home] * 6

@@ -1,19 +1,20 @@
 """What commands share: options, configs with overrides, runs by short names, tables on the right stream, safe files."""
 
+import errno
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 
 from tvaccine_core.config import PRESETS, Config, ConfigT, LabConfig, parse_config
-from tvaccine_core.errors import ConfigError, RunNotFoundError, shown
+from tvaccine_core.errors import SHOWN, ConfigError, DataError, RunNotFoundError, cut, did_you_mean, is_text, shown
 from tvaccine_core.methods import METHODS
 from tvaccine_core.orders import with_methods
+from tvaccine_core.safe_yaml import MAX_VALUE, read_yaml
 from tvaccine_core.store import RunRow, Store, default_home, expand_folder
 
 
@@ -59,6 +60,9 @@ Workers = Annotated[
 ]
 
 DEFAULT_PRESET = "sandbox-quick"
+ASSIGNMENT = "Write FIELD=VALUE, for example attack.harmful_ratio=0.2."
+MAX_PROMPT = 2000
+"""Characters."""
 LIST_RUNS = "List them: python -m tvaccine_core runs list"
 
 out = Console(highlight=False, markup=False)
@@ -92,19 +96,19 @@ def build_config(
     methods: str | None = None,
 ) -> LabConfig:
     """Preset or file, then methods, then overrides. Raises `ConfigError`."""
-    if preset and file:
+    if preset is not None and file is not None:
         raise ConfigError("Both --preset and --config are given.", remedy="Give one of them.")
-    config = LabConfig.load(file) if file else PRESETS[find_preset(preset)].config
-    if methods:
+    config = LabConfig.load(file) if file is not None else PRESETS[find_preset(preset)].config
+    if methods is not None:
         config = choose_methods(config, methods)
     return override(config, overrides)
 
 
 def find_preset(name: str | None) -> str:
     """The preset of that name, or the default one. Raises `ConfigError`."""
-    if name and name not in PRESETS:
-        raise ConfigError(f"There is no preset {name!r}.", remedy=f"Choose one of: {', '.join(PRESETS)}.")
-    return name or DEFAULT_PRESET
+    if name is not None and name not in PRESETS:
+        raise ConfigError(f"There is no preset {shown(name)}.", remedy=did_you_mean(name, PRESETS))
+    return DEFAULT_PRESET if name is None else name
 
 
 def names_of(methods: str | None) -> list[str]:
@@ -123,6 +127,8 @@ def choose_methods(config: LabConfig, methods: str) -> LabConfig:
 def override(config: ConfigT, assignments: Sequence[str] | None, update: dict[str, Any] | None = None) -> ConfigT:
     """`config` with `field.field=value` applied; values are YAML. Methods go by name: alignment.methods.tvaccine.rho=2.
 
+    A mapping changes the settings that it names: model={name: mine, device: cpu}.
+
     Raises:
         ConfigError: no assignment, no such field, or a value that is not allowed.
     """
@@ -132,55 +138,96 @@ def override(config: ConfigT, assignments: Sequence[str] | None, update: dict[st
     for assignment in assignments or ():
         path, sign, text = assignment.partition("=")
         if not sign or not path.strip():
-            raise ConfigError(
-                f"{assignment!r} sets nothing.", remedy="Write FIELD=VALUE, for example attack.harmful_ratio=0.2."
-            )
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"The value in {assignment!r} cannot be read.", remedy="Quote it.") from error
-        _assign(data, path.strip().split("."), value, assignment)
+            raise ConfigError(f"{shown(assignment)} sets nothing.", remedy=ASSIGNMENT)
+        *parents, last = (name.strip() for name in path.split("."))
+        if not all((*parents, last)):
+            raise ConfigError(f"{shown(assignment)} has no name before, between or after dots.", remedy=ASSIGNMENT)
+        what = f"The value in {shown(assignment)}"
+        value = read_yaml(text, what, remedy="Quote it, as --set takes YAML.", max_size=MAX_VALUE)
+        place: Any = data
+        for name in parents:
+            place = _child(data, place, name, assignment)
+        _assign(data, place, last, value, assignment)
     return parse_config(type(config), data)
 
 
-def _assign(data: Any, path: list[str], value: Any, assignment: str) -> None:
-    *parents, last = path
-    for name in parents:
-        data = _child(data, name, assignment)
-    if not isinstance(data, dict):
-        raise _no_field(last, assignment, data)
-    data[last] = value
+def _assign(root: Any, place: Any, name: str, value: Any, assignment: str) -> None:
+    """Set `name` of `place`, which is a part of `root`."""
+    before = _child(root, place, name, assignment)
+    if not isinstance(before, dict):
+        place[name] = value
+        return
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{shown(name)} holds several settings, and {shown(assignment)} gives it {shown(value)}.",
+            remedy=f"Set one of them, as in {cut(name, SHOWN)}.{next(iter(before))}. There are: {', '.join(before)}.",
+        )
+    for key, item in value.items():
+        _assign(root, before, key, item, assignment)
 
 
-def _child(data: Any, name: str, assignment: str) -> Any:
-    if isinstance(data, dict) and name in data:
-        return data[name]
-    if isinstance(data, list):
-        for item in data:
-            if isinstance(item, dict) and item.get("name") == name:
-                return item
-    raise _no_field(name, assignment, data)
+def _child(root: Any, place: Any, name: str, assignment: str) -> Any:
+    """What stands under `name` in a mapping, or in a list of named ones."""
+    names: dict[str, Any] = {}
+    if isinstance(place, dict):
+        names = place
+    elif isinstance(place, list):
+        names = {str(item["name"]): item for item in place if isinstance(item, dict) and "name" in item}
+    if name in names:
+        return names[name]
+    elsewhere = [path for path in _paths(root) if path.endswith(f".{name}")] if place is root else []
+    remedy = did_you_mean(name, names, elsewhere) if names else "This field has no parts."
+    raise ConfigError(f"There is no setting {shown(name)} for {shown(assignment)}.", remedy=remedy)
 
 
-def _no_field(name: str, assignment: str, data: Any) -> ConfigError:
-    names = list(data) if isinstance(data, dict) else []
-    if isinstance(data, list):
-        names = [str(item["name"]) for item in data if isinstance(item, dict) and "name" in item]
-    remedy = f"There are: {', '.join(names)}." if names else "This field has no parts."
-    return ConfigError(f"There is no {name!r} for {assignment!r}.", remedy=remedy)
+def _paths(data: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every dotted path of a mapping of mappings."""
+    for name, value in data.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from _paths(value, f"{prefix}{name}.")
+
+
+def check_prompt(prompt: str) -> str:
+    """A prompt without the spaces around it.
+
+    Raises:
+        DataError: it is empty, long, or has bytes that are no text.
+    """
+    prompt = prompt.strip()
+    if not 1 <= len(prompt) <= MAX_PROMPT:
+        raise DataError(
+            f"A prompt has 1 to {MAX_PROMPT:,} characters, not {len(prompt):,}.", remedy="Give another prompt."
+        )
+    if not is_text(prompt):
+        raise DataError(
+            f"The prompt {shown(prompt)} is not text in UTF-8.", remedy="Type it again, or save it as UTF-8."
+        )
+    return prompt
 
 
 def check_json(path: Path | None) -> None:
     """Find out before the work, not after it, that the results cannot be written. Raises `ConfigError`."""
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise ConfigError(f"{path} cannot be written: no such folder, or it is one.", remedy="Give a file's path.")
+    if path is None:
+        return
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        partial = _partial(path)
+        partial.touch()
+        partial.unlink()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"{cut(str(path), 200)} cannot be written: {reason}.", remedy="Give a file's path."
+        ) from error
 
 
 def write_json(path: Path | None, result: Config | Any) -> None:
     """Write a pydantic model, whole or not at all."""
     if path is None:
         return
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    partial = _partial(path)
     try:
         partial.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
         partial.replace(path)
@@ -190,3 +237,8 @@ def write_json(path: Path | None, result: Config | Any) -> None:
             f"Cannot write {path}: {error.strerror or error}", remedy="Give another path, or free some space."
         ) from error
     err.print(f"Results written to {path}")
+
+
+def _partial(path: Path) -> Path:
+    """The file that becomes `path` when it is whole. Raises `ValueError` if `path` is no file's name."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")

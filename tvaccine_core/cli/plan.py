@@ -1,5 +1,6 @@
 """The command `plan`: will a model fit, and how long will it take."""
 
+import math
 from typing import Annotated, Literal
 
 import typer
@@ -17,6 +18,7 @@ from tvaccine_core.cli.options import (
     write_json,
 )
 from tvaccine_core.config import ActivationMemory, LabConfig
+from tvaccine_core.errors import ConfigError
 from tvaccine_core.methods import METHODS, method_info
 from tvaccine_core.plan.advice import CONTEXT_BYTES, GIB, SLACK, advise, judge_fit, published_gb
 from tvaccine_core.plan.records import PARTS, MemoryPlan, PlanReport, TimeEstimate
@@ -55,6 +57,8 @@ def plan(
 ) -> None:
     """Predict a run's peak memory by part, for each method, from the model's config alone: no weights are needed."""
     check_json(json_file)
+    if memory_gib is not None and not math.isfinite(memory_gib):
+        raise ConfigError(f"--memory-gib takes a finite number of GiB, not {memory_gib}.", remedy="Give one, as in 24.")
     config = build_config(None, config_file, None)
     base = config if config_file else _published_setting(config)
     config = choose_methods(base, methods) if methods else base

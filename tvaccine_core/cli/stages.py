@@ -21,6 +21,7 @@ from tvaccine_core.cli.options import (
     Workers,
     build_config,
     check_json,
+    check_prompt,
     err,
     find_run,
     names_of,
@@ -149,6 +150,7 @@ def generate(
 ) -> None:
     """Ask several model states one prompt, side by side."""
     check_json(json_file)
+    prompt = check_prompt(prompt)
     store = open_store(data_dir)
     row = find_run(store, run)
     states = _choose_states(_steps_of_states(store, row.id), state, row.id)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, get_args
 import typer
 from rich.progress import Progress
 
+from tvaccine_core import orders
 from tvaccine_core.cli.options import (
     ConfigFile,
     DataDir,
@@ -21,7 +22,7 @@ from tvaccine_core.cli.options import (
     override,
     write_json,
 )
-from tvaccine_core.errors import ConfigError, TVaccineError
+from tvaccine_core.errors import ConfigError, TVaccineError, did_you_mean, shown
 from tvaccine_core.launch import started_together
 from tvaccine_core.store import JobKind
 from tvaccine_core.worker import Engine, run_worker
@@ -49,9 +50,13 @@ def worker(
         )
     wanted: list[JobKind] | None = None
     if kinds is not None:
-        wanted = [kind for kind in get_args(JobKind) if kind in kinds.split(",")]
-        if len(wanted) != len(kinds.split(",")):
-            raise ConfigError(f"Unknown kinds in {kinds!r}.", remedy=f"Use: {', '.join(get_args(JobKind))}.")
+        names = [name.strip() for name in kinds.split(",")]
+        for name in names:
+            if name not in get_args(JobKind):
+                raise ConfigError(
+                    f"There is no kind of job {shown(name)}.", remedy=did_you_mean(name, get_args(JobKind))
+                )
+        wanted = [kind for kind in get_args(JobKind) if kind in names]
     store = open_store(data_dir)
 
     def make_engine() -> Engine:
@@ -172,8 +177,12 @@ def study(
     from tvaccine_core.bench.study_report import draw_figure, render_markdown, summarise, update_readme
 
     check_json(summary)
+    check_json(figure)
     settings = override(StudySettings.model_validate({}), overrides)
-    config = build_config(preset or (None if config_file else "sandbox-full"), config_file, None)
+    if preset is None and config_file is None:
+        preset = "sandbox-full"
+    config = build_config(preset, config_file, None)
+    orders.check(orders.with_methods(config, settings.methods))
     results = run_study(folder, settings, config, processes)
     text = render_markdown(results)
     out.print(text, soft_wrap=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tvaccine_core.config import LabConfig
-from tvaccine_core.errors import ConfigError
+from tvaccine_core.errors import ConfigError, did_you_mean, shown
 from tvaccine_core.records import Example, Verdict
 from tvaccine_core.sandbox import oracle
 from tvaccine_core.sandbox.world import load_sandbox
@@ -74,7 +74,7 @@ class LabData:
     def task(self, name: str) -> TaskExamples:
         """The task called `name`. Raises `ConfigError` naming those there are."""
         if name not in self.tasks:
-            raise ConfigError(f"There is no task {name!r}.", remedy=f"Choose one of: {', '.join(self.tasks)}.")
+            raise ConfigError(f"There is no task {shown(name)}.", remedy=did_you_mean(name, self.tasks))
         return self.tasks[name]
 
 

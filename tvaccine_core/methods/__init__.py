@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tvaccine_core.config import Config, LabConfig, MethodConfig, SFTConfig, TVaccineConfig, VaccineConfig
-from tvaccine_core.errors import ConfigError
+from tvaccine_core.errors import ConfigError, did_you_mean, shown
 
 if TYPE_CHECKING:
     from tvaccine_core.methods.base import Method
@@ -78,7 +78,7 @@ METHODS: dict[str, MethodInfo] = {
 def method_info(name: str) -> MethodInfo:
     """The entry of `name`. Raises `ConfigError` naming what is allowed."""
     if name not in METHODS:
-        raise ConfigError(f"Unknown method {name!r}.", remedy=f"Choose one of: {', '.join(METHODS)}.")
+        raise ConfigError(f"Unknown method {shown(name)}.", remedy=did_you_mean(name, METHODS))
     return METHODS[name]
 
 
