@@ -1,5 +1,6 @@
 """`python -m tvaccine_core`: the lab without a browser. Each command imports what it needs when it runs."""
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Of several processes that a launcher started, the first runs it; the others do their share of its jobs.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text; standard error does so itself
     if not started_together():
         return _run(lambda: app(arguments))
     return _run(lambda: sys.exit(run_together(lambda: _run(lambda: app(arguments)))))

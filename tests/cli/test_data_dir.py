@@ -195,3 +195,13 @@ def test_an_empty_text_names_no_run(default: Store, capsys: Any) -> None:
     for line in (["runs", "show", ""], ["attack", "--run", ""], ["align", "--run", ""], ["runs", "export", ""]):
         assert main(line) == 2
         assert "empty" in capsys.readouterr().err
+
+
+def test_a_folder_whose_name_is_no_text_is_shown_escaped(tmp_path: Path, capfd: Any) -> None:
+    """Bytes of a file name that are not UTF-8 reach Python as lone surrogates, which cannot be printed."""
+    folder = tmp_path / "half \udcff"
+    Store(folder).create_run(CHECK, "of the odd store")
+    assert main(["runs", "--data-dir", str(folder)]) == 0
+    said = capfd.readouterr().out.replace("\n", "")
+    assert "of the odd store" in said
+    assert "\\udcff" in said
