@@ -1,24 +1,117 @@
 """Start the lab: the page, and the workers that train beside it. `python app.py --help` lists the flags."""
 
 import argparse
+import errno
 import os
 import signal
+import socket
 import sys
 import threading
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-from app import build_app, launch_options
-from app.services import Supervisor, TVaccineError, default_home
+PORTS = "a port is a number from 1 to 65535"
+HOSTS = "127.0.0.1 (this machine only), 0.0.0.0 (every network), or an address that this machine has"
 
 
 def main() -> None:
+    """Serve until Ctrl-C or SIGTERM, then end the workers; or say why that cannot be."""
+    check_environment()
+    from app.services import TVaccineError  # imports Gradio
+
+    try:
+        serve()
+    except TVaccineError as error:
+        sys.exit(f"{error}\n{error.remedy}")
+    except (OSError, OverflowError) as error:  # Gradio's: the port was taken meanwhile, or it tried ports above 65535
+        sys.exit(f"{error}\nChoose another port with --port.")
+
+
+def check_environment() -> None:
+    """Check the variables that Gradio reads when it is imported; an empty one counts as none.
+
+    Raises:
+        SystemExit: one of them is wrong.
+    """
+    names = ("GRADIO_SERVER_PORT", "GRADIO_NUM_PORTS", "GRADIO_SERVER_NAME")
+    for name in names:
+        if not os.environ.get(name, "").strip():
+            os.environ.pop(name, None)
+    port, number, host = map(os.environ.get, names)
+    for name, value in ((names[0], port), (names[1], number)):
+        if value is not None and not is_port(value):
+            sys.exit(f"{name} is {value[:80]!r}; {PORTS}, and so is how many are tried.\nCorrect or unset {name}.")
+    if host is not None:
+        check_address(host, None, option="GRADIO_SERVER_NAME")
+
+
+def is_port(text: str) -> bool:
+    """True for the number of a port. 0, any free one, is none: it would not be known before the page is up."""
+    return text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535
+
+
+def read_port(text: str) -> int:
+    """The port that `--port` names."""
+    if not is_port(text):
+        raise argparse.ArgumentTypeError(f"{PORTS}, not {text[:80]!r}; leave --port out for the first free one")
+    return int(text)
+
+
+def read_folder(text: str) -> Path:
+    """The folder that `--data-dir` names."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("give a folder, or leave --data-dir out")
+    return Path(text)
+
+
+def check_address(host: str, port: int | None, option: str = "--host") -> None:
+    """Find out whether a server could listen on `port` of `host`, any free port for None.
+
+    Raises:
+        SystemExit: it could not; says whether the host or the port is to be changed.
+    """
+    change_host = f"Choose with {option}: {HOSTS}."
+    bare = host.strip().removeprefix("[").removesuffix("]")
+    try:
+        found = socket.getaddrinfo(bare, port or 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE) if bare else []
+    except (OSError, UnicodeError):  # a UnicodeError: longer than a name may be
+        found = []
+    if not found:
+        sys.exit(f"{option} is {host[:80]!r}, and no address of that name is known.\n{change_host}")
+    reasons = [_refusal(family, protocol, address) for family, _, protocol, _, address in found]
+    if any(reason == errno.EADDRINUSE for reason in reasons):
+        sys.exit(f"Port {port} is in use by another program.\nChoose another with --port, or leave --port out.")
+    if any(reason == errno.EACCES for reason in reasons):
+        sys.exit(f"Port {port} needs the rights of an administrator.\nChoose one from 1024 up with --port.")
+    if None not in reasons:  # else it is a name with one address of a kind that this machine does without
+        sys.exit(f"{host[:80]} is not an address of this machine.\n{change_host}")
+
+
+def _refusal(family: int, protocol: int, address: tuple[Any, ...]) -> int | None:
+    """Why the system refuses an address, as an error number; None if it grants it."""
+    try:
+        with socket.socket(family, socket.SOCK_STREAM, protocol) as probe:
+            if os.name == "posix":  # elsewhere it would let two programs share a port
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # as servers do: else `::` would stand for 0.0.0.0 too
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.errno or errno.EINVAL
+    return None
+
+
+def serve() -> None:
     """Serve until Ctrl-C or SIGTERM, then end the workers."""
+    from app import build_app, launch_options
+    from app.services import Supervisor, default_home
+
     parser = argparse.ArgumentParser(description=__doc__)
     host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")  # a Space sets it, and the port
     parser.add_argument("--host", default=host, help="address to listen on (0.0.0.0: everywhere)")
-    parser.add_argument("--port", type=int, default=None, help="default: the first free one from 7860")
-    parser.add_argument("--data-dir", type=Path, default=default_home(), help="runs and models (TVACCINE_HOME)")
+    parser.add_argument("--port", type=read_port, default=None, help="default: the first free one from 7860")
+    parser.add_argument("--data-dir", type=read_folder, default=default_home(), help="runs and models (TVACCINE_HOME)")
     parser.add_argument("--no-worker", action="store_true", help="start no worker processes")
     parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers")
     parser.add_argument(
@@ -27,6 +120,7 @@ def main() -> None:
         help="let visitors load any model of this machine or of the hub (default: if only this machine opens the page)",
     )
     given = parser.parse_args()
+    check_address(given.host, given.port)
     private = given.host.startswith(("127.", "localhost", "::1")) and not given.share
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -41,9 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except TVaccineError as error:
-        sys.exit(f"{error}\n{error.remedy}")
-    except OSError as error:  # Gradio's, when the port is taken
-        sys.exit(f"{error}\nChoose another with --port.")
+    main()
