@@ -5,12 +5,14 @@ from typing import Any
 
 import gradio as gr
 from gradio import themes
+from starlette.middleware import Middleware
 
 from app import rail, text
 from app.api import add_endpoints
 from app.draft import Draft
 from app.exports import routes
 from app.page import Page
+from app.security import Access, Gate, access_for
 from app.services import PRESETS, Lab
 from app.tabs import align, attack, choose, compare, runs
 
@@ -53,15 +55,21 @@ def build_app(data_dir: Path, *, own_models: bool = True) -> gr.Blocks:
     return blocks
 
 
-def launch_options(data_dir: Path) -> dict[str, Any]:
-    """What `launch` needs beside host and port: theme, local files, and nothing that leaves this machine."""
+def launch_options(data_dir: Path, access: Access | None = None) -> dict[str, Any]:
+    """What `launch` needs beside host and port: theme, local files, the gate, and nothing that leaves this machine.
+
+    Args:
+        data_dir: holds the runs.
+        access: who may talk to the page; None: who opens it on this machine.
+    """
+    access = access_for("localhost") if access is None else access
     neutral = themes.colors.stone
     return {
         "theme": themes.Base(
             primary_hue=neutral, secondary_hue=neutral, neutral_hue=neutral, font=list(FONT), font_mono=list(FONT_MONO)
         ),
         "head": '<link rel="stylesheet" href="lab/lab.css"><script src="lab/lab.js"></script>',
-        "app_kwargs": {"routes": routes(Lab(data_dir))},
+        "app_kwargs": {"routes": routes(Lab(data_dir)), "middleware": [Middleware(Gate, access=access)]},
         "footer_links": ["api"],
         "run_history": False,
         "ssr_mode": False,
