@@ -59,6 +59,15 @@ class Served:
         body = json.dumps(data).encode()
         return self.request("POST", target, {"Content-Type": "application/json", **(headers or {})}, body, host)
 
+    def outcome(self, session: str) -> dict[str, Any]:
+        """How the event ended that this session asked for."""
+        request = f"GET /gradio_api/queue/data?session_hash={session} HTTP/1.0\r\nHost: localhost\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+            connection.sendall(request.encode())
+            with connection.makefile("rb") as stream:
+                said = next(line for line in stream if b"process_completed" in line)
+        return json.loads(said.removeprefix(b"data: "))
+
 
 @contextmanager
 def serve_page(home: Path, **options: Any) -> Iterator[Served]:
