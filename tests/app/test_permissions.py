@@ -36,7 +36,7 @@ def trusting_run(lab: Lab) -> str:
 
 
 def test_code_of_a_model_runs_only_if_the_server_was_started_for_it(lab: Lab, trusting_run: str) -> None:
-    jobs = lab.store.jobs()
+    jobs = lab.store.all_jobs()
     doors = (
         lambda: lab.start_alignment(with_model(TRUSTING)),
         lambda: lab.start_attack(trusting_run, AttackConfig()),
@@ -47,7 +47,7 @@ def test_code_of_a_model_runs_only_if_the_server_was_started_for_it(lab: Lab, tr
         with pytest.raises(ConfigError, match="trust_remote_code is on") as caught:
             door()
         assert "--trust-remote-code" in caught.value.remedy
-    assert lab.store.jobs() == jobs
+    assert lab.store.all_jobs() == jobs
     assert len(lab.runs()) == 1
 
 
@@ -83,7 +83,7 @@ def test_a_reopened_run_brings_no_code_back_in(lab: Lab, trusting_run: str, monk
         draft = Draft(next(iter(PRESETS.values())).config)
     values = filled[len(draft.outputs) - len(draft.inputs) :]
     base, model_values = values[0], values[len(draft.inputs) - len(draft.model_inputs) + 1 :]
-    jobs = lab.store.jobs()
+    jobs = lab.store.all_jobs()
     for name, given in (
         ("start_alignment", (memory, *values)),
         ("start_attack", (memory, *values)),
@@ -100,7 +100,7 @@ def test_a_reopened_run_brings_no_code_back_in(lab: Lab, trusting_run: str, monk
         list(call["ask_all"](memory, "Who?"))
     with pytest.raises(gr.Error, match="trust_remote_code is on"):
         call["ask"](trusting_run, "Who?")
-    assert lab.store.jobs() == jobs
+    assert lab.store.all_jobs() == jobs
 
 
 def test_what_the_page_keeps_on_the_server_cannot_be_sent(served: Served) -> None:
