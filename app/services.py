@@ -49,6 +49,7 @@ from tvaccine_core.machine import memory_bytes
 from tvaccine_core.methods import METHODS, MethodInfo, settings_of
 from tvaccine_core.model_files import ModelFacts, check_model
 from tvaccine_core.orders import check_layers, latest
+from tvaccine_core.plain_text import check_unicode, without_places
 from tvaccine_core.plan.advice import advise
 from tvaccine_core.plan.records import MemoryPlan, PlanReport
 from tvaccine_core.records import (
@@ -122,6 +123,7 @@ __all__ = [
     "score_rows",
     "settings_of",
     "step_rows",
+    "without_places",
 ]
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -230,10 +232,11 @@ class Lab:
         """Queue one prompt for several model states and drop the owner's unanswered ones. Returns the job's id.
 
         Raises:
-            DataError: the prompt is empty or longer than 2,000 characters.
+            DataError: the prompt is empty, longer than 2,000 characters, or not valid Unicode.
             ConfigError: see `permit`.
         """
         self.permit(self.run(run_id).config.model)
+        check_unicode(prompt, "The prompt")
         prompt = prompt.strip()
         if not 1 <= len(prompt) <= MAX_PROMPT:
             raise DataError(

@@ -160,7 +160,7 @@ async def talk(socket: WebSocket) -> None:
 
 
 def broken(_: Request) -> Response:
-    raise RuntimeError("/home/somebody")
+    raise RuntimeError("somebody was here")
 
 
 def behind(access: Access) -> TestClient:
