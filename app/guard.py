@@ -24,7 +24,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 def guarded(function: FunctionT, home: Path) -> FunctionT:
-    """`function`, whose errors a user can read; they call the data folder `home` by name. Generators stay generators."""
+    """`function`, generator or not, whose errors a user can read; they call the data folder `home` by that name."""
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)

@@ -10,7 +10,6 @@ import pytest
 from app.guard import guarded
 from app.services import StoreError
 
-
 HOME = Path("/srv/lab")
 
 

@@ -16,7 +16,6 @@ from app.exports import routes
 from app.guard import guarded
 from app.page import remembered
 from app.services import DataError, Lab, StoreError
-from tvaccine_core.export import export_run
 from tvaccine_core.plain_text import without_places
 from tvaccine_core.records import CheckpointRecord, MessageRecord, Verdict
 
@@ -58,7 +57,7 @@ def test_what_a_visitor_asked_is_in_no_other_answer_of_the_server(lab: Lab, aske
     blocks = app.build_app(lab.store.home)
     call = {item.fn.__name__: item.fn for item in blocks.fns.values() if hasattr(item.fn, "__name__")}
     other = remembered({"run": asked})
-    seen, timer, *drawn = call["_refresh"](other, {})
+    drawn = call["_refresh"](other, {})
     told = repr([call["run_status"](asked), call["list_runs"](), drawn])
     assert "landlord" not in told
     assert "a-visitor-s-secret" not in told
