@@ -105,6 +105,7 @@ def _refusal(family: int, protocol: int, address: tuple[Any, ...]) -> int | None
 def serve() -> None:
     """Serve until Ctrl-C or SIGTERM, then end the workers."""
     from app import build_app, launch_options
+    from app.security import access_for, host_name, is_loopback
     from app.services import Supervisor, default_home
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -119,14 +120,36 @@ def serve() -> None:
         action=argparse.BooleanOptionalAction,
         help="let visitors load any model of this machine or of the hub (default: if only this machine opens the page)",
     )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="let visitors switch on the Python code that comes with a model: it can do whatever you can",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        type=host_name,
+        help="also answer to this name, of a proxy or of this machine in its network; may be given several times "
+        "(default: on loopback this machine's own names only, elsewhere any)",
+    )
     given = parser.parse_args()
     check_address(given.host, given.port)
-    private = given.host.startswith(("127.", "localhost", "::1")) and not given.share
+    private = is_loopback(given.host) and not given.share
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
-    blocks = build_app(given.data_dir, own_models=private if given.own_models is None else given.own_models).queue()
-    options = launch_options(given.data_dir) | {"server_name": given.host, "server_port": given.port}
+    own_models = private if given.own_models is None else given.own_models
+    blocks = build_app(given.data_dir, own_models=own_models, remote_code=given.trust_remote_code).queue()
+    access = access_for(
+        given.host,
+        share=given.share,
+        allowed=given.allow_host,
+        in_space="SPACE_ID" in os.environ,
+        space_host=os.environ.get("SPACE_HOST", ""),
+    )
+    options = launch_options(given.data_dir, access) | {"server_name": given.host, "server_port": given.port}
     _, url, _ = blocks.launch(prevent_thread_lock=True, share=given.share, **options)
     print(f"T-Vaccine Lab: {url}  (data: {given.data_dir}; Ctrl-C ends it)", flush=True)
     with nullcontext() if given.no_worker else Supervisor(given.data_dir):

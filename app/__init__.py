@@ -5,13 +5,15 @@ from typing import Any
 
 import gradio as gr
 from gradio import themes
+from starlette.middleware import Middleware
 
 from app import rail, text
 from app.api import add_endpoints
 from app.draft import Draft
 from app.exports import routes
 from app.page import Page
-from app.services import PRESETS, Lab
+from app.security import Access, Gate, access_for
+from app.services import PRESETS, Lab, Permissions
 from app.tabs import align, attack, choose, compare, runs
 
 FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
@@ -20,20 +22,21 @@ CACHE_S = 3600
 """Age at which files that handlers left in Gradio's cache are deleted, and how often that is looked for."""
 
 
-def build_app(data_dir: Path, *, own_models: bool = True) -> gr.Blocks:
+def build_app(data_dir: Path, *, own_models: bool = True, remote_code: bool = False) -> gr.Blocks:
     """The whole page on the run store in `data_dir`. Starts nothing.
 
     Args:
         data_dir: holds the runs.
-        own_models: visitors may have this machine load any model, and its code. Not for pages that strangers can open.
+        own_models: visitors may have this machine load any model. Not for pages that strangers can open.
+        remote_code: they may also have it run the Python code that comes with a model, with the server's rights.
     """
-    lab = Lab(data_dir)
+    lab = Lab(data_dir, Permissions(own_models, remote_code))
     with gr.Blocks(
         title=text.TITLE, analytics_enabled=False, delete_cache=(CACHE_S, CACHE_S), fill_width=True
     ) as blocks:
         page = Page(lab)
         add_endpoints(page)  # first: the page's own events then take other names
-        draft = Draft(next(iter(PRESETS.values())).config, own_models)
+        draft = Draft(next(iter(PRESETS.values())).config, lab.permissions)
         with gr.Row(elem_id="shell"):
             with gr.Column(elem_id="rail-column", min_width=0):
                 page.rail.render()
@@ -53,15 +56,21 @@ def build_app(data_dir: Path, *, own_models: bool = True) -> gr.Blocks:
     return blocks
 
 
-def launch_options(data_dir: Path) -> dict[str, Any]:
-    """What `launch` needs beside host and port: theme, local files, and nothing that leaves this machine."""
+def launch_options(data_dir: Path, access: Access | None = None) -> dict[str, Any]:
+    """What `launch` needs beside host and port: theme, local files, the gate, and nothing that leaves this machine.
+
+    Args:
+        data_dir: holds the runs.
+        access: who may talk to the page; None: who opens it on this machine.
+    """
+    access = access_for("localhost") if access is None else access
     neutral = themes.colors.stone
     return {
         "theme": themes.Base(
             primary_hue=neutral, secondary_hue=neutral, neutral_hue=neutral, font=list(FONT), font_mono=list(FONT_MONO)
         ),
         "head": '<link rel="stylesheet" href="lab/lab.css"><script src="lab/lab.js"></script>',
-        "app_kwargs": {"routes": routes(Lab(data_dir))},
+        "app_kwargs": {"routes": routes(Lab(data_dir)), "middleware": [Middleware(Gate, access=access)]},
         "footer_links": ["api"],
         "run_history": False,
         "ssr_mode": False,

@@ -92,4 +92,4 @@ def add_endpoints(page: Page) -> None:
         ]
 
     for endpoint in (list_runs, start_alignment, start_attack, stop, run_status, ask):
-        api(guarded(endpoint), api_name=endpoint.__name__, concurrency_limit=8)
+        api(guarded(endpoint, lab.store.home), api_name=endpoint.__name__, concurrency_limit=8)

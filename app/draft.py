@@ -21,6 +21,7 @@ from app.services import (
     AttackConfig,
     LabConfig,
     ModelConfig,
+    Permissions,
     data_of,
     replace_methods,
     settings_of,
@@ -48,17 +49,21 @@ class Draft:
 
     Args:
         config: what the page shows at first.
-        own_models: visitors may name a model; if not, runs keep the model of the preset or run they begin with.
+        permissions: whether visitors may name a model, and switch its own code on. If not, runs keep what the preset
+            or run they begin with says of it.
     """
 
-    def __init__(self, config: LabConfig, own_models: bool = True) -> None:
+    def __init__(self, config: LabConfig, permissions: Permissions | None = None) -> None:
+        permissions = permissions or Permissions()
+        own_models = permissions.own_models
+        hidden = FOR_LAUNCHERS if permissions.remote_code else (*FOR_LAUNCHERS, "trust_remote_code")
         self._begin = config
         self._own_models = own_models
         names = [name for name, info in METHODS.items() if info.stage == "alignment_stage"]
         self._lab = Form(config, "run", main=ALIGN_MAIN, leave_out=("alignment.methods", "attack.", "model."))
         self._methods = {name: Form(settings_of(config, name), name) for name in names}
         tasks = [(task.title, name) for name, task in data_of(config).tasks.items()]
-        self.model = Form(config.model, "model", main=MODEL_MAIN, leave_out=FOR_LAUNCHERS) if own_models else None
+        self.model = Form(config.model, "model", main=MODEL_MAIN, leave_out=hidden) if own_models else None
         self.model_group = gr.Group(visible=is_own(config.model), render=False)
         self.preset = gr.Radio(
             choices=[

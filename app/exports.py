@@ -27,6 +27,7 @@ from app.services import (
     export_run,
     score_rows,
     step_rows,
+    without_places,
 )
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
@@ -65,10 +66,10 @@ def routes(lab: Lab) -> list[BaseRoute]:
 
     return [
         *(Route(f"/lab/{path.name}", static(path)) for path in (ASSETS / "lab.css", ASSETS / "lab.js", PLOTLY)),
-        Route("/lab/runs/{run}/config.yaml", readable(config)),
-        Route("/lab/runs/{run}/steps.csv", readable(steps)),
-        Route("/lab/runs/{run}/scores.csv", readable(scores)),
-        Route("/lab/runs/{run}/export.zip", readable(bundle)),
+        Route("/lab/runs/{run}/config.yaml", readable(config, lab.store.home)),
+        Route("/lab/runs/{run}/steps.csv", readable(steps, lab.store.home)),
+        Route("/lab/runs/{run}/scores.csv", readable(scores, lab.store.home)),
+        Route("/lab/runs/{run}/export.zip", readable(bundle, lab.store.home)),
     ]
 
 
@@ -81,15 +82,15 @@ def static(path: Path) -> Callable[[Request], Response]:
     return serve
 
 
-def readable(serve: Callable[[Request], Response]) -> Callable[[Request], Response]:
-    """`serve`, whose errors are answered with message and remedy."""
+def readable(serve: Callable[[Request], Response], home: Path) -> Callable[[Request], Response]:
+    """`serve`, whose errors are answered with message and remedy; they call the data folder `home` by name."""
 
     def answer(request: Request) -> Response:
         try:
             return serve(request)
         except TVaccineError as error:
             status = 404 if isinstance(error, RunNotFoundError) else 500
-            return PlainTextResponse(f"{error}\n{error.remedy}\n", status_code=status)
+            return PlainTextResponse(without_places(f"{error}\n{error.remedy}\n", home), status_code=status)
 
     return answer
 

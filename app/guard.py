@@ -7,45 +7,49 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import gradio as gr
 
 from app import text
-from app.services import TVaccineError
+from app.services import TVaccineError, without_places
 
 LOGGER = logging.getLogger("tvaccine.app")
+
+LONGEST = 2000
+"""Characters of a message that are shown: it may repeat what was given."""
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
-def guarded(function: FunctionT) -> FunctionT:
-    """`function`, whose errors a user can read. Generators keep being generators."""
+def guarded(function: FunctionT, home: Path) -> FunctionT:
+    """`function`, generator or not, whose errors a user can read; they call the data folder `home` by that name."""
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)
         def generate(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            with _readable(function.__name__):
+            with _readable(function.__name__, home):
                 yield from function(*args, **kwargs)
 
         return generate  # pyright: ignore[reportReturnType] - same signature, which wraps() carries over
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with _readable(function.__name__):
+        with _readable(function.__name__, home):
             return function(*args, **kwargs)
 
     return call  # pyright: ignore[reportReturnType] - same signature, which wraps() carries over
 
 
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
+def _readable(name: str, home: Path) -> Iterator[None]:
     try:
         yield
     except gr.Error:
         raise
     except TVaccineError as error:
-        fail(str(error), error.remedy)
+        fail(without_places(str(error), home), without_places(error.remedy, home))
     except Exception:
         ticket = secrets.token_hex(3)
         LOGGER.exception("note %s, in %s", ticket, name)
@@ -54,5 +58,6 @@ def _readable(name: str) -> Iterator[None]:
 
 def fail(message: str, remedy: str = "") -> NoReturn:
     """Show `message` and `remedy` to the one who acted, a visitor or a script; nothing else happens."""
+    message = message if len(message) <= LONGEST else f"{message[: LONGEST - 1]}…"
     words = escape(f"{message} {remedy}".strip(), quote=False)  # the page shows it as HTML
     raise gr.Error(words, title=text.ERROR_TITLE, duration=12, print_exception=False)

@@ -92,7 +92,7 @@ class Page:
     ) -> Dependency:
         """Let `trigger` call `handler`, readable errors included, and look at the run again afterwards."""
         options = {"show_progress": "hidden", "api_visibility": "private"} | options
-        dependency = trigger(guarded(handler), list(inputs), list(outputs), **options)
+        dependency = trigger(guarded(handler, self.lab.store.home), list(inputs), list(outputs), **options)
         self._acts.append(dependency)
         return dependency
 
@@ -106,7 +106,7 @@ class Page:
     ) -> Dependency:
         """Like `act`, for what changes nothing in the store: no second look."""
         options = {"show_progress": "hidden", "api_visibility": "private"} | options
-        return trigger(guarded(handler), list(inputs), list(outputs), **options)
+        return trigger(guarded(handler, self.lab.store.home), list(inputs), list(outputs), **options)
 
     def glance(self, memory: Memory | None, fresh: bool = False) -> Glance:
         """What the browser with this memory looks at; no run if it is gone."""
@@ -130,8 +130,8 @@ class Page:
         outputs = [self.seen, self.timer, *(live.component for live in self._live)]
         inputs = [self.memory, self.seen]
         options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-        refresh = guarded(self._refresh)
-        self.timer.tick(guarded(self._tick), inputs, outputs, trigger_mode="once", **options)
+        refresh = guarded(self._refresh, self.lab.store.home)
+        self.timer.tick(guarded(self._tick, self.lab.store.home), inputs, outputs, trigger_mode="once", **options)
         for act in self._acts:
             act.then(refresh, inputs, outputs, **options)
         self.rail.look(refresh, inputs, outputs, **options)
@@ -151,10 +151,10 @@ class Page:
             return [memory, *(draft.fill(glance.view.config) if glance.view else [gr.skip()] * len(draft.outputs))]
 
         queued: dict[str, Any] = {**options, "queue": True}  # only what goes through the queue can show a message
-        shown = blocks.load(guarded(load), [self.memory], [self.memory, *draft.outputs], **queued)
+        shown = blocks.load(guarded(load, self.lab.store.home), [self.memory], [self.memory, *draft.outputs], **queued)
         shown = shown.then(refresh, inputs, outputs, **options)
         for handler, wants, gives, special in self._loaded:
-            shown.then(guarded(handler), wants, gives, **queued | special)
+            shown.then(guarded(handler, self.lab.store.home), wants, gives, **queued | special)
 
     def _tick(self, memory: Memory, seen: dict[int, Hashable]) -> list[Any]:
         return self._refresh(memory, seen, fresh=False)

@@ -6,6 +6,7 @@ Every other module of `app` takes the engine's names from here. Nothing here dra
 import json
 import secrets
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,6 +49,7 @@ from tvaccine_core.machine import memory_bytes
 from tvaccine_core.methods import METHODS, MethodInfo, settings_of
 from tvaccine_core.model_files import ModelFacts, check_model
 from tvaccine_core.orders import check_layers, latest
+from tvaccine_core.plain_text import check_unicode, without_places
 from tvaccine_core.plan.advice import advise
 from tvaccine_core.plan.records import MemoryPlan, PlanReport
 from tvaccine_core.records import (
@@ -93,6 +95,7 @@ __all__ = [
     "ModelConfig",
     "ModelError",
     "ModelFacts",
+    "Permissions",
     "PlanReport",
     "Preset",
     "PromptPreview",
@@ -120,11 +123,22 @@ __all__ = [
     "score_rows",
     "settings_of",
     "step_rows",
+    "without_places",
 ]
 
 ASSETS = Path(__file__).parents[1] / "assets"
 VIEW_KINDS = ("step", "layer_scores", "layer_draw", "eval", "drift", "state", "message")
 """Events the screens draw; streamed answers are read by the one who asked."""
+
+
+@dataclass(frozen=True)
+class Permissions:
+    """What whoever can open the page may have this machine do. Said when the server starts, never by a request."""
+
+    own_models: bool = True
+    """Load any model of this machine or of the hub; if not, the sandbox's, and those that were run here before."""
+    remote_code: bool = False
+    """Run the Python code that comes with a model."""
 
 
 class Lab:
@@ -133,8 +147,31 @@ class Lab:
     Every method may raise a `TVaccineError` whose `remedy` is meant for the user.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, permissions: Permissions | None = None) -> None:
         self.store = Store(home)
+        self.permissions = permissions or Permissions()
+
+    def permit(self, model: ModelConfig) -> None:
+        """Raise `ConfigError` if the page may not have `model` loaded."""
+        if model.trust_remote_code and not self.permissions.remote_code:
+            raise ConfigError(
+                "trust_remote_code is on, but this lab's page runs no code that comes with a model.",
+                remedy="Turn it off; or read that code, then start the lab with `python app.py --trust-remote-code`.",
+            )
+        if model.name != ModelConfig().name and not self.permissions.own_models and not self._was_run(model):
+            raise ConfigError(
+                f"This lab's page loads no model but the sandbox's, and those of its runs: not {model.name[:100]}.",
+                remedy="Choose a sandbox preset; or start the lab with `python app.py --own-models`.",
+            )
+
+    def _was_run(self, model: ModelConfig) -> bool:
+        def uses(run: RunRow) -> bool:
+            try:
+                return run.config.model == model
+            except ConfigError:  # made by another version
+                return False
+
+        return any(uses(run) for run in self.runs())
 
     # Runs
 
@@ -162,16 +199,18 @@ class Lab:
 
         Raises:
             RunBusyError: a run of the same config has work queued or running; the error names it.
-            ConfigError, DataError, ModelError: see `orders.check`.
+            ConfigError, DataError, ModelError: see `orders.check` and `permit`.
         """
+        self.permit(config.model)
         return orders.start_run(self.store, config, name).run_id
 
     def start_attack(self, run_id: str, attack: AttackConfig, methods: Sequence[str] = ()) -> str:
         """Queue the same attack on each method's aligned model (all of the run's by default). Returns the attack's id.
 
         Raises:
-            RunBusyError, StoreError, ConfigError, DataError: see `orders.start_attack`.
+            RunBusyError, StoreError, ConfigError, DataError: see `orders.start_attack` and `permit`.
         """
+        self.permit(self.run(run_id).config.model)
         return orders.start_attack(self.store, run_id, attack, methods).attack_id
 
     def stop(self, run_id: str, kinds: Collection[JobKind]) -> int:
@@ -179,7 +218,8 @@ class Lab:
         return orders.stop(self.store, run_id, kinds)
 
     def resume(self, run_id: str, kinds: Collection[JobKind]) -> int:
-        """Queue again what did not end well, alignments first; returns how many."""
+        """Queue again what did not end well, alignments first; returns how many. Raises `ConfigError`: see `permit`."""
+        self.permit(self.run(run_id).config.model)
         return len(orders.resume(self.store, run_id, kinds))
 
     def queue_position(self, job_id: str) -> int | None:
@@ -192,8 +232,11 @@ class Lab:
         """Queue one prompt for several model states and drop the owner's unanswered ones. Returns the job's id.
 
         Raises:
-            DataError: the prompt is empty or longer than 2,000 characters.
+            DataError: the prompt is empty, longer than 2,000 characters, or not valid Unicode.
+            ConfigError: see `permit`.
         """
+        self.permit(self.run(run_id).config.model)
+        check_unicode(prompt, "The prompt")
         prompt = prompt.strip()
         if not 1 <= len(prompt) <= MAX_PROMPT:
             raise DataError(

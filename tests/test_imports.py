@@ -28,7 +28,7 @@ TORCH = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safeten
 """Importing any of these loads torch, or is only of use with it."""
 
 LAYERS = (
-    {"errors", "machine", "records"},
+    {"errors", "machine", "plain_text", "records"},
     {"safe_yaml", "validation"},
     {"config"},
     {"database", "rows", "migrations", "jobs", "store", "export"},
@@ -60,6 +60,7 @@ TORCH_FREE = (
     "tvaccine_core",
     "tvaccine_core.errors",
     "tvaccine_core.records",
+    "tvaccine_core.plain_text",
     "tvaccine_core.machine",
     "tvaccine_core.safe_yaml",
     "tvaccine_core.validation",

@@ -3,8 +3,10 @@
 config.yaml      alignment and first attack, to the same numbers: `python -m tvaccine_core demo --config config.yaml`
 attacks.yaml     the settings of every attack, by its id
 steps.csv        one row a training step          scores.csv    one row a state, set and score
-events.jsonl     everything the engine reported   answers.csv   every judged generation
+events.jsonl     what the engine reported         answers.csv   every judged generation
 states/…         peft adapters, as `PeftModel.from_pretrained(base, folder)` reads them
+
+What visitors asked of the run's models, and what they were answered, is theirs and stays out.
 """
 
 import csv
@@ -16,7 +18,7 @@ from pathlib import Path
 from tvaccine_core import __version__
 from tvaccine_core.config import AttackConfig, LabConfig, parse_config
 from tvaccine_core.errors import StoreError
-from tvaccine_core.records import EvalRecord, StateRecord, StepRecord
+from tvaccine_core.records import EvalRecord, Event, StateRecord, StepRecord
 from tvaccine_core.safe_yaml import write_yaml
 from tvaccine_core.store import JobRow, RunRow, Store, StoredEvent
 
@@ -29,7 +31,9 @@ def export_run(store: Store, run_id: str, folder: Path) -> Path:
     Raises:
         StoreError: there is something in `folder`, or it cannot be written.
     """
-    run, jobs, events = store.run(run_id), store.jobs(run_id), store.events(run_id)
+    run, jobs = store.run(run_id), store.jobs(run_id)
+    questions = {job.id for job in jobs if job.kind == "generate"}
+    events = [stored for stored in store.events(run_id) if stored.job_id not in questions]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -42,7 +46,7 @@ def export_run(store: Store, run_id: str, folder: Path) -> Path:
         _write_csv(folder / "scores.csv", SCORE_COLUMNS, score_rows(events))
         _write_csv(folder / "answers.csv", ANSWER_COLUMNS, _answer_rows(store, run_id))
         with (folder / "events.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(f"{stored.event.model_dump_json()}\n" for stored in events)
+            file.writelines(f"{_placeless(stored.event).model_dump_json()}\n" for stored in events)
         for stored in events:
             if isinstance(state := stored.event, StateRecord) and state.path:
                 source = store.run_dir(run_id) / state.path
@@ -55,6 +59,11 @@ def export_run(store: Store, run_id: str, folder: Path) -> Path:
             f"Cannot write {folder}: {error.strerror or error}", remedy="Choose another folder, or free some space."
         ) from error
     return folder
+
+
+def _placeless(event: Event) -> Event:
+    """The event without the place of its checkpoint on this machine."""
+    return event.model_copy(update={"path": Path(event.path).name}) if event.kind == "checkpoint" else event
 
 
 def repeatable(store: Store, run_id: str) -> tuple[LabConfig, dict[str, AttackConfig]]:

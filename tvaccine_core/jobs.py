@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 from tvaccine_core.config import ModelConfig
 from tvaccine_core.database import Database
 from tvaccine_core.errors import RunBusyError, RunNotFoundError, StoreError, TVaccineError
+from tvaccine_core.plain_text import check_unicode
 from tvaccine_core.rows import (
     JobKind,
     JobRow,
@@ -65,6 +66,7 @@ class JobQueue:
         Raises:
             RunBusyError: the same work of this run (kind and params) is already queued or running.
             StoreError: the job it depends on failed or was cancelled.
+            DataError: its prompt is not valid Unicode.
         """
         (job_id,) = self.enqueue_all(run_id, [Work(kind, params, depends_on)], priority=priority)
         return job_id
@@ -283,6 +285,8 @@ def add_jobs(db: sqlite3.Connection, run_id: str, work: Sequence[Work], priority
     for job in work:
         if job.kind not in get_args(JobKind):
             raise StoreError(f"No job of kind {job.kind!r}.", remedy=f"Use one of {', '.join(get_args(JobKind))}.")
+        if isinstance(prompt := job.params.get("prompt"), str):
+            check_unicode(prompt, "The prompt")
         needs = job_ids[job.needs] if isinstance(job.needs, int) else job.needs
         if needs is not None:
             _check_dependency(find_job(db, needs), run_id)
@@ -302,7 +306,7 @@ def add_jobs(db: sqlite3.Connection, run_id: str, work: Sequence[Work], priority
 
 def known_run(run_id: object) -> str:
     """`run_id` if it can be one. Raises `RunNotFoundError`: no value of another type may stand for all runs."""
-    if not isinstance(run_id, str) or not run_id:
+    if not isinstance(run_id, str) or not run_id or not run_id.isascii():
         raise no_run(run_id)
     return run_id
 

@@ -134,6 +134,7 @@ class CheckpointRecord(Record):
     kind: Literal["checkpoint"] = "checkpoint"
     step: int
     path: str
+    """Name of its folder, in that of the job's checkpoints. (Older runs hold the whole path.)"""
 
 
 class StateRecord(Record):

@@ -22,9 +22,10 @@ from pathlib import Path
 
 from tvaccine_core.config import LabConfig
 from tvaccine_core.database import Database
-from tvaccine_core.errors import RunBusyError, StoreError, is_text, shown
+from tvaccine_core.errors import RunBusyError, StoreError
 from tvaccine_core.jobs import JobQueue, add_jobs, find_job, known_run
 from tvaccine_core.migrations import MIGRATIONS
+from tvaccine_core.plain_text import check_unicode
 from tvaccine_core.records import Event, GeneratedAnswer
 from tvaccine_core.rows import (
     RUN_COLUMNS,
@@ -310,9 +311,8 @@ def _make_run_folder(folder: Path, config: LabConfig) -> None:
 
 
 def _run_name(name: str) -> str:
+    check_unicode(name, "The run's name")
     name = " ".join(name.split())
-    if not is_text(name):
-        raise StoreError(f"A run's name is text; {shown(name)} is not UTF-8.", remedy="Choose another name.")
     if not 1 <= len(name) <= 120:
         raise StoreError(f"A run's name has 1 to 120 characters, not {len(name)}.", remedy="Choose another name.")
     return name

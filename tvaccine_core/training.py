@@ -172,7 +172,7 @@ def fit(
             tensors=_snapshot(trainable, optimiser, method, generator),
         )
         saved = step
-        return CheckpointRecord(step=step, path=str(path))
+        return CheckpointRecord(step=step, path=path.name)
 
     model.train()
     for step in range(start, config.steps):

@@ -29,6 +29,7 @@ from typing import Literal, NoReturn, Protocol
 from tvaccine_core.config import LabConfig, ModelConfig
 from tvaccine_core.errors import CancelledError, OutOfMemoryError, RunNotFoundError, TVaccineError, lacks_memory
 from tvaccine_core.jobs import HEARTBEAT_EVERY_S
+from tvaccine_core.plain_text import without_places
 from tvaccine_core.records import AnswerRecord, Event, MessageRecord
 from tvaccine_core.store import JobKind, JobRow, Store
 
@@ -106,6 +107,10 @@ class Report:
         """Take an event; it is in the store a moment later. Raises what the store raised since."""
         if self._failure is not None:
             raise self._failure
+        if event.kind == "message":
+            event = event.model_copy(
+                update={"text": self._placeless(event.text), "remedy": self._placeless(event.remedy)}
+            )
         if event.kind == "step":
             self._progress = (event.step, event.num_steps)
             if self._earlier:  # the interrupted attempt went further than its last checkpoint
@@ -113,6 +118,9 @@ class Report:
                 self._earlier = 0
         with self._lock:
             self._events.append(event)
+
+    def _placeless(self, text: str) -> str:
+        return without_places(text, self._store.home)
 
     def flush(self) -> None:
         """Write what was taken, now."""
@@ -264,6 +272,9 @@ class Worker:
         if report.lost:
             log.warning("%s went to another worker or was deleted", job.id)
             return
+        if error is not None:  # from here on whoever may open the page reads it
+            error.args = (without_places(str(error), self.store.home),)
+            error.remedy = without_places(error.remedy, self.store.home)
         self.store.finish(job.id, state, error, worker_id=self.id)
         log.info("%s ends: %s", job.id, state)
 

@@ -87,6 +87,7 @@ def build(page: Page, draft: Draft) -> None:
         yield markup.notice(own_text.TIME_WORKING if probe else own_text.FIT_WORKING)
         try:
             config = draft.read(*values)
+            page.lab.permit(config.model)
             facts = check_model(config.model)
             check_layers(config, facts)
             if probe and not facts.weights_bytes:
@@ -102,7 +103,9 @@ def build(page: Page, draft: Draft) -> None:
         yield from show_plan(True, *values)
 
     def go_on(*values: Any) -> None:
-        check_model(draft.read_model(*values))
+        model = draft.read_model(*values)
+        page.lab.permit(model)
+        check_model(model)
 
     def show_part(name: str, *values: Any) -> list[Any]:
         config = draft.read(*values)

@@ -1,11 +1,20 @@
-"""A lab in a temporary folder, empty or with one finished run."""
+"""A lab in a temporary folder, empty or with one finished run; and the whole page, served."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from served_page import Served, serve_page
 from written_runs import finish_alignments, finish_attacks, small_config
 
 from app.services import Lab
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The page as a user serves it on their own machine. Its runs are shared by all tests."""
+    with serve_page(tmp_path_factory.mktemp("page") / "home") as served:
+        yield served
 
 
 @pytest.fixture

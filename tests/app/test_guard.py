@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import gradio as gr
 import pytest
@@ -9,24 +10,24 @@ import pytest
 from app.guard import guarded
 from app.services import StoreError
 
+HOME = Path("/srv/lab")
+
 
 def test_a_known_error_is_message_and_remedy() -> None:
-    @guarded
     def fails() -> None:
         raise StoreError("The disk <b>is</b> full.", remedy="Delete old runs.")
 
     with pytest.raises(gr.Error) as caught:
-        fails()
+        guarded(fails, HOME)()
     assert caught.value.message == "The disk &lt;b&gt;is&lt;/b&gt; full. Delete old runs."
 
 
 def test_an_unknown_error_shows_no_path_and_is_found_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    @guarded
     def fails() -> None:
         raise RuntimeError("/secret/path")
 
     with caplog.at_level(logging.ERROR), pytest.raises(gr.Error) as caught:
-        fails()
+        guarded(fails, HOME)()
     assert "/secret" not in caught.value.message
     note = caught.value.message.split("(note ")[1].split(")")[0]
     assert note in caplog.text
@@ -35,21 +36,19 @@ def test_an_unknown_error_shows_no_path_and_is_found_in_the_log(caplog: pytest.L
 
 
 def test_generators_yield_until_they_fail() -> None:
-    @guarded
     def fails() -> Iterator[int]:
         yield 1
         raise StoreError("No.", remedy="Stop.")
 
-    values = fails()
+    values = guarded(fails, HOME)()
     assert next(values) == 1
     with pytest.raises(gr.Error, match=r"No\. Stop\."):
         next(values)
 
 
 def test_an_error_made_for_the_page_passes() -> None:
-    @guarded
     def fails() -> None:
         raise gr.Error("as it is")
 
     with pytest.raises(gr.Error, match="as it is"):
-        fails()
+        guarded(fails, HOME)()

@@ -23,6 +23,7 @@ from app.services import (
     LabConfig,
     MessageRecord,
     ModelConfig,
+    Permissions,
     TVaccineError,
 )
 from app.tabs import align, attack
@@ -117,7 +118,7 @@ def test_more_layers_than_the_model_has_start_nothing(lab: Lab, folder: Path) ->
 
 def test_where_own_models_are_not_allowed_nobody_can_name_one(tmp_path: Path) -> None:
     with gr.Blocks():
-        draft = Draft(LabConfig(), own_models=False)
+        draft = Draft(LabConfig(), Permissions(own_models=False))
     assert YOUR_MODEL not in [value for _, value in draft.preset.choices]
     base, chosen, *values = draft.fill(LabConfig())[len(draft.outputs) - len(draft.inputs) :]
     assert draft.read(base, chosen, *values).model == ModelConfig()
@@ -145,12 +146,16 @@ def entry() -> ModuleType:
     ("arguments", "allowed"),
     [
         ((), True),
+        (("--host", "LocalHost"), True),
+        (("--host", "localhost.example.org"), False),
+        (("--host", "127.example.org"), False),
         (("--host", "127.0.0.2"), True),
         (("--host", "0.0.0.0"), False),
         (("--host", "192.168.0.7"), False),
         (("--share",), False),
         (("--host", "0.0.0.0", "--own-models"), True),
         (("--no-own-models",), False),
+        (("--trust-remote-code",), True),
     ],
 )
 def test_only_pages_on_loopback_offer_it_unless_told_otherwise(
@@ -159,8 +164,9 @@ def test_only_pages_on_loopback_offer_it_unless_told_otherwise(
     class BuiltError(Exception):
         pass
 
-    def build(_: Path, *, own_models: bool) -> None:
+    def build(_: Path, *, own_models: bool, remote_code: bool) -> None:
         assert own_models == allowed
+        assert remote_code == ("--trust-remote-code" in arguments)
         raise BuiltError
 
     monkeypatch.delenv("GRADIO_SERVER_NAME", raising=False)

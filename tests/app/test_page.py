@@ -2,14 +2,13 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pytest
-from gradio_client import Client
 from gradio_client.exceptions import AppError
+from served_page import Served
 from written_runs import finish_alignments, finish_attacks, step_record
 
 import app
@@ -20,18 +19,6 @@ from app.tabs import align, attack, choose, compare, runs
 from app.tabs.align import dominance_of
 from app.tabs.runs import about_run, diff_table
 from tvaccine_core.records import LayerScoreRecord
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, Lab]]:
-    """The page, served without workers, and the lab behind it."""
-    home = tmp_path_factory.mktemp("page") / "home"
-    blocks = app.build_app(home).queue()
-    _, url, _ = blocks.launch(prevent_thread_lock=True, **app.launch_options(home))
-    client = Client(url, verbose=False)
-    yield client, Lab(home)
-    client.close()
-    blocks.close()
 
 
 @pytest.fixture
@@ -139,14 +126,14 @@ def test_settings_of_two_runs_are_compared(lab: Lab) -> None:
     assert "sandbox" in about_run(quick)
 
 
-def test_only_endpoints_meant_for_scripts_are_public(served: tuple[Client, Lab]) -> None:
-    client, _ = served
+def test_only_endpoints_meant_for_scripts_are_public(served: Served) -> None:
+    client = served.client
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert set(named) == {"/list_runs", "/start_alignment", "/start_attack", "/stop", "/run_status", "/ask"}
 
 
-def test_a_script_goes_the_whole_way(served: tuple[Client, Lab]) -> None:
-    client, lab = served
+def test_a_script_goes_the_whole_way(served: Served) -> None:
+    client, lab = served.client, served.lab
     run_id = client.predict("sandbox-check", ["sft", "tvaccine"], api_name="/start_alignment")
     assert {"id": run_id, "name": lab.run(run_id).name, "status": "queued"} in client.predict(api_name="/list_runs")
     finish_alignments(lab, run_id)
@@ -185,8 +172,8 @@ def test_a_script_goes_the_whole_way(served: tuple[Client, Lab]) -> None:
     assert client.predict(run_id, api_name="/stop") == 0
 
 
-def test_a_script_s_mistake_is_answered_with_message_and_remedy(served: tuple[Client, Lab]) -> None:
-    client, _ = served
+def test_a_script_s_mistake_is_answered_with_message_and_remedy(served: Served) -> None:
+    client = served.client
     with pytest.raises(AppError, match=r"There is no preset 'nope'\. Choose one of: sandbox-quick"):
         client.predict("nope", [], api_name="/start_alignment")
     with pytest.raises(AppError, match="There is no run 'gone'"):

@@ -41,10 +41,8 @@ def test_from_a_folder_to_the_last_answer(page: Page, server: Server, tiny_folde
     expect(status).to_contain_text("LlamaForCausalLM, 3 layers")
     expect(page.locator("#template .lab-learned").first).to_be_visible()
     page.locator("#model-advanced button").first.click()
-    page.get_by_label("Trust remote code").check()
-    expect(status).to_contain_text("will run with your rights")
-    page.get_by_label("Trust remote code").uncheck()
-    expect(status).not_to_contain_text("will run with your rights")
+    expect(page.get_by_label("Activation memory")).to_be_visible()
+    expect(page.get_by_label("Trust remote code")).to_have_count(0)  # this server was not started for it
     page.click("#will-it-fit")
     expect(page.locator("#fit")).to_contain_text("num_layers is 8, but")
     page.click("#to-align")

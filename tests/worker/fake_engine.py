@@ -11,13 +11,13 @@ from pathlib import Path
 
 from tvaccine_core.config import LabConfig
 from tvaccine_core.errors import CancelledError, ModelError
-from tvaccine_core.records import AnswerRecord, CheckpointRecord, Event, LayerDrawRecord, StepRecord
+from tvaccine_core.records import AnswerRecord, CheckpointRecord, Event, LayerDrawRecord, MessageRecord, StepRecord
 from tvaccine_core.store import JobRow, Store
 from tvaccine_core.worker import run_worker
 
 
 class FakeEngine:
-    """`params` of a job: `steps`, `step_s`, `checkpoint_every`, and `fail`: known | unknown | memory | die."""
+    """`params` of a job: `steps`, `step_s`, `checkpoint_every`, and `fail`: known | placed | unknown | memory | die."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -33,8 +33,11 @@ class FakeEngine:
             if should_stop():
                 path.parent.mkdir(exist_ok=True)
                 path.write_text(str(step - 1))
-                yield CheckpointRecord(step=step - 1, path=str(path))
+                yield CheckpointRecord(step=step - 1, path=path.name)
                 raise CancelledError("Stopped.")
+            if step == 3 and job.params.get("fail") == "placed":
+                yield MessageRecord(level="warning", text=f"{path} looks odd.", remedy=f"Look into {store.home}.")
+                raise ModelError(f"{path} is damaged.", remedy=f"Delete {path.parent}.")
             self._misbehave(job.params.get("fail") if step == 3 else None)
             time.sleep(job.params.get("step_s", 0.0))
             self.steps.append(step)
@@ -44,7 +47,7 @@ class FakeEngine:
             if step % every == 0:
                 path.parent.mkdir(exist_ok=True)
                 path.write_text(str(step))
-                yield CheckpointRecord(step=step, path=str(path))
+                yield CheckpointRecord(step=step, path=path.name)
 
     def answer(
         self, store: Store, job: JobRow, config: LabConfig, should_stop: Callable[[], bool], time_limit_s: float

@@ -11,7 +11,7 @@ from fake_engine import FakeEngine
 from tvaccine_core import worker as worker_module
 from tvaccine_core.config import LabConfig, ModelConfig
 from tvaccine_core.errors import OutOfMemoryError, StoreError
-from tvaccine_core.records import AnswerRecord, Event
+from tvaccine_core.records import AnswerRecord, Event, MessageRecord
 from tvaccine_core.store import JobRow, Store
 from tvaccine_core.worker import Worker
 
@@ -74,13 +74,28 @@ def test_a_failed_job_says_why_and_the_next_one_runs(
         assert (job.error, job.remedy) == ("No such model.", "Take another.")
     elif fail == "unknown":
         path = store.run_dir(run_id) / "log" / f"{broken}.txt"
-        assert str(path) in job.remedy
+        assert f"<data folder>/runs/{run_id}/log/{broken}.txt" in job.remedy
+        assert str(store.home) not in job.remedy
         assert "Traceback" in path.read_text()
         assert "Traceback" not in job.error
     else:
         assert "memory" in job.error
         assert "smaller batch" in job.remedy
     assert engine.released == (fail == "memory")
+
+
+def test_what_a_job_says_tells_visitors_no_place_of_this_machine(store: Store, run_id: str, worker: Worker) -> None:
+    broken = enqueue(store, run_id, fail="placed")
+    assert worker.run_one()
+    job = store.job(broken)
+    assert job.error == f"<data folder>/runs/{run_id}/checkpoints/{broken}.txt is damaged."
+    assert job.remedy == f"Delete <data folder>/runs/{run_id}/checkpoints."
+    (said,) = (stored.event for stored in store.events(run_id, kinds=["message"]))
+    assert isinstance(said, MessageRecord)
+    assert (said.text, said.remedy) == (
+        f"<data folder>/runs/{run_id}/checkpoints/{broken}.txt looks odd.",
+        "Look into <data folder>.",
+    )
 
 
 def test_a_job_that_ran_out_of_memory_gets_the_plan_s_advice(store: Store, run_id: str, worker: Worker) -> None:

@@ -11,9 +11,10 @@ import typer
 from rich.console import Console
 
 from tvaccine_core.config import PRESETS, Config, ConfigT, LabConfig, parse_config
-from tvaccine_core.errors import SHOWN, ConfigError, DataError, RunNotFoundError, cut, did_you_mean, is_text, shown
+from tvaccine_core.errors import SHOWN, ConfigError, DataError, RunNotFoundError, cut, did_you_mean, shown
 from tvaccine_core.methods import METHODS
 from tvaccine_core.orders import with_methods
+from tvaccine_core.plain_text import check_unicode
 from tvaccine_core.safe_yaml import MAX_VALUE, read_yaml
 from tvaccine_core.store import RunRow, Store, default_home, expand_folder
 
@@ -199,10 +200,7 @@ def check_prompt(prompt: str) -> str:
         raise DataError(
             f"A prompt has 1 to {MAX_PROMPT:,} characters, not {len(prompt):,}.", remedy="Give another prompt."
         )
-    if not is_text(prompt):
-        raise DataError(
-            f"The prompt {shown(prompt)} is not text in UTF-8.", remedy="Type it again, or save it as UTF-8."
-        )
+    check_unicode(prompt, "The prompt")
     return prompt
 
 

@@ -1,0 +1,40 @@
+"""Text that may be stored and shown: valid Unicode, and without places on this machine. Torch-free."""
+
+import re
+import tempfile
+from pathlib import Path
+
+from tvaccine_core.errors import DataError
+
+DATA_FOLDER = "<data folder>"
+
+
+def check_unicode(text: str, what: str) -> None:
+    """Raise `DataError` if `text` holds half a character (a lone surrogate), which no file and no tokenizer takes.
+
+    Args:
+        text: from a visitor, a script or a command line.
+        what: names it in the message, as the beginning of a sentence.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{what} is not valid Unicode: half a character (U+{ord(text[error.start]):04X}) at position "
+            f"{error.start + 1}.",
+            remedy="Type it again, or copy it from a program that copies whole characters.",
+        ) from error
+
+
+def without_places(text: str, home: Path) -> str:
+    """`text` as a stranger may read it: folders of this machine by what they are, not where.
+
+    Args:
+        text: a message, say of an error.
+        home: the data folder.
+    """
+    words = {str(home): DATA_FOLDER, str(Path.home()): "~", tempfile.gettempdir(): "<temporary folder>"}
+    for place in sorted(words, key=len, reverse=True):  # the longest first: one may lie in another
+        if len(place) > 1:
+            text = re.sub(rf"(?<![\w/.-]){re.escape(place)}(?![\w-]|\.\w)", lambda _, place=place: words[place], text)
+    return text
