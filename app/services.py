@@ -49,7 +49,7 @@ from tvaccine_core.machine import memory_bytes
 from tvaccine_core.methods import METHODS, MethodInfo, settings_of
 from tvaccine_core.model_files import ModelFacts, check_model
 from tvaccine_core.orders import check_layers, latest
-from tvaccine_core.plain_text import check_unicode, without_places
+from tvaccine_core.plain_text import check_prompt, without_places
 from tvaccine_core.plan.advice import advise
 from tvaccine_core.plan.records import MemoryPlan, PlanReport
 from tvaccine_core.records import (
@@ -236,13 +236,7 @@ class Lab:
             ConfigError: see `permit`.
         """
         self.permit(self.run(run_id).config.model)
-        check_unicode(prompt, "The prompt")
-        prompt = prompt.strip()
-        if not 1 <= len(prompt) <= MAX_PROMPT:
-            raise DataError(
-                f"A prompt has 1 to {MAX_PROMPT} characters, not {len(prompt)}.",
-                remedy="Type a question, or choose a suggested one.",
-            )
+        prompt = check_prompt(prompt)
         for job in self.store.jobs(run_id, states=("queued", "running")):
             if job.kind == "generate" and job.params.get("owner") == owner:
                 self.store.cancel(job.id)
@@ -283,9 +277,6 @@ def _cost_alike(run: RunRow, other: LabConfig) -> bool:
     ours, theirs = one.alignment.optimisation, other.alignment.optimisation
     sizes = [(o.batch_size, o.accumulation, o.max_length) for o in (ours, theirs)]
     return one.model == other.model and sizes[0] == sizes[1]
-
-
-MAX_PROMPT = 2000
 
 
 def replace_methods(config: LabConfig, methods: Sequence[Config]) -> LabConfig:

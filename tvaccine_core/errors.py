@@ -106,15 +106,6 @@ def cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def is_text(text: str) -> bool:
-    """False if there are lone surrogates: bytes of a command line that are not UTF-8, or half of an escaped pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def did_you_mean(given: str, names: Iterable[str], also: Sequence[str] = ()) -> str:
     """A remedy for a name that does not exist: the names most like it, if there are such, then all there are.
 

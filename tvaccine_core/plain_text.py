@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tvaccine_core.errors import DataError
 
+MAX_PROMPT = 2000
+"""Characters of a prompt."""
 DATA_FOLDER = "<data folder>"
 
 
@@ -24,6 +26,18 @@ def check_unicode(text: str, what: str) -> None:
             f"{error.start + 1}.",
             remedy="Type it again, or copy it from a program that copies whole characters.",
         ) from error
+
+
+def check_prompt(prompt: str) -> str:
+    """A prompt without the spaces around it. Raises `DataError` if it is empty, too long, or not valid Unicode."""
+    check_unicode(prompt, "The prompt")
+    prompt = prompt.strip()
+    if not 1 <= len(prompt) <= MAX_PROMPT:
+        raise DataError(
+            f"A prompt has 1 to {MAX_PROMPT:,} characters, not {len(prompt):,}.",
+            remedy="Give a question; the page suggests some.",
+        )
+    return prompt
 
 
 def without_places(text: str, home: Path) -> str:

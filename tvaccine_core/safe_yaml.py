@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import yaml
 from yaml.reader import ReaderError
 
-from tvaccine_core.errors import ConfigError, cut, is_text, shown
+from tvaccine_core.errors import ConfigError, cut, shown
 
 MAX_SIZE = 1 << 20
 """Characters of a text and bytes of a file. A config has some thousands."""
@@ -34,6 +34,7 @@ _NULL = re.compile(r"~|null|Null|NULL|")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_HALF = re.compile("[\ud800-\udfff]")
 _SPECIAL_FLOAT = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
@@ -186,7 +187,7 @@ class _Reading:
 
     def _scalar(self, event: yaml.ScalarEvent) -> Any:
         text = event.value
-        if not is_text(text):
+        if _HALF.search(text):
             self._fail("an escape stands for half a character (a lone surrogate)")
         if event.style is not None or not event.implicit[0]:
             return text

@@ -11,10 +11,9 @@ import typer
 from rich.console import Console
 
 from tvaccine_core.config import PRESETS, Config, ConfigT, LabConfig, parse_config
-from tvaccine_core.errors import SHOWN, ConfigError, DataError, RunNotFoundError, cut, did_you_mean, shown
+from tvaccine_core.errors import SHOWN, ConfigError, RunNotFoundError, cut, did_you_mean, shown
 from tvaccine_core.methods import METHODS
 from tvaccine_core.orders import with_methods
-from tvaccine_core.plain_text import check_unicode
 from tvaccine_core.safe_yaml import MAX_VALUE, read_yaml
 from tvaccine_core.store import RunRow, Store, default_home, expand_folder
 
@@ -62,8 +61,6 @@ Workers = Annotated[
 
 DEFAULT_PRESET = "sandbox-quick"
 ASSIGNMENT = "Write FIELD=VALUE, for example attack.harmful_ratio=0.2."
-MAX_PROMPT = 2000
-"""Characters."""
 LIST_RUNS = "List them: python -m tvaccine_core runs list"
 
 out = Console(highlight=False, markup=False)
@@ -187,21 +184,6 @@ def _paths(data: dict[str, Any], prefix: str = "") -> Iterator[str]:
         yield prefix + name
         if isinstance(value, dict):
             yield from _paths(value, f"{prefix}{name}.")
-
-
-def check_prompt(prompt: str) -> str:
-    """A prompt without the spaces around it.
-
-    Raises:
-        DataError: it is empty, long, or has bytes that are no text.
-    """
-    prompt = prompt.strip()
-    if not 1 <= len(prompt) <= MAX_PROMPT:
-        raise DataError(
-            f"A prompt has 1 to {MAX_PROMPT:,} characters, not {len(prompt):,}.", remedy="Give another prompt."
-        )
-    check_unicode(prompt, "The prompt")
-    return prompt
 
 
 def check_json(path: Path | None) -> None:

@@ -21,7 +21,6 @@ from tvaccine_core.cli.options import (
     Workers,
     build_config,
     check_json,
-    check_prompt,
     err,
     find_run,
     names_of,
@@ -33,6 +32,7 @@ from tvaccine_core.cli.options import (
 from tvaccine_core.cli.results import collect, make_report, render
 from tvaccine_core.errors import ConfigError, RunNotFoundError
 from tvaccine_core.export import repeatable
+from tvaccine_core.plain_text import check_prompt
 from tvaccine_core.records import AnswerRecord, Record, StateRecord
 from tvaccine_core.store import Store
 
