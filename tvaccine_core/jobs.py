@@ -252,6 +252,12 @@ class JobQueue:
                 _cancel_dependants(db, job.id)
             return [find_job(db, job.id) for job in dead]
 
+    def held_by(self, pid: int) -> list[JobRow]:
+        """The running jobs of process `pid` of this machine: a job, and perhaps a prompt that it answers meanwhile."""
+        with self._db.read() as db:
+            query = "SELECT * FROM jobs WHERE state = 'running' AND host = ? AND pid = ?"
+            return [job_row(row) for row in db.execute(query, (socket.gethostname(), pid))]
+
     def job(self, job_id: str) -> JobRow:
         """One job."""
         with self._db.read() as db:

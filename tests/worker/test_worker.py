@@ -208,6 +208,22 @@ def test_a_resumed_job_goes_on_from_its_checkpoint_and_reports_no_step_twice(
     assert [stored.event.step for stored in fresh] == engine.steps  # pyright: ignore
 
 
+def test_a_job_killed_after_its_last_step_tells_all_its_steps(
+    store: Store, run_id: str, worker: Worker, engine: FakeEngine
+) -> None:
+    """What the store knew of the progress is a heartbeat old; the attempt that ends the job takes no step."""
+    job_id = enqueue(store, run_id, steps=10)
+    job = store.claim("dead")
+    assert job is not None
+    store.append(job_id, list(engine.run(store, job, LabConfig(), lambda: False)))
+    store.heartbeat(job_id, (7, 10))
+    store.reap(timeout_s=-1)
+    store.resume(job_id)
+    assert worker.run_one()
+    job = store.job(job_id)
+    assert (job.state, job.done, job.total) == ("done", 10, 10)
+
+
 def test_a_job_taken_away_is_dropped_without_a_word(
     store: Store,
     run_id: str,
