@@ -40,6 +40,7 @@ _CLAIMABLE = """FROM jobs AS job LEFT JOIN jobs AS dependency ON dependency.id =
     WHERE job.state = 'queued' AND (job.depends_on IS NULL OR dependency.state = 'done')"""
 # Somebody is waiting in front of the screen for a `generate`.
 _QUEUE_ORDER = "ORDER BY job.priority DESC, job.kind = 'generate' DESC, job.seq"
+_RESUME = "Resume it: it goes on from its last checkpoint."
 _PAST = {"failed": "failed", "cancelled": "was cancelled"}
 
 
@@ -237,20 +238,14 @@ class JobQueue:
                 return []
         with self._db.write() as db:
             dead = _dead_jobs(db, timeout_s)
-            for job in dead:
+            for job, gone in dead:
+                state = "cancelled" if job.cancel_requested else "interrupted"
                 db.execute(
                     "UPDATE jobs SET state = ?, finished_at = ?, error = ?, remedy = ? WHERE id = ?",
-                    (
-                        "cancelled" if job.cancel_requested else "interrupted",
-                        time.time(),
-                        "Its worker process ended before the job did.",
-                        "Resume it: it goes on from its last checkpoint. If it stops again, look at the worker's log; "
-                        "the machine may lack memory.",
-                        job.id,
-                    ),
+                    (state, time.time(), *_why_dead(job, gone, timeout_s), job.id),
                 )
                 _cancel_dependants(db, job.id)
-            return [find_job(db, job.id) for job in dead]
+            return [find_job(db, job.id) for job, _ in dead]
 
     def held_by(self, pid: int) -> list[JobRow]:
         """The running jobs of process `pid` of this machine: a job, and perhaps a prompt that it answers meanwhile."""
@@ -366,13 +361,30 @@ def _cancel_dependants(db: sqlite3.Connection, job_id: str) -> None:
         _cancel_dependants(db, row["id"])
 
 
-def _dead_jobs(db: sqlite3.Connection, timeout_s: float) -> list[JobRow]:
+def _dead_jobs(db: sqlite3.Connection, timeout_s: float) -> list[tuple[JobRow, bool]]:
+    """Running jobs whose worker is dead, and of each whether its process is known to be gone."""
     host, now = socket.gethostname(), time.time()
-    return [
-        job_row(row)
-        for row in db.execute("SELECT * FROM jobs WHERE state = 'running'")
-        if now - row["heartbeat_at"] > timeout_s or (row["host"] == host and not _process_exists(row["pid"]))
-    ]
+    found = []
+    for row in db.execute("SELECT * FROM jobs WHERE state = 'running'"):
+        gone = row["host"] == host and not _process_exists(row["pid"])
+        if gone or now - row["heartbeat_at"] > timeout_s:
+            found.append((job_row(row), gone))
+    return found
+
+
+def _why_dead(job: JobRow, gone: bool, timeout_s: float) -> tuple[str, str]:
+    """What to say of a job whose worker is dead, and what to do."""
+    if gone and job.cancel_requested:
+        return "Its worker process ended while the job was being stopped.", _RESUME
+    if gone:
+        return (
+            "Its worker process ended before the job did.",
+            f"{_RESUME} If it stops again, look at the worker's log; the machine may lack memory.",
+        )
+    silent = f"Its worker gave no sign of life for {timeout_s:.0f} s"
+    if job.cancel_requested:
+        return f"{silent} while the job was being stopped.", _RESUME
+    return f"{silent}.", f"If the machine slept, wait: the worker goes on with its job. If not: {_RESUME}"
 
 
 def _process_exists(pid: int) -> bool:

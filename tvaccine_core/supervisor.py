@@ -158,14 +158,14 @@ class Supervisor:
         next_reap = next_look = 0.0
         while not self._stopping.wait(WATCH_EVERY_S):
             try:
-                if time.monotonic() >= next_look:
-                    self._end_the_deaf()
-                    next_look = time.monotonic() + LOOK_EVERY_S
                 died = self._tend()
                 if self._lock is not None and (died or time.monotonic() >= next_reap):
                     for job in self.store.reap():
                         log.warning("%s of run %s is %s: its worker died", job.title, job.run_id, job.state)
                     next_reap = time.monotonic() + REAP_EVERY_S
+                if time.monotonic() >= next_look:
+                    next_look = time.monotonic() + LOOK_EVERY_S
+                    self._end_the_deaf()
             except StoreError as error:  # a full disk passes; workers must be watched meanwhile
                 log.error("%s %s", error, error.remedy)
         self.store.close()

@@ -124,6 +124,36 @@ def test_a_prompt_that_hangs_costs_the_training_beside_it_nothing_but_steps(
     assert not store.job(training).error
 
 
+def test_ctrl_c_on_the_command_line_has_the_same_bound(store: Store, run_id: str, wait_until: WaitUntil) -> None:
+    job_id = store.enqueue(run_id, "align", {"method": "sft", "fail": "hold"})
+    command = [sys.executable, FAKE, str(store.home), "--supervised"]
+    script = f"""
+import functools, signal, sys
+from pathlib import Path
+import typer
+from tvaccine_core.cli import follow
+from tvaccine_core.store import Store
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite may run in a shell's background
+follow.Supervisor = functools.partial(follow.Supervisor, command={command!r}, cancel_within_s={WITHIN_S})
+try:
+    follow.follow(Store(Path({str(store.home)!r})), [{job_id!r}], num_workers=1)
+except typer.Exit as end:
+    sys.exit(end.exit_code)
+"""
+    follower = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    wait_until(begun(store, job_id))
+    worker = int((store.job(job_id).worker_id or "").split(":")[1])
+    began = time.monotonic()
+    follower.send_signal(signal.SIGINT)
+    _, said = follower.communicate(timeout=60)
+    assert time.monotonic() - began < WITHIN_S + 10
+    assert follower.returncode == 130
+    assert "0.5 s" in said
+    assert gone(worker)
+    assert store.job(job_id).state == "cancelled"
+    assert "did not stop within 0.5 s" in (store.job(job_id).error or "")
+
+
 def test_stop_ends_a_worker_that_no_signal_reaches(
     store: Store, run_id: str, wait_until: WaitUntil, supervise: Supervise
 ) -> None:
