@@ -4,10 +4,11 @@ As a script it is a worker process: `python fake_engine.py HOME [--supervised] [
 """
 
 import argparse
-import ctypes
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from pathlib import Path
 
 from tvaccine_core.config import LabConfig
@@ -20,9 +21,9 @@ from tvaccine_core.worker import SILENT_S, run_worker
 class FakeEngine:
     """`params` of a job: `steps`, `step_s`, `checkpoint_every`, and `fail`.
 
-    `fail` is one of known, placed, unknown, memory, die, hang, hold. `hang` never looks at `should_stop`, as a model that is
-    being loaded; `hold` stays in a C call with the interpreter's lock held: no thread of the process goes on, and no
-    handler of a signal.
+    `fail` is one of known, placed, unknown, memory, die, hang, hold. `hang` never looks at `should_stop`, as a model
+    that is being loaded; `hold` goes round in C with the interpreter's lock held: no thread of the process goes on, and
+    no handler of a signal.
     """
 
     def __init__(self) -> None:
@@ -97,7 +98,7 @@ class FakeEngine:
                 time.sleep(1000)
             case "hold":
                 time.sleep(0.5)  # what was said gets into the store
-                ctypes.PyDLL(None).sleep(1000)
+                deque(repeat(None), maxlen=0)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from tvaccine_core.config import PRESETS, LabConfig, OptimisationConfig
 from tvaccine_core.records import Event
 from tvaccine_core.store import Store
 
+pytestmark = pytest.mark.slow
+
 CHECK = PRESETS["sandbox-check"].config
 ALIGN_STEPS, ATTACK_STEPS = 60, 36
 EVAL_EVERY = 6
