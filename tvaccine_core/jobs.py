@@ -9,13 +9,13 @@ import os
 import secrets
 import socket
 import sqlite3
-import sys
 import time
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, get_args
 
 from tvaccine_core.config import ModelConfig
 from tvaccine_core.database import Database
+from tvaccine_core.dead_jobs import dead_jobs, why_dead
 from tvaccine_core.errors import RunBusyError, RunNotFoundError, StoreError, TVaccineError
 from tvaccine_core.plain_text import check_unicode
 from tvaccine_core.rows import (
@@ -40,7 +40,6 @@ _CLAIMABLE = """FROM jobs AS job LEFT JOIN jobs AS dependency ON dependency.id =
     WHERE job.state = 'queued' AND (job.depends_on IS NULL OR dependency.state = 'done')"""
 # Somebody is waiting in front of the screen for a `generate`.
 _QUEUE_ORDER = "ORDER BY job.priority DESC, job.kind = 'generate' DESC, job.seq"
-_RESUME = "Resume it: it goes on from its last checkpoint."
 _PAST = {"failed": "failed", "cancelled": "was cancelled"}
 
 
@@ -234,15 +233,15 @@ class JobQueue:
         stop becomes cancelled instead.
         """
         with self._db.read() as db:
-            if not _dead_jobs(db, timeout_s):
+            if not dead_jobs(db, timeout_s):
                 return []
         with self._db.write() as db:
-            dead = _dead_jobs(db, timeout_s)
+            dead = dead_jobs(db, timeout_s)
             for job, gone in dead:
                 state = "cancelled" if job.cancel_requested else "interrupted"
                 db.execute(
                     "UPDATE jobs SET state = ?, finished_at = ?, error = ?, remedy = ? WHERE id = ?",
-                    (state, time.time(), *_why_dead(job, gone, timeout_s), job.id),
+                    (state, time.time(), *why_dead(job, gone, timeout_s), job.id),
                 )
                 _cancel_dependants(db, job.id)
             return [find_job(db, job.id) for job, _ in dead]
@@ -359,44 +358,6 @@ def _cancel_dependants(db: sqlite3.Connection, job_id: str) -> None:
     ).fetchall()
     for row in waiting:
         _cancel_dependants(db, row["id"])
-
-
-def _dead_jobs(db: sqlite3.Connection, timeout_s: float) -> list[tuple[JobRow, bool]]:
-    """Running jobs whose worker is dead, and of each whether its process is known to be gone."""
-    host, now = socket.gethostname(), time.time()
-    found = []
-    for row in db.execute("SELECT * FROM jobs WHERE state = 'running'"):
-        gone = row["host"] == host and not _process_exists(row["pid"])
-        if gone or now - row["heartbeat_at"] > timeout_s:
-            found.append((job_row(row), gone))
-    return found
-
-
-def _why_dead(job: JobRow, gone: bool, timeout_s: float) -> tuple[str, str]:
-    """What to say of a job whose worker is dead, and what to do."""
-    if gone and job.cancel_requested:
-        return "Its worker process ended while the job was being stopped.", _RESUME
-    if gone:
-        return (
-            "Its worker process ended before the job did.",
-            f"{_RESUME} If it stops again, look at the worker's log; the machine may lack memory.",
-        )
-    silent = f"Its worker gave no sign of life for {timeout_s:.0f} s"
-    if job.cancel_requested:
-        return f"{silent} while the job was being stopped.", _RESUME
-    return f"{silent}.", f"If the machine slept, wait: the worker goes on with its job. If not: {_RESUME}"
-
-
-def _process_exists(pid: int) -> bool:
-    if sys.platform == "win32":
-        return True  # os.kill(pid, 0) would end the process there; the heartbeat decides alone
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _busy(what: str, job: JobRow | None = None) -> RunBusyError:

@@ -57,8 +57,9 @@ CONFIG = small_config()
 
 def work(home: str, hold: int) -> None:
     """The life of a worker process that goes no further than `hold` steps (0: to the end), so that no kill is late."""
-    from tvaccine_core import worker
+    from tvaccine_core import job_report
     from tvaccine_core.engine import TorchEngine
+    from tvaccine_core.worker import run_worker
 
     class Holding(TorchEngine):
         def run(self, *args: Any) -> Iterator[Event]:
@@ -69,8 +70,8 @@ def work(home: str, hold: int) -> None:
                 if event.kind == "step" and steps == hold:
                     time.sleep(1000)
 
-    worker.FLUSH_EVERY_S = 0.05  # so that few steps go by between what happens and what the store knows
-    worker.run_worker(Path(home), lambda: Holding(1))
+    job_report.FLUSH_EVERY_S = 0.05  # so that few steps go by between what happens and what the store knows
+    run_worker(Path(home), lambda: Holding(1))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine
 
+from tvaccine_core import job_report
 from tvaccine_core import worker as worker_module
 from tvaccine_core.config import LabConfig, ModelConfig
 from tvaccine_core.errors import OutOfMemoryError, StoreError
@@ -232,7 +233,7 @@ def test_a_job_taken_away_is_dropped_without_a_word(
     wait_until: WaitUntil,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(worker_module, "HEARTBEAT_EVERY_S", 0.05)
+    monkeypatch.setattr(job_report, "HEARTBEAT_EVERY_S", 0.05)
     job_id = enqueue(store, run_id, steps=100_000, step_s=0.01)
     thread = in_background(worker)
     wait_until(lambda: len(engine.steps) >= 3)
