@@ -43,7 +43,7 @@ SERVE_FOR_S = 8.0
 ORPHAN_GRACE_S = 60
 SILENT_S = 60.0
 """A worker process in which no thread could run for so long, while it had a job, ends itself."""
-NICE = 10
+NICE = 5
 """How far a supervised worker stands back, see `_stand_back`."""
 
 log = logging.getLogger(__name__)
@@ -307,8 +307,9 @@ def _stand_back() -> None:
     """
     if sys.platform == "win32":
         return
-    # Two workers training on two cores, p50 of 5 ms of work in a third process: nice 5 or 19 alone 9 ms and more (no
-    # effect); with the session at 10: 5 ms, p95 9 ms, as at 15. 19 gains no more and starves training beside any load.
+    # Two workers training on two cores; 5 and 50 ms of work in a third process took 9 and 100 ms at the median. `nice`
+    # alone, 5 or 19, changed nothing; with the session at 5: 5 and 51 ms, at 7, 10 and 15 the same. A session further
+    # back would only starve beside whatever else the machine does: at 10 its share is a tenth of another's, at 5 a third.
     os.nice(NICE)
     if sys.platform == "linux" and os.getsid(0) == os.getpid():
         with contextlib.suppress(OSError):  # a kernel without autogroups
