@@ -308,8 +308,8 @@ def _stand_back() -> None:
     if sys.platform == "win32":
         return
     # Two workers training on two cores; 5 and 50 ms of work in a third process took 9 and 100 ms at the median. `nice`
-    # alone, 5 or 19, changed nothing; with the session at 5: 5 and 51 ms, at 7, 10 and 15 the same. A session further
-    # back would only starve beside whatever else the machine does: at 10 its share is a tenth of another's, at 5 a third.
+    # alone, 5 or 19, changed nothing; with the session at 5: 5 and 51 ms; at 7, 10 and 15 the same. A session further
+    # back only starves beside other load: at 10 it gets a tenth of another session's share, at 5 a third.
     os.nice(NICE)
     if sys.platform == "linux" and os.getsid(0) == os.getpid():
         with contextlib.suppress(OSError):  # a kernel without autogroups
