@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -207,3 +208,23 @@ def test_a_worker_at_work_or_idle_is_not_taken_for_dead(
     os.kill(pid, 0)
     time.sleep(1.2)  # an alarm left behind would go off now
     assert supervisor.pids() == [pid]
+
+
+def test_a_store_that_fails_sets_off_no_alarm(store: Store, run_id: str) -> None:
+    """Nothing beats then, but the job still comes to its next event and says why it failed."""
+    job_id = store.enqueue(run_id, "align", {"method": "sft", "steps": 3, "step_s": 1.0})
+    script = f"""
+from pathlib import Path
+from fake_engine import FakeEngine
+from tvaccine_core.errors import StoreError
+from tvaccine_core.store import Store
+from tvaccine_core.worker import Worker
+store = Store(Path({str(store.home)!r}))
+def full(*_):
+    raise StoreError("The disk is full.", remedy="Free some space.")
+store.append = full
+Worker(store, FakeEngine(), silent_s=0.6).run_one()
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(FAKE).parent, timeout=60)
+    assert done.returncode == 0
+    assert (store.job(job_id).state, store.job(job_id).error) == ("failed", "The disk is full.")
