@@ -232,7 +232,7 @@ STARTED_ALIGN = "Alignment queued. You may close the page: it goes on."
 ALREADY_ALIGNING = (
     "This very run, {name}, is already queued or running; you see it now. To make another one, change a setting."
 )
-STOPPING = "Stopping: each job ends within a step and keeps its checkpoint."
+STOPPING = "Stopping: each job ends within a step and keeps its checkpoint. A job that hangs is ended after a minute."
 NOTHING_TO_STOP = "Nothing is running."
 NOTHING_TO_RESUME = "Nothing to resume: no job of this step was stopped or interrupted."
 RESUMED = "Resumed from the last checkpoint."

@@ -31,7 +31,7 @@ LAYERS = (
     {"errors", "machine", "plain_text", "records"},
     {"safe_yaml", "validation"},
     {"config"},
-    {"database", "rows", "migrations", "jobs", "store", "export"},
+    {"database", "rows", "migrations", "dead_jobs", "jobs", "store", "export"},
     {
         "hooks",
         "activation_memory",
@@ -51,6 +51,7 @@ LAYERS = (
     {"training"},
     {"attack", "evaluation", "conformance"},
     {"pipeline", "plan"},
+    {"job_report"},
     {"engine", "worker", "supervisor", "launch"},
     {"bench", "cli", "__main__"},
 )
@@ -91,7 +92,10 @@ METHOD_FILE_MAY_IMPORT = {
     "methods",
     "methods.base",
 }
-STORE_READERS = {"store", "orders", "export", "engine", "worker", "supervisor", "launch", "bench", "cli", "__main__"}
+STORE_READERS = {
+    *("store", "orders", "export", "engine", "job_report", "worker", "supervisor", "launch"),
+    *("bench", "cli", "__main__"),
+}
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ import os
 import secrets
 import socket
 import sqlite3
-import sys
 import time
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, get_args
 
 from tvaccine_core.config import ModelConfig
 from tvaccine_core.database import Database
+from tvaccine_core.dead_jobs import dead_jobs, why_dead
 from tvaccine_core.errors import RunBusyError, RunNotFoundError, StoreError, TVaccineError
 from tvaccine_core.plain_text import check_unicode
 from tvaccine_core.rows import (
@@ -233,24 +233,24 @@ class JobQueue:
         stop becomes cancelled instead.
         """
         with self._db.read() as db:
-            if not _dead_jobs(db, timeout_s):
+            if not dead_jobs(db, timeout_s):
                 return []
         with self._db.write() as db:
-            dead = _dead_jobs(db, timeout_s)
-            for job in dead:
+            dead = dead_jobs(db, timeout_s)
+            for job, gone in dead:
+                state = "cancelled" if job.cancel_requested else "interrupted"
                 db.execute(
                     "UPDATE jobs SET state = ?, finished_at = ?, error = ?, remedy = ? WHERE id = ?",
-                    (
-                        "cancelled" if job.cancel_requested else "interrupted",
-                        time.time(),
-                        "Its worker process ended before the job did.",
-                        "Resume it: it goes on from its last checkpoint. If it stops again, look at the worker's log; "
-                        "the machine may lack memory.",
-                        job.id,
-                    ),
+                    (state, time.time(), *why_dead(job, gone, timeout_s), job.id),
                 )
                 _cancel_dependants(db, job.id)
-            return [find_job(db, job.id) for job in dead]
+            return [find_job(db, job.id) for job, _ in dead]
+
+    def held_by(self, pid: int) -> list[JobRow]:
+        """The running jobs of process `pid` of this machine: a job, and perhaps a prompt that it answers meanwhile."""
+        with self._db.read() as db:
+            query = "SELECT * FROM jobs WHERE state = 'running' AND host = ? AND pid = ?"
+            return [job_row(row) for row in db.execute(query, (socket.gethostname(), pid))]
 
     def job(self, job_id: str) -> JobRow:
         """One job."""
@@ -358,27 +358,6 @@ def _cancel_dependants(db: sqlite3.Connection, job_id: str) -> None:
     ).fetchall()
     for row in waiting:
         _cancel_dependants(db, row["id"])
-
-
-def _dead_jobs(db: sqlite3.Connection, timeout_s: float) -> list[JobRow]:
-    host, now = socket.gethostname(), time.time()
-    return [
-        job_row(row)
-        for row in db.execute("SELECT * FROM jobs WHERE state = 'running'")
-        if now - row["heartbeat_at"] > timeout_s or (row["host"] == host and not _process_exists(row["pid"]))
-    ]
-
-
-def _process_exists(pid: int) -> bool:
-    if sys.platform == "win32":
-        return True  # os.kill(pid, 0) would end the process there; the heartbeat decides alone
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _busy(what: str, job: JobRow | None = None) -> RunBusyError:

@@ -3,9 +3,11 @@
 One supervisor at a time works on a data folder: it holds a lock file. Another (a second app, `demo` beside an app)
 stands by, its jobs done by the first one's workers, and takes over when the first ends; so two programs never train
 twice as many models as the machine was meant to. A worker's standard input is a pipe from here: when this process dies,
-however it dies, the workers see its end, finish their step and stop.
+however it dies, the workers see its end, finish their step and stop. A worker that does not stop a job within a stated
+time of being asked to is ended and replaced.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -19,11 +21,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from tvaccine_core.errors import StoreError
-from tvaccine_core.store import Store
+from tvaccine_core.errors import StoreError, TVaccineError
+from tvaccine_core.records import StepRecord
+from tvaccine_core.store import JobRow, Store
 
 WATCH_EVERY_S = 0.2
 REAP_EVERY_S = 2.0
+LOOK_EVERY_S = 0.5
+"""Between two looks for workers that do not stop a job."""
+CANCEL_WITHIN_S = 60.0
+"""A worker that does not stop a job within this time of being asked to is ended: the steps since the job's last
+checkpoint are lost. A job that takes long steps gets `CANCEL_STEPS` of them: it stops between two."""
+CANCEL_STEPS = 3
 STABLE_AFTER_S = 60.0
 """A worker that lived so long starts with no back-off again."""
 MAX_BACKOFF_S = 30.0
@@ -41,6 +50,8 @@ class _Slot:
     quick_deaths: int = 0
     start_after: float = 0.0
     exit_codes: list[int] = field(default_factory=list)
+    asked_at: dict[str, float] = field(default_factory=dict)
+    """Of its jobs that were asked to stop and have not: when that was first seen."""
 
 
 class Supervisor:
@@ -51,6 +62,7 @@ class Supervisor:
             else one.
         num_threads: torch threads of each; None shares the cores out.
         command: what to run; None is this package's `worker` command.
+        cancel_within_s: a worker that does not stop a job for so long after it was asked to is ended.
     """
 
     def __init__(
@@ -60,10 +72,12 @@ class Supervisor:
         *,
         num_threads: int | None = None,
         command: Sequence[str] | None = None,
+        cancel_within_s: float = CANCEL_WITHIN_S,
     ) -> None:
         self.store = Store(home)
         self.num_workers = default_num_workers() if num_workers is None else num_workers
         self.num_threads = num_threads or max(1, num_cores() // max(1, self.num_workers))
+        self.cancel_within_s = cancel_within_s
         self._command = tuple(command or self._worker_command())
         self._slots = [_Slot() for _ in range(self.num_workers)]
         self._stopping = threading.Event()
@@ -141,7 +155,7 @@ class Supervisor:
         return self.store.home / "log" / f"worker-{index}.log"
 
     def _watch(self) -> None:
-        next_reap = 0.0
+        next_reap = next_look = 0.0
         while not self._stopping.wait(WATCH_EVERY_S):
             try:
                 died = self._tend()
@@ -149,6 +163,9 @@ class Supervisor:
                     for job in self.store.reap():
                         log.warning("%s of run %s is %s: its worker died", job.title, job.run_id, job.state)
                     next_reap = time.monotonic() + REAP_EVERY_S
+                if time.monotonic() >= next_look:
+                    next_look = time.monotonic() + LOOK_EVERY_S
+                    self._end_the_deaf()
             except StoreError as error:  # a full disk passes; workers must be watched meanwhile
                 log.error("%s %s", error, error.remedy)
         self.store.close()
@@ -177,9 +194,52 @@ class Supervisor:
                 slot.started_at = now
         return died
 
+    def _end_the_deaf(self) -> None:
+        """End each worker that was asked to stop a job and has not for too long; only that job is cancelled."""
+        for index, slot in enumerate(self._slots):
+            if slot.process is None:
+                continue
+            now, held = time.monotonic(), self.store.held_by(slot.process.pid)
+            asked = [job for job in held if job.cancel_requested]
+            slot.asked_at = {job.id: slot.asked_at.get(job.id, now) for job in asked}
+            late = [job for job in asked if self._is_late(job, now - slot.asked_at[job.id])]
+            if late:
+                log.warning("worker %d does not stop %s; it is ended", index, " or ".join(job.id for job in late))
+                _kill(slot.process)
+                _close_input(slot.process)
+                slot.process = None
+                self._give_up(late, held)
+
+    def _is_late(self, job: JobRow, waited_s: float) -> bool:
+        return waited_s > self.cancel_within_s and waited_s > CANCEL_STEPS * self._step_s(job)
+
+    def _step_s(self, job: JobRow) -> float:
+        """How long a step of the job takes on average; 0 while unknown."""
+        recent = self.store.events(job.run_id, self.store.last_seq(job.id) - 1000, ["step"], job.id)
+        last = recent[-1].event if recent else None
+        return last.elapsed_s / last.step if isinstance(last, StepRecord) else 0.0
+
+    def _give_up(self, late: Sequence[JobRow], held: Sequence[JobRow]) -> None:
+        """Say how the jobs of a worker that was ended went; those that nobody had asked to stop go on elsewhere."""
+        for job in late:
+            self.store.finish(
+                job.id,
+                "cancelled",
+                TVaccineError(
+                    f"`{job.title}` did not stop within {self.cancel_within_s:g} s, so its worker was ended.",
+                    remedy="Resume it: it goes on from its last checkpoint, or from its start if it has none. If it "
+                    "hangs again, start a run with another model or other settings.",
+                ),
+                worker_id=job.worker_id,
+            )
+        self.store.reap()
+        for job in map(self.store.job, {job.id for job in held if not job.cancel_requested}):
+            if job.state == "interrupted":
+                self.store.resume(job.id)
+
     def _spawn(self, index: int) -> subprocess.Popen[bytes]:
         path = self.log_path(index)
-        first = not self._slots[index].exit_codes
+        first = self._slots[index].started_at == 0.0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb" if first else "ab") as output:
@@ -266,7 +326,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     if sys.platform == "win32":
         process.kill()
     else:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
@@ -280,4 +341,6 @@ def _reason(code: int) -> str:
         return f"exit code {code}"
     if -code == 9:
         return "killed by signal 9; perhaps the machine ran out of memory"
+    if sys.platform != "win32" and -code == signal.SIGALRM:
+        return "it gave no sign of life, so it was ended; its log says where it was"
     return f"killed by signal {-code}"

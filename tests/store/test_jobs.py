@@ -185,8 +185,8 @@ def test_reap_takes_jobs_without_heartbeat_and_a_worker_that_only_slept_gets_its
     assert store.reap() == []
     (reaped,) = store.reap(timeout_s=-1)
     assert (reaped.id, reaped.state) == (job, "interrupted")
-    assert reaped.error
-    assert reaped.remedy
+    assert (reaped.error or "").startswith("Its worker gave no sign of life for ")
+    assert "If the machine slept, wait" in (reaped.remedy or "")
     assert store.heartbeat(job, worker_id="sleeper")
     assert (state_of(store, job), store.job(job).error) == ("running", None)
     store.reap(timeout_s=-1)
@@ -204,8 +204,27 @@ def test_a_job_its_worker_gave_back_is_not_woken_by_a_late_heartbeat(store: Stor
     assert state_of(store, job) == "interrupted"
 
 
-@pytest.mark.parametrize(("cancel_first", "state"), [(False, "interrupted"), (True, "cancelled")])
-def test_reap_takes_jobs_whose_process_is_gone(store: Store, run_id: str, cancel_first: bool, state: str) -> None:
+def test_a_silent_job_that_was_asked_to_stop_is_cancelled_and_both_are_said(store: Store, run_id: str) -> None:
+    job = store.enqueue(run_id, "align", SFT)
+    claim(store, "stuck")
+    store.cancel(job)
+    (reaped,) = store.reap(timeout_s=-1)
+    assert reaped.state == "cancelled"
+    assert (reaped.error or "").startswith("Its worker gave no sign of life for ")
+    assert (reaped.error or "").endswith(" while the job was being stopped.")
+    assert reaped.remedy == "Resume it: it goes on from its last checkpoint."
+
+
+@pytest.mark.parametrize(
+    ("cancel_first", "state", "error"),
+    [
+        (False, "interrupted", "Its worker process ended before the job did."),
+        (True, "cancelled", "Its worker process ended while the job was being stopped."),
+    ],
+)
+def test_reap_takes_jobs_whose_process_is_gone(
+    store: Store, run_id: str, cancel_first: bool, state: str, error: str
+) -> None:
     job = store.enqueue(run_id, "align", SFT)
     script = (
         f"from pathlib import Path; from tvaccine_core.store import Store; Store(Path({str(store.home)!r})).claim('w')"
@@ -214,7 +233,7 @@ def test_reap_takes_jobs_whose_process_is_gone(store: Store, run_id: str, cancel
     assert state_of(store, job) == "running"
     if cancel_first:
         store.cancel(job)
-    assert [(row.id, row.state) for row in store.reap()] == [(job, state)]
+    assert [(row.id, row.state, row.error) for row in store.reap()] == [(job, state, error)]
     assert store.reap() == []
 
 

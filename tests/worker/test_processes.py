@@ -13,6 +13,7 @@ import pytest
 from tvaccine_core.errors import StoreError
 from tvaccine_core.store import JobRow, Store
 from tvaccine_core.supervisor import Supervisor, default_num_workers, num_cores
+from tvaccine_core.worker import NICE
 
 WaitUntil = Callable[[Callable[[], object]], None]
 FAKE = str(Path(__file__).with_name("fake_engine.py"))
@@ -81,6 +82,35 @@ def test_a_killed_workers_job_is_interrupted_and_resumes_elsewhere(
     with supervise(store):
         wait_until(lambda: store.job(job_id).state == "done")
     assert steps(store, store.job(job_id)) == list(range(1, 301))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_all_threads_of_a_supervised_worker_stand_back_and_so_does_its_session(
+    store: Store, run_id: str, wait_until: WaitUntil
+) -> None:
+    """Where the kernel shares cores out among sessions, `nice` alone would change nothing for the page."""
+    job_id = store.enqueue(run_id, "align", LONG)
+    with supervise(store) as supervisor:
+        wait_until(running(store, job_id))
+        (pid,) = supervisor.pids()
+        lines = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+        group = Path(f"/proc/{pid}/autogroup")
+        session = group.read_text().split() if group.exists() else ["", "nice", str(NICE)]
+    assert len(lines) >= 3, "training, report, and the one that waits for the parent's end"
+    nice = [int(line.rpartition(")")[2].split()[16]) for line in lines]
+    assert set(nice) == {min(19, os.nice(0) + NICE)}
+    assert session[1:] == ["nice", str(NICE)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_worker_started_by_hand_leaves_its_terminals_priority_alone(
+    store: Store, run_id: str, process: subprocess.Popen[bytes], wait_until: WaitUntil
+) -> None:
+    wait_until(running(store, store.enqueue(run_id, "align", LONG)))
+    group = Path(f"/proc/{process.pid}/autogroup")
+    own = Path("/proc/self/autogroup")
+    assert psutil.Process(process.pid).nice() == os.nice(0)
+    assert not group.exists() or group.read_text() == own.read_text()
 
 
 def test_the_supervisor_replaces_a_dead_worker_and_its_job_shows_as_interrupted(

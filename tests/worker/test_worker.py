@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine
 
+from tvaccine_core import job_report
 from tvaccine_core import worker as worker_module
 from tvaccine_core.config import LabConfig, ModelConfig
 from tvaccine_core.errors import OutOfMemoryError, StoreError
@@ -208,6 +209,22 @@ def test_a_resumed_job_goes_on_from_its_checkpoint_and_reports_no_step_twice(
     assert [stored.event.step for stored in fresh] == engine.steps  # pyright: ignore
 
 
+def test_a_job_killed_after_its_last_step_tells_all_its_steps(
+    store: Store, run_id: str, worker: Worker, engine: FakeEngine
+) -> None:
+    """What the store knew of the progress is a heartbeat old; the attempt that ends the job takes no step."""
+    job_id = enqueue(store, run_id, steps=10)
+    job = store.claim("dead")
+    assert job is not None
+    store.append(job_id, list(engine.run(store, job, LabConfig(), lambda: False)))
+    store.heartbeat(job_id, (7, 10))
+    store.reap(timeout_s=-1)
+    store.resume(job_id)
+    assert worker.run_one()
+    job = store.job(job_id)
+    assert (job.state, job.done, job.total) == ("done", 10, 10)
+
+
 def test_a_job_taken_away_is_dropped_without_a_word(
     store: Store,
     run_id: str,
@@ -216,7 +233,7 @@ def test_a_job_taken_away_is_dropped_without_a_word(
     wait_until: WaitUntil,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(worker_module, "HEARTBEAT_EVERY_S", 0.05)
+    monkeypatch.setattr(job_report, "HEARTBEAT_EVERY_S", 0.05)
     job_id = enqueue(store, run_id, steps=100_000, step_s=0.01)
     thread = in_background(worker)
     wait_until(lambda: len(engine.steps) >= 3)

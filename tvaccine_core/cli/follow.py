@@ -24,7 +24,8 @@ from tvaccine_core.store import JobRow, Store
 from tvaccine_core.supervisor import Supervisor
 
 POLL_EVERY_S = 0.4
-CANCEL_WITHIN_S = 20.0
+CANCEL_MARGIN_S = 5.0
+"""For the supervisor to notice, beyond the time that it gives a worker."""
 HOPELESS_AFTER = 3
 """Deaths of a worker in a row after which nothing will come of it."""
 
@@ -60,8 +61,13 @@ def follow(
         try:
             return _wait(store, job_ids, supervisor, on_poll, quiet)
         except KeyboardInterrupt:
-            err.print("Stopping: a step is finished and a checkpoint written. Ctrl-C again leaves at once.")
-            _cancel(store, job_ids)
+            within_s = supervisor.cancel_within_s
+            err.print(
+                "Stopping: a step is finished and a checkpoint written. "
+                f"A worker that has not done so after {within_s:g} s is ended. Ctrl-C again leaves at once.",
+                soft_wrap=True,
+            )
+            _cancel(store, job_ids, within_s + CANCEL_MARGIN_S)
             raise typer.Exit(130) from None
 
 
@@ -123,11 +129,11 @@ def _work_together(
     return [store.job(job_id) for job_id in job_ids]
 
 
-def _cancel(store: Store, job_ids: Sequence[str]) -> None:
+def _cancel(store: Store, job_ids: Sequence[str], within_s: float) -> None:
     jobs = [store.job(job_id) for job_id in job_ids]
     for job in sorted(jobs, key=lambda job: job.state == "running"):  # waiting ones first, so that none slips in
         store.cancel(job.id)
-    deadline = time.monotonic() + CANCEL_WITHIN_S
+    deadline = time.monotonic() + within_s
     while any(store.job(job_id).active for job_id in job_ids) and time.monotonic() < deadline:
         time.sleep(0.1)
 
