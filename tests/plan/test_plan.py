@@ -274,7 +274,7 @@ def test_a_model_without_a_config_is_an_error_with_a_way_on(tmp_path: Path) -> N
     with pytest.raises(ModelError, match=r"no config\.json"):
         read_shape(ModelConfig(name=str(tmp_path)))
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match=r"config\.json of .* is damaged"):
         read_shape(ModelConfig(name=str(tmp_path)))
     with pytest.raises(ModelError) as caught:
         read_shape(ModelConfig(name="meta-llama/Llama-2-7b-hf"))
