@@ -85,7 +85,7 @@ def _settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     while pending:
         for key, value in pending.pop().items():
             for each in value if isinstance(value, list) and key not in LAYER_COUNTS else [value]:
-                if isinstance(each, dict):
+                if isinstance(each, dict) and key not in _NEEDED:
                     pending.append(each)
                 elif each is not None:
                     yield key, each
@@ -124,9 +124,10 @@ def check_agreement(settings: Mapping[str, Any], shapes: Shapes, name: str) -> N
     text = text_settings(settings)
     asked, extra = num_layers(settings), text.get("num_nextn_predict_layers")
     stacks = _stacks(shapes)
-    # Layers that predict several tokens ahead are stored behind the others, and left out on loading.
-    allowed = {asked, asked + extra if asked and isinstance(extra, int) else asked}
-    if asked is not None and stacks and not allowed & set(stacks.values()):
+    # Layers that predict several tokens ahead are stored behind the others, and left out on loading; a model that goes
+    # through its layers several times counts each time.
+    allowed = [asked, asked + extra if asked and isinstance(extra, int) else asked, text.get("num_layers_per_stack")]
+    if asked is not None and stacks and not any(held in allowed for held in stacks.values()):
         prefix, held = max(stacks.items(), key=lambda stack: stack[1])
         raise ModelError(
             f"config.json of {name} asks for {asked:,} layers, but its weights hold {held:,} ({prefix}.0 to "

@@ -212,9 +212,10 @@ def preview_here(folder: Path, example: Example, max_length: int = 200, name: st
     eos = end = tokenizer.token_to_id(config["eos_token"] or "")
     text = ALPACA.format(prompt=example.prompt)
     if template:
-        text = _render(template, tokens, [{"role": "user", "content": example.prompt}], True)
+        called = f"The chat template of {name}"
+        text = _render(template, tokens, [{"role": "user", "content": example.prompt}], True, called)
         turn = _end_of_turn(
-            lambda messages: _render(template, tokens, messages, False),
+            lambda messages: _render(template, tokens, messages, False, called),
             lambda rest: tokenizer.encode(rest, add_special_tokens=False).ids,
             {index: token.content for index, token in tokenizer.get_added_tokens_decoder().items()},
         )
@@ -302,7 +303,13 @@ def _compile(template: str) -> Template:
     return environment.from_string(template)
 
 
-def _render(template: str, tokens: Mapping[str, Any], messages: list[dict[str, str]], asks: bool) -> str:
+def _render(
+    template: str,
+    tokens: Mapping[str, Any],
+    messages: list[dict[str, str]],
+    asks: bool,
+    called: str = "The chat template",
+) -> str:
     """A chat template in the environment that Hugging Face defines for it, but always on the same day.
 
     Some templates write today's date into the prompt; a run would then see other prompts every day.
@@ -312,7 +319,7 @@ def _render(template: str, tokens: Mapping[str, Any], messages: list[dict[str, s
         return _compile(template).render(messages=messages, add_generation_prompt=asks, enable_thinking=False, **known)
     except Exception as error:  # a template is a program: it may divide by zero, or nest too deeply
         words = str(error)[:300] or type(error).__name__
-        raise ModelError(f"The chat template cannot be rendered: {words}", remedy="Correct the template.") from error
+        raise ModelError(f"{called} cannot be rendered: {words}", remedy="Correct the template.") from error
 
 
 def _raise_template_error(message: str) -> None:
