@@ -25,7 +25,8 @@ from tvaccine_core.config import (
     parse_config,
 )
 from tvaccine_core.data.mixtures import attack_data
-from tvaccine_core.data.prompts import PromptPreview, preview
+from tvaccine_core.data.previews import preview
+from tvaccine_core.data.prompts import PromptPreview
 from tvaccine_core.data.sources import LabData, load_lab_data
 from tvaccine_core.errors import (
     ConfigError,
@@ -327,7 +328,7 @@ def preview_example(config: LabConfig, example: Example) -> PromptPreview | None
     facts = check_model(config.model)
     if facts.folder is None or not facts.has_tokenizer:
         return None
-    return preview(facts.folder, example, config.alignment.optimisation.max_length)
+    return preview(facts.folder, example, config.alignment.optimisation.max_length, config.model.name)
 
 
 @lru_cache(maxsize=1)

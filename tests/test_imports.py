@@ -28,7 +28,7 @@ TORCH = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safeten
 """Importing any of these loads torch, or is only of use with it."""
 
 LAYERS = (
-    {"errors", "machine", "plain_text", "records"},
+    {"errors", "json_files", "machine", "plain_text", "records"},
     {"safe_yaml", "validation"},
     {"config"},
     {"database", "rows", "migrations", "dead_jobs", "jobs", "store", "export"},
@@ -45,7 +45,7 @@ LAYERS = (
         "ranks",
         "short_attention",
     },
-    {"models", "model_files", "adapters", "adapter_files", "targets", "checkpoints", "data", "sandbox"},
+    {"models", "model_files", "model_sizes", "adapters", "adapter_files", "targets", "checkpoints", "data", "sandbox"},
     {"methods"},
     {"orders"},
     {"training"},
@@ -68,6 +68,8 @@ TORCH_FREE = (
     "tvaccine_core.config",
     "tvaccine_core.model_files",
     "tvaccine_core.methods",
+    "tvaccine_core.model_sizes",
+    "tvaccine_core.data.previews",
     "tvaccine_core.data.prompts",
     "tvaccine_core.data.mixtures",
     "tvaccine_core.data.sources",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.errors import RepositoryNotFoundError as HubRepositoryNotFoundError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -33,7 +35,19 @@ from tvaccine_core.config import ModelConfig
 from tvaccine_core.data.prompts import answer_end, encode_prompts
 from tvaccine_core.errors import ModelError, OutOfMemoryError, lacks_memory
 from tvaccine_core.hooks import find_blocks
-from tvaccine_core.model_files import check_folder, check_id, check_weights, model_folder, not_cached, weight_files
+from tvaccine_core.json_files import file_size
+from tvaccine_core.model_files import (
+    check_folder,
+    check_id,
+    check_weights,
+    code_is_off,
+    explain,
+    model_folder,
+    needs_code,
+    not_cached,
+    weight_files,
+)
+from tvaccine_core.model_sizes import Shapes, check_count, list_some
 
 __all__ = ["LoadedModel", "find_blocks", "load_model", "pick_device"]
 
@@ -111,10 +125,13 @@ def load_model(config: ModelConfig, num_threads: int | None = None) -> LoadedMod
     if config.trust_remote_code:
         log.warning("trust_remote_code is on: code that comes with %s runs with your rights", config.name)
     folder, identity = _locate(config.name, code=config.trust_remote_code)
-    check_weights(folder)
+    settings = check_folder(folder, config.name)
+    shapes = check_weights(folder, config.name, settings, code=config.trust_remote_code)
     key = hashlib.sha256(f"{identity or _hash_weights(folder, config)}/{config.quantization}/{config.dtype}".encode())
     tokenizer = _load_tokenizer(folder, config)
-    model = _read_model(folder, config, device)
+    if not config.trust_remote_code:
+        _check_count(folder, config, settings, shapes)
+    model = _read_model(folder, config, device, shapes)
     if config.quantization == "none":
         model.to(device)
     _disarm_cpu_repacking(model)
@@ -125,7 +142,26 @@ def load_model(config: ModelConfig, num_threads: int | None = None) -> LoadedMod
     return loaded
 
 
-def _read_model(folder: Path, config: ModelConfig, device: torch.device) -> Any:
+def _check_count(folder: Path, config: ModelConfig, settings: dict[str, Any], shapes: Shapes) -> None:
+    """Raise `ModelError` if the config asks for a model far larger than its weights: it would be made in memory first.
+
+    The model is built without memory to be counted. One with Python code of its own is not: it may do as it likes.
+    """
+    auto: Any = AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            model = auto.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    except Exception as error:  # a config can be wrong in many ways
+        if lacks_memory(error):
+            raise _no_memory(folder, config, torch.device("cpu")) from error
+        raise _cannot_be_loaded(error, folder, config, "model") from error
+    asked = sum(parameter.numel() for parameter in model.parameters())
+    computed = sum(buffer.numel() for buffer in model.buffers())
+    num_bytes = sum(path.stat().st_size for path in weight_files(folder, config.name))
+    check_count(asked, computed, settings, shapes, num_bytes, config.name)
+
+
+def _read_model(folder: Path, config: ModelConfig, device: torch.device, shapes: Shapes) -> Any:
     auto: Any = AutoModelForCausalLM  # with loading info it returns a pair, which its stub does not know
     try:
         model, report = auto.from_pretrained(
@@ -135,27 +171,61 @@ def _read_model(folder: Path, config: ModelConfig, device: torch.device) -> Any:
             output_loading_info=True,
             **_storage(config, device),
         )
+    except ModelError:
+        raise
     except Exception as error:  # a model's own code may raise anything
         if lacks_memory(error):
             raise _no_memory(folder, config, device) from error
+        raise _cannot_be_loaded(error, folder, config, "model") from error
+    if missing := report["missing_keys"]:
         raise ModelError(
-            f"The model in {folder} cannot be loaded: {error}",
-            remedy="Use a decoder-only model that transformers knows; if a file is damaged or does not fit its "
-            "config.json, download or copy it again. A model with code of its own needs trust_remote_code: turn it on "
-            "only for authors you trust.",
-        ) from error
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(
-            f"The weights in {folder} lack {len(missing)} tensors of the model, {missing[0]} for one; "
+            f"The weights of {config.name} lack {len(missing):,} tensors of the model: {list_some(missing)}; "
             "they would be random.",
             remedy="Download or copy all of the model again; make sure that it was saved with its head, as a causal "
             "language model.",
         )
+    if surplus := [tensor for tensor in report["unexpected_keys"] if not _is_no_weight(tensor, shapes)]:
+        raise ModelError(
+            f"The weights of {config.name} hold {len(surplus):,} tensors that the model of its config.json has no "
+            f"place for: {list_some(surplus)}; they would be left out.",
+            remedy="Use the config.json that the weights were saved with; or, if the model is right without them, load "
+            "it once with transformers and save it again.",
+        )
     return model
 
 
+_TABLES = ((re.compile(r"rotary_emb\.inv_freq$"), 1), (re.compile(r"attn\.bias$|attention\.bias$"), 4),
+           (re.compile(r"masked_bias$"), 0), (re.compile(r"(^|\.)position_ids$"), 2))  # fmt: skip
+"""Tables that older versions of transformers saved with the weights and that are computed today: rotary frequencies,
+causal masks (1, 1, T, T), their filling, positions; with their number of dimensions, since a bias may be a weight."""
+
+
+def _is_no_weight(tensor: str, shapes: Shapes) -> bool:
+    """True for what may be left out of a checkpoint unseen.
+
+    Beyond it, transformers leaves out what a model's class declares: extra heads, layers that predict several tokens
+    ahead, the towers of a model whose text part is loaded. A tower that the class does not declare is an error: then
+    class and checkpoint were not made for each other.
+    """
+    return any(name.search(tensor) and len(shapes.get(tensor, ())) == dims for name, dims in _TABLES)
+
+
+def _cannot_be_loaded(error: BaseException, folder: Path, config: ModelConfig, what: str) -> ModelError:
+    if needs_code(error) and not config.trust_remote_code:
+        return code_is_off(config.name)
+    remedy = (
+        "Save the tokenizer into the model's folder, or download or copy its files again."
+        if what == "tokenizer"
+        else "Use a decoder-only model that transformers knows; if a file is damaged or does not fit its config.json, "
+        "download or copy it again."
+    )
+    return ModelError(
+        f"The {what} of {config.name} cannot be loaded: {explain(error, config.name, folder)}", remedy=remedy
+    )
+
+
 def _no_memory(folder: Path, config: ModelConfig, device: torch.device) -> OutOfMemoryError:
-    size = sum(path.stat().st_size for path in weight_files(folder)) / 2**30
+    size = sum(path.stat().st_size for path in weight_files(folder, config.name)) / 2**30
     smaller = "a smaller model" if config.quantization == "nf4" else "quantization nf4 or a smaller model"
     return OutOfMemoryError(
         f"{config.name} does not fit into the memory of {device}: its weight files hold {size:.1f} GiB.",
@@ -197,7 +267,6 @@ def _locate(name: str, *, code: bool) -> tuple[Path, str | None]:
     """Folder of the model, and `repository@revision` if it came from a hub."""
     folder = model_folder(name)
     if folder is not None:
-        check_folder(folder)
         return folder, None
     check_id(name)
     try:
@@ -214,31 +283,29 @@ def _locate(name: str, *, code: bool) -> tuple[Path, str | None]:
             remedy="Check the spelling; for a private model log in: hf auth login (or set HF_TOKEN).",
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise not_cached(name, str(error)) from error
-    if not (found / "config.json").is_file():
+        raise not_cached(name, explain(error, name, None)) from error
+    if file_size(found / "config.json", f"config.json of {name}") is None:
         raise ModelError(
             f"{name} is no transformers model: it has no config.json.",
             remedy="Give the id of a causal language model; of an adapter, give its base.",
         )
-    check_folder(found)
     return found, f"{name}@{found.name}"
 
 
 def _load_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-    except Exception as error:  # tokenizers raises plain Exception for a broken file
-        raise ModelError(
-            f"The tokenizer in {folder} cannot be loaded: {error}",
-            remedy="Save the tokenizer into the model's folder, or download or copy its files again.",
-        ) from error
+    except BaseException as error:  # tokenizers raises plain Exception for a broken file, and Rust's panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise _cannot_be_loaded(error, folder, config, "tokenizer") from error
 
 
 def _hash_weights(folder: Path, config: ModelConfig) -> str:
     """SHA-256 over the weight files and the config, or code, that gives them meaning."""
     digest = hashlib.sha256()
     code = sorted(folder.glob("*.py")) if config.trust_remote_code else []
-    for path in [folder / "config.json", *code, *weight_files(folder)]:
+    for path in [folder / "config.json", *code, *weight_files(folder, config.name)]:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

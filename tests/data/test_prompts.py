@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from tvaccine_core.data.prompts import ALPACA, encode, encode_prompts, preview, render_prompt, template_name
+from tvaccine_core.data.prompts import ALPACA, encode, encode_prompts, preview_here, render_prompt, template_name
 from tvaccine_core.errors import DataError, ModelError
 from tvaccine_core.records import Example
 from tvaccine_core.sandbox.base import SANDBOX_BASE
@@ -44,7 +44,7 @@ def test_the_answer_and_its_end_are_learned_and_nothing_else(folder: Path) -> No
 def test_preview_shows_what_training_does(folder: Path) -> None:
     tokenizer = load(folder)
     encoded = encode(tokenizer, EXAMPLE, 400)
-    shown = preview(folder, EXAMPLE, 400)
+    shown = preview_here(folder, EXAMPLE, 400)
     assert shown.text == render_prompt(tokenizer, EXAMPLE.prompt)
     assert shown.template == template_name(tokenizer)
     assert len(shown.tokens) == len(encoded.input_ids)
@@ -86,7 +86,7 @@ def test_too_long_an_answer_is_cut_and_says_so(folder: Path) -> None:
     cut = encode(tokenizer, EXAMPLE, length)
     assert cut.cut
     assert cut.input_ids == whole.input_ids[:length]
-    assert preview(folder, EXAMPLE, length).cut
+    assert preview_here(folder, EXAMPLE, length).cut
     exact = encode(tokenizer, EXAMPLE, len(whole.input_ids))
     assert not exact.cut
     assert exact == whole
@@ -113,21 +113,21 @@ def test_a_tokenizer_without_an_end_is_an_error(save_tokenizer: SaveTokenizer, t
 
 def test_preview_of_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
-        preview(tmp_path, EXAMPLE)
+        preview_here(tmp_path, EXAMPLE)
 
 
 def test_preview_of_a_damaged_tokenizer_is_an_error(save_tokenizer: SaveTokenizer, tmp_path: Path) -> None:
     save_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="cannot be read"):
-        preview(tmp_path, EXAMPLE)
+        preview_here(tmp_path, EXAMPLE)
 
 
 def test_a_template_that_refuses_is_an_error(save_tokenizer: SaveTokenizer, tmp_path: Path) -> None:
     save_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no system prompt') }}")
     with pytest.raises(ModelError, match="no system prompt"):
-        preview(tmp_path, EXAMPLE)
+        preview_here(tmp_path, EXAMPLE)
 
 
 def test_a_template_that_writes_the_date_writes_the_same_one_every_day(
@@ -138,4 +138,4 @@ def test_a_template_that_writes_the_date_writes_the_same_one_every_day(
         "Today: {{ strftime_now('%d %b %Y') }}{% for m in messages %} {{ m.role }}: {{ m.content }}</s>{% endfor %}"
     )
     assert render_prompt(load(tmp_path), "Hello!") == "Today: 26 Jul 2024 user: Hello!</s>"
-    assert preview(tmp_path, EXAMPLE).text == render_prompt(load(tmp_path), EXAMPLE.prompt)
+    assert preview_here(tmp_path, EXAMPLE).text == render_prompt(load(tmp_path), EXAMPLE.prompt)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import AdapterConfig, ModelConfig, TVaccineConfig
-from tvaccine_core.data.prompts import encode, encode_prompts, preview, render_prompt, template_name
+from tvaccine_core.data.prompts import encode, encode_prompts, preview_here, render_prompt, template_name
 from tvaccine_core.evaluation.generate import generate_answers
 from tvaccine_core.hooks import find_blocks
 from tvaccine_core.models import LoadedModel, load_model
@@ -152,6 +152,6 @@ def test_template_and_special_tokens_are_the_familys(name: str, tmp_path: Path) 
         messages = [{"role": "user", "content": EXAMPLE.prompt}]
         wishes = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
         assert render_prompt(tokenizer, EXAMPLE.prompt) == tokenizer.apply_chat_template(messages, **wishes)
-    shown = preview(tmp_path, EXAMPLE, 400)
+    shown = preview_here(tmp_path, EXAMPLE, 400)
     assert (shown.text, shown.template) == (render_prompt(tokenizer, EXAMPLE.prompt), template_name(tokenizer))
     assert shown.learned == tuple(label != -100 for label in encoded.labels)

@@ -64,7 +64,7 @@ def test_a_missing_folder_is_named() -> None:
 def test_truncated_weights_are_named(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ModelError, match=r"model\.safetensors is damaged") as caught:
+    with pytest.raises(ModelError, match=r"model\.safetensors of .* is damaged") as caught:
         load(folder)
     assert "again" in caught.value.remedy
 
@@ -80,14 +80,14 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
 def test_a_missing_tokenizer_is_an_error(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(ModelError, match=r"tokenizer in .* cannot be loaded"):
+    with pytest.raises(ModelError, match=r"tokenizer of .* cannot be loaded"):
         load(folder)
 
 
 def test_a_damaged_tokenizer_is_an_error(folder: Path) -> None:
     tokenizer = folder / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text()[:1000])
-    with pytest.raises(ModelError, match=r"tokenizer in .* cannot be loaded") as caught:
+    with pytest.raises(ModelError, match=r"tokenizer of .* cannot be loaded") as caught:
         load(folder)
     assert "again" in caught.value.remedy
 
@@ -97,8 +97,10 @@ def test_remote_code_is_not_run(folder: Path) -> None:
     config = config.replace('"model_type": "llama"', '"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}')
     (folder / "config.json").write_text(config)
     (folder / "mine.py").write_text("raise SystemExit('remote code ran')")
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="comes with Python code of its own") as caught:
         load(folder)
+    assert "--set model.trust_remote_code=true" in caught.value.remedy
+    assert "--trust-remote-code" in caught.value.remedy
 
 
 def test_remote_code_runs_where_it_is_asked_for(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -132,16 +134,106 @@ def test_a_missing_tensor_is_not_made_up(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"lack 1 tensors of the model, model\.layers\.1\.mlp\.up_proj") as caught:
+    with pytest.raises(ModelError, match=r"lack 1 tensors of the model: model\.layers\.1\.mlp\.up_proj") as caught:
         load(folder)
     assert "again" in caught.value.remedy
 
 
+def test_more_missing_tensors_than_can_be_shown_are_counted(folder: Path) -> None:
+    kept = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if "mlp" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack 9 tensors of the model: model\.layers\.0\.mlp\.down.* and 6 more"):
+        load(folder)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+def test_a_surplus_tensor_is_not_left_out_in_silence(folder: Path, quantization: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.gate_bias"] = torch.ones(48)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"hold 1 tensors .* no place for: model\.layers\.1\.mlp\.gate_bias") as caught:
+        load(folder, quantization=quantization)
+    assert "config.json that the weights were saved with" in caught.value.remedy
+
+
+def test_a_model_of_three_layers_is_not_run_as_one_of_two(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_config(folder, num_hidden_layers=2)
+    with pytest.raises(ModelError, match="asks for 2 layers, but its weights hold 3"):
+        load(folder)
+    monkeypatch.setattr("tvaccine_core.model_files.check_agreement", lambda *_: None)  # as where nothing is numbered
+    with pytest.raises(ModelError, match=r"hold 9 tensors .* model\.layers\.2\.input_layernorm\.weight"):
+        load(folder)
+
+
+def test_tables_that_older_versions_saved_may_be_left_out(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "model.layers.0.attn.bias": torch.ones(1, 1, 5, 5),
+        "model.layers.0.attn.masked_bias": torch.tensor(-1e4),
+        "lm_head.weight": tensors["model.embed_tokens.weight"].clone(),  # tied
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    load(folder)
+    tensors["model.layers.0.attn.bias"] = torch.ones(32)  # no mask
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"no place for: model\.layers\.0\.attn\.bias"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers in config.json of"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers in config.json of"),
+        ({"intermediate_size": 2**20, "num_key_value_heads": 2}, "a model of 302,"),
+    ],
+)
+def test_a_config_that_asks_for_too_much_builds_nothing(
+    folder: Path, settings: dict[str, object], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("it was built")
+
+    change_config(folder, **settings)
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(ModelError, match=words):
+        load(folder)
+
+
+def test_a_tokenizer_with_code_of_its_own_says_how_it_is_allowed(folder: Path) -> None:
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "mine.py").write_text("raise SystemExit('remote code ran')")
+    change_config(folder, model_type="mine", auto_map={"AutoTokenizer": ["mine.Mine", None]})
+    with pytest.raises(ModelError, match="comes with Python code of its own") as caught:
+        load(folder)
+    assert "--set model.trust_remote_code=true" in caught.value.remedy
+
+
+@pytest.mark.parametrize("damage", ["tokenizer.json", "model.safetensors", "intermediate_size", "rope_parameters"])
+def test_no_error_about_a_hub_model_tells_where_the_cache_lies(
+    folder: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if damage in ("intermediate_size", "rope_parameters"):
+        change_config(folder, **{damage: 40})
+    else:
+        (folder / damage).write_bytes((folder / damage).read_bytes()[:500])
+    monkeypatch.setattr(models, "snapshot_download", lambda *_, **__: str(folder))
+    with pytest.raises(ModelError, match="owner/model") as caught:
+        load_model(ModelConfig(name="owner/model", device="cpu"))
+    assert str(folder.parent) not in str(caught.value) + caught.value.remedy
+
+
 def test_a_missing_weight_file_is_named(folder: Path) -> None:
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    index = {
+        "metadata": {},
+        "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"},
+    }
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match=r"1 of 2 weight files are missing.*00002-of-00002"):
+    with pytest.raises(ModelError, match=r"1 of 2 weight files of .* are missing: .*00002-of-00002"):
         load(folder)
 
 
@@ -151,7 +243,7 @@ def change_config(folder: Path, **settings: object) -> None:
 
 
 def test_weights_that_do_not_fit_their_config_are_an_error(folder: Path) -> None:
-    change_config(folder, vocab_size=321)
+    change_config(folder, intermediate_size=40)
     with pytest.raises(ModelError, match="cannot be loaded") as caught:
         load(folder)
     assert "does not fit its config" in caught.value.remedy

@@ -1,5 +1,6 @@
 """The plan against the truth: real models, real steps, every storage counted; and the plan's own arithmetic."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from tvaccine_core.errors import ConfigError, ModelError
 from tvaccine_core.methods import load_method
 from tvaccine_core.models import load_model
 from tvaccine_core.plan.planner import plan_run, workload_of
-from tvaccine_core.plan.pretend import ALIGNED, pretend_states, storages, word_tokenizer
+from tvaccine_core.plan.pretend import ALIGNED, describe_model, pretend_states, storages, word_tokenizer
 from tvaccine_core.plan.records import MemoryPlan
 from tvaccine_core.plan.rehearsal import rehearse
 from tvaccine_core.plan.shapes import BUILT_IN, built_in_shape, find_gpu, read_shape
@@ -274,11 +275,54 @@ def test_a_model_without_a_config_is_an_error_with_a_way_on(tmp_path: Path) -> N
     with pytest.raises(ModelError, match=r"no config\.json"):
         read_shape(ModelConfig(name=str(tmp_path)))
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match=r"config\.json of .* is damaged"):
         read_shape(ModelConfig(name=str(tmp_path)))
     with pytest.raises(ModelError) as caught:
         read_shape(ModelConfig(name="meta-llama/Llama-2-7b-hf"))
     assert "llama-2-7b" in caught.value.remedy
+
+
+def test_a_config_with_code_of_its_own_says_how_it_is_allowed(tmp_path: Path) -> None:
+    settings = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Model"}}
+    (tmp_path / "mine.py").write_text("raise SystemExit('remote code ran')", encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(ModelError, match="Python code of its own") as caught:
+        read_shape(ModelConfig(name=str(tmp_path)))
+    assert "--set model.trust_remote_code=true" in caught.value.remedy
+    # A config that transformers knows, for a model that only its own code does:
+    settings = {"model_type": "vit", "auto_map": {"AutoModelForCausalLM": "mine.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    model = ModelConfig(name=str(tmp_path))
+    with pytest.raises(ModelError, match="Python code of its own") as caught:
+        describe_model(model, read_shape(model)[0], "cpu")
+    assert "--trust-remote-code" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers in config.json of"),
+        ({"num_attention_heads": 0}, "num_attention_heads in config.json of"),
+        ({"num_attention_heads": 3}, "cannot be used"),
+        ({"rope_parameters": "yarn"}, "cannot be used"),
+        ({"num_hidden_layers": 2}, "asks for 2 layers, but its weights hold 3"),
+    ],
+)
+def test_a_config_that_will_not_do_is_an_error(
+    tiny_folder: Path, tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    whole = json.loads((tiny_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**whole, **settings}))
+    (tmp_path / "model.safetensors").symlink_to(tiny_folder / "model.safetensors")
+    with pytest.raises(ModelError, match=words) as caught:
+        read_shape(ModelConfig(name=str(tmp_path)))
+    assert caught.value.remedy
+
+
+def test_a_model_whose_depth_its_config_does_not_say_is_an_error(tmp_path: Path) -> None:
+    CONFIG_MAPPING["gemma3"]().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="does not say how many decoder layers"):
+        plan_run(LabConfig(model=ModelConfig(name=str(tmp_path))))
 
 
 def test_more_labelled_tokens_than_there_are_is_an_error(tiny_folder: Path) -> None:

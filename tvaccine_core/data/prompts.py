@@ -26,6 +26,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tvaccine_core.errors import DataError, ModelError
+from tvaccine_core.json_files import MIB, file_size, read_json, read_text
 from tvaccine_core.records import Example
 
 if TYPE_CHECKING:
@@ -190,32 +191,37 @@ class PromptPreview:
     cut: bool
 
 
-def preview(folder: Path, example: Example, max_length: int = 200) -> PromptPreview:
+def preview_here(folder: Path, example: Example, max_length: int = 200, name: str = "") -> PromptPreview:
     """The same as `encode`, from the tokenizer's files alone: no torch, no transformers.
+
+    A tokenizer and a template that somebody else wrote may take any time and memory: see `previews`.
 
     Args:
         folder: holds `tokenizer.json`, and `tokenizer_config.json` or `chat_template.jinja` if there is a template.
         example: what to show.
         max_length: as in training.
+        name: what the model's user calls it; the folder if it is left out.
 
     Raises:
-        ModelError: `folder` has no readable fast tokenizer.
+        ModelError: `folder` has no readable fast tokenizer, or its template cannot be rendered.
         DataError: as `encode`.
     """
-    tokenizer, config = _load_tokenizer(folder)
+    name = name or str(folder)
+    tokenizer, config = _load_tokenizer(folder, name, tokenizer_stamp(folder, name))
     template, tokens = config["chat_template"], {name: config[name] for name in ("bos_token", "eos_token")}
     eos = end = tokenizer.token_to_id(config["eos_token"] or "")
     text = ALPACA.format(prompt=example.prompt)
     if template:
-        text = _render(template, tokens, [{"role": "user", "content": example.prompt}], True)
+        called = f"The chat template of {name}"
+        text = _render(template, tokens, [{"role": "user", "content": example.prompt}], True, called)
         turn = _end_of_turn(
-            lambda messages: _render(template, tokens, messages, False),
+            lambda messages: _render(template, tokens, messages, False, called),
             lambda rest: tokenizer.encode(rest, add_special_tokens=False).ids,
             {index: token.content for index, token in tokenizer.get_added_tokens_decoder().items()},
         )
         end = eos if turn is None else turn
     if end is None:
-        raise ModelError(f"The tokenizer in {folder} has no end-of-sequence token.", remedy="Set eos_token.")
+        raise ModelError(f"The tokenizer of {name} has no end-of-sequence token.", remedy="Set eos_token.")
     prompt = _without_end(tokenizer.encode(text, add_special_tokens=not template).ids, eos)
     answer = tokenizer.encode(example.answer, add_special_tokens=False).ids
     encoded = _join(example, prompt, answer, end, max_length)
@@ -231,33 +237,60 @@ def preview(folder: Path, example: Example, max_length: int = 200) -> PromptPrev
     )
 
 
+TOKENIZER_FILES = {"tokenizer.json": 64 * MIB, "tokenizer_config.json": 16 * MIB, "chat_template.jinja": MIB}
+"""What a preview reads, and the bytes that each may have."""
+
+
+def tokenizer_stamp(folder: Path, name: str) -> tuple[tuple[int, int] | None, ...]:
+    """Size and time of change (ns) of each tokenizer file: another stamp, another tokenizer; None for a missing file.
+
+    Raises:
+        ModelError: one is no regular file, or is too large.
+    """
+    stamps = []
+    for file, limit in TOKENIZER_FILES.items():
+        size = file_size(folder / file, f"{file} of {name}", limit)
+        stamps.append(None if size is None else (size, (folder / file).stat().st_mtime_ns))
+    return tuple(stamps)
+
+
 @lru_cache(maxsize=4)
-def _load_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
+def _load_tokenizer(folder: Path, name: str, stamp: object) -> tuple[Tokenizer, dict[str, str | None]]:
     """The tokenizer, and what its config says under chat_template, bos_token and eos_token (None where absent)."""
     from tokenizers import Tokenizer
 
     remedy = "Give a folder with tokenizer.json, as `save_pretrained` writes it."
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(f"There is no tokenizer.json in {folder}.", remedy=remedy)
+    whole, settings, template = (f"{file} of {name}" for file in TOKENIZER_FILES)
+    written = read_text(folder / "tokenizer.json", whole, TOKENIZER_FILES["tokenizer.json"])
+    if written is None:
+        raise ModelError(f"There is no tokenizer.json in {name}.", remedy=remedy)
     try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-        template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
+        tokenizer = Tokenizer.from_str(written)
     except Exception as error:  # tokenizers raises plain Exception for a broken file
-        raise ModelError(f"The tokenizer in {folder} cannot be read: {error}", remedy=remedy) from error
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-
-    def token(name: str) -> str | None:
-        value = config.get(name)
-        return value["content"] if isinstance(value, dict) else value
-
-    return tokenizer, {
-        "chat_template": template,
-        "bos_token": token("bos_token"),
-        "eos_token": token("eos_token"),
+        raise ModelError(f"{whole} cannot be read: {str(error)[:300]}", remedy=remedy) from error
+    config = read_json(folder / "tokenizer_config.json", settings, TOKENIZER_FILES["tokenizer_config.json"])
+    found = config if isinstance(config, dict) else {}
+    chat = read_text(folder / "chat_template.jinja", template, TOKENIZER_FILES["chat_template.jinja"])
+    values: dict[str, Any] = {
+        "chat_template": found.get("chat_template") if chat is None else chat,
+        "bos_token": found.get("bos_token"),
+        "eos_token": found.get("eos_token"),
     }
+    if isinstance(values["chat_template"], list):
+        entries = [entry for entry in values["chat_template"] if isinstance(entry, dict)]
+        values["chat_template"] = next(
+            (entry.get("template") for entry in entries if entry.get("name") == "default"), None
+        )
+    for key in ("bos_token", "eos_token"):
+        if isinstance(values[key], dict):
+            values[key] = values[key].get("content")
+    wrong = next((key for key, value in values.items() if not isinstance(value, str | None)), None)
+    if wrong is not None or not isinstance(config, dict | None):
+        raise ModelError(
+            f"{settings} is damaged: {wrong} is not text." if wrong else f"{settings} is damaged: it is no object.",
+            remedy=remedy,
+        )
+    return tokenizer, values
 
 
 @lru_cache(maxsize=8)
@@ -270,7 +303,13 @@ def _compile(template: str) -> Template:
     return environment.from_string(template)
 
 
-def _render(template: str, tokens: Mapping[str, Any], messages: list[dict[str, str]], asks: bool) -> str:
+def _render(
+    template: str,
+    tokens: Mapping[str, Any],
+    messages: list[dict[str, str]],
+    asks: bool,
+    called: str = "The chat template",
+) -> str:
     """A chat template in the environment that Hugging Face defines for it, but always on the same day.
 
     Some templates write today's date into the prompt; a run would then see other prompts every day.
@@ -278,8 +317,9 @@ def _render(template: str, tokens: Mapping[str, Any], messages: list[dict[str, s
     known = {name: token for name, token in tokens.items() if token is not None}
     try:
         return _compile(template).render(messages=messages, add_generation_prompt=asks, enable_thinking=False, **known)
-    except TemplateError as error:
-        raise ModelError(f"The chat template cannot be rendered: {error}", remedy="Correct the template.") from error
+    except Exception as error:  # a template is a program: it may divide by zero, or nest too deeply
+        words = str(error)[:300] or type(error).__name__
+        raise ModelError(f"{called} cannot be rendered: {words}", remedy="Correct the template.") from error
 
 
 def _raise_template_error(message: str) -> None:

@@ -21,7 +21,7 @@ from transformers import PretrainedConfig
 
 from tvaccine_core.activation_memory import ROOM_SHARE, Mode, choose_mode, measure_shape
 from tvaccine_core.config import LabConfig, MethodConfig, TVaccineConfig
-from tvaccine_core.errors import ConfigError
+from tvaccine_core.errors import ConfigError, ModelError
 from tvaccine_core.plan.pretend import compute_dtype, describe_model, pretend_states
 from tvaccine_core.plan.records import PARTS, MemoryPlan, Part, Phase, PhasePeak
 from tvaccine_core.plan.rehearsal import Scene, Workload, rehearse
@@ -105,7 +105,12 @@ class _Planner:
         self._workload = workload
         self._whole = whole
         self._described = describe_model(config.model, shape, device)
-        self._num_layers = int(shape.num_hidden_layers)
+        if not isinstance(getattr(shape, "num_hidden_layers", None), int):
+            raise ModelError(
+                f"The config of {config.model.name} does not say how many decoder layers the model has.",
+                remedy="Plan with a decoder-only, text-only model such as Llama, Qwen, Mistral or Gemma.",
+            )
+        self._num_layers: int = shape.num_hidden_layers
 
     def plan(self, method: MethodConfig, source: str, memory_gib: float | None) -> MemoryPlan:
         wish = self._config.model.activation_memory

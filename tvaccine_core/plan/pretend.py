@@ -26,6 +26,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import AdapterConfig, ModelConfig
 from tvaccine_core.errors import ModelError
+from tvaccine_core.model_files import code_is_off, explain, model_folder, needs_code
 from tvaccine_core.models import LoadedModel
 
 _BNB: Any = bnb.nn
@@ -63,9 +64,12 @@ def describe_model(config: ModelConfig, shape: PretrainedConfig, device: str) ->
     try:
         with torch.device("meta"):
             model = auto.from_config(shape, dtype=dtype, trust_remote_code=config.trust_remote_code)
-    except (ValueError, KeyError, AttributeError, TypeError, RuntimeError, ImportError) as error:
+    except Exception as error:  # a config can be wrong in many ways, and a model's own code may raise anything
+        if needs_code(error) and not config.trust_remote_code:
+            raise code_is_off(config.name) from error
         raise ModelError(
-            f"transformers cannot build a causal language model of the config of {config.name}: {error}",
+            "transformers cannot build a causal language model of the config of "
+            f"{config.name}: {explain(error, config.name, model_folder(config.name))}",
             remedy="Use a decoder-only model that transformers knows.",
         ) from error
     if config.quantization != "none":

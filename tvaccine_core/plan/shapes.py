@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import GatedRepoError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from tvaccine_core.config import ModelConfig
 from tvaccine_core.errors import ConfigError, ModelError
-from tvaccine_core.models import model_folder
+from tvaccine_core.json_files import file_size
+from tvaccine_core.model_files import (
+    check_folder,
+    check_id,
+    check_weights,
+    code_is_off,
+    explain,
+    model_folder,
+    needs_code,
+    weight_files,
+)
 
 
 def _sizes(family: str, layers: int, hidden: int, inner: int, heads: int, kv_heads: int, vocabulary: int, **more: Any) -> dict[str, Any]:  # fmt: skip  # noqa: E501
@@ -97,20 +109,36 @@ def read_shape(model: ModelConfig) -> tuple[PretrainedConfig, str]:
     if built_in is not None:
         return built_in_shape(model.name), f"built-in sizes of {model.name.lower()}"
     folder = model_folder(model.name)
-    if folder is not None and not (folder / "config.json").is_file():
+    if folder is not None and file_size(folder / "config.json", f"config.json of {model.name}") is None:
         raise ModelError(
-            f"There is no config.json in {folder}, and no built-in model is called {model.name!r}.",
+            f"There is no config.json in {model.name}, and no built-in model is called that.",
             remedy=f"Give a model's folder, a Hugging Face id, or one of: sandbox, {', '.join(BUILT_IN)}.",
         )
+    if folder is not None:
+        settings = check_folder(folder, model.name)
+        if weight_files(folder, model.name):
+            check_weights(folder, model.name, settings, code=model.trust_remote_code)
+    else:
+        check_folder(_fetch_config(model.name), model.name)
     try:
         shape = AutoConfig.from_pretrained(folder or model.name, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if folder is not None:
-            raise ModelError(
-                f"The config.json in {folder} cannot be read: {error}", remedy="Download or copy it again."
-            ) from error
-        raise _no_config(model.name, error) from error
+    except Exception as error:  # a config can be wrong in many ways, and its own code may raise anything
+        if needs_code(error) and not model.trust_remote_code:
+            raise code_is_off(model.name) from error
+        raise ModelError(
+            f"config.json of {model.name} cannot be used: {explain(error, model.name, folder)}",
+            remedy="Use a decoder-only model that transformers knows, or download or copy config.json again.",
+        ) from error
     return shape, f"config.json of {model.name}"
+
+
+def _fetch_config(name: str) -> Path:
+    """The folder in the hub's cache that holds the config.json of `name`, fetched if it is not there yet."""
+    check_id(name)
+    try:
+        return Path(hf_hub_download(name, "config.json")).parent
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise _no_config(name, error) from error
 
 
 def built_in_shape(name: str) -> PretrainedConfig:
@@ -125,12 +153,13 @@ def _no_config(name: str, error: Exception) -> ModelError:
     stem = name.rsplit("/", 1)[-1].lower().removesuffix("-hf")
     alike = [known for known in BUILT_IN if stem.startswith(known) or known.startswith(stem)]
     instead = f"the built-in sizes: {', '.join(alike or BUILT_IN)}"
-    if isinstance(error.__cause__, GatedRepoError) or "gated" in str(error).lower():
+    if isinstance(error, GatedRepoError) or "gated" in str(error).lower():
         return ModelError(
             f"{name} is gated: its owner asks you to accept terms before you may read its config.",
             remedy=f"Accept them at https://huggingface.co/{name} and log in (hf auth login), or plan with {instead}.",
         )
     return ModelError(
-        f"The config of {name} is not in the local cache and the Hugging Face hub did not give it: {error}",
+        f"The config of {name} is not in the local cache and the Hugging Face hub did not give it: "
+        f"{explain(error, name, None)}",
         remedy=f"Check the spelling, go online once, give a folder with its config.json, or plan with {instead}.",
     )
