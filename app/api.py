@@ -10,6 +10,7 @@ from typing import Any
 from gradio.events import api
 
 from app import text
+from app.arguments import Count, Name, Names, Share, Text, checked, short
 from app.guard import guarded
 from app.markup import verdict_word
 from app.page import Page
@@ -28,27 +29,27 @@ def add_endpoints(page: Page) -> None:
         """Every run, newest first: id, name, status."""
         return [{"id": run.id, "name": run.name, "status": run.status} for run in lab.runs()]
 
-    def start_alignment(preset: str, methods: list[str]) -> str:
+    def start_alignment(preset: Name, methods: Names) -> str:
         """Start a run from a preset (its own methods if `methods` is empty); returns the run's id."""
         if preset not in PRESETS:
-            raise ConfigError(f"There is no preset {preset!r}.", remedy=f"Choose one of: {', '.join(PRESETS)}.")
+            raise ConfigError(f"There is no preset {short(preset)}.", remedy=f"Choose one of: {', '.join(PRESETS)}.")
         config = PRESETS[preset].config
         return lab.start_alignment(
             replace_methods(config, [settings_of(config, m) for m in methods]) if methods else config
         )
 
-    def start_attack(run_id: str, harmful_ratio: float, num_samples: int) -> str:
+    def start_attack(run_id: Name, harmful_ratio: Share, num_samples: Count) -> str:
         """Attack every aligned model of a run; its other settings are the run's own. Returns the attack's id."""
         attack = lab.run(run_id).config.attack.model_copy(
-            update={"harmful_ratio": harmful_ratio, "num_samples": int(num_samples)}
+            update={"harmful_ratio": harmful_ratio, "num_samples": num_samples}
         )
-        return lab.start_attack(run_id, type(attack).model_validate(attack.model_dump()))
+        return lab.start_attack(run_id, attack)
 
-    def stop(run_id: str) -> int:
+    def stop(run_id: Name) -> int:
         """Stop everything of a run; returns how many jobs were asked to."""
         return lab.stop(run_id, ("baseline", "align", "attack", "generate"))
 
-    def run_status(run_id: str) -> dict[str, Any]:
+    def run_status(run_id: Name) -> dict[str, Any]:
         """Jobs with their progress, and the newest scores of every model."""
         view = page.views.view(run_id, fresh=True)
         states = [name for m in view.methods for name in (aligned(m), *(attacked(m, a) for a in view.attack_ids))]
@@ -68,7 +69,7 @@ def add_endpoints(page: Page) -> None:
             },
         }
 
-    def ask(run_id: str, prompt: str) -> list[dict[str, str]]:
+    def ask(run_id: Name, prompt: Text) -> list[dict[str, str]]:
         """One prompt to every model of a run; waits for the answers: state, hash, text, verdict."""
         view = page.views.view(run_id, fresh=True)
         owner = new_owner()
@@ -92,4 +93,4 @@ def add_endpoints(page: Page) -> None:
         ]
 
     for endpoint in (list_runs, start_alignment, start_attack, stop, run_status, ask):
-        api(guarded(endpoint, lab.store.home), api_name=endpoint.__name__, concurrency_limit=8)
+        api(guarded(checked(endpoint), lab.store.home), api_name=endpoint.__name__, concurrency_limit=8)

@@ -12,6 +12,7 @@ from gradio.components import Component
 from gradio.events import Dependency
 
 from app import text
+from app.arguments import some_of
 from app.components import method_label
 from app.controls import Form
 from app.services import (
@@ -167,6 +168,7 @@ class Draft:
         Raises:
             ConfigError: names every setting that is missing or not allowed, or no method is chosen.
         """
+        chosen = self.known_methods(chosen)
         left = iter(values)
         config = self._lab.parse(LabConfig.model_validate_json(base), _take(left, self._lab))
         methods = []
@@ -177,6 +179,10 @@ class Draft:
         attack = self.attack.parse(config.attack, _take(left, self.attack))
         model = self.read_model(base, *left)
         return replace_methods(config, methods).model_copy(update={"attack": attack, "model": model})
+
+    def known_methods(self, chosen: object) -> list[str]:
+        """The methods chosen. Raises `ConfigError` for what is no list of methods."""
+        return some_of(chosen, self._methods, text.METHODS)
 
     def read_attack(self, base: str, *values: Any) -> AttackConfig:
         """The attack on the page, from `base` and the values of `attack.components`. Raises `ConfigError`."""
@@ -202,7 +208,8 @@ class Draft:
         if self.model is None:
             return model
         given = dict(zip(self.model.controls, values, strict=True))
-        given["name"] = (given["name"] or "").strip() or YOUR_MODEL
+        name = given["name"] or ""
+        given["name"] = (name.strip() or YOUR_MODEL) if isinstance(name, str) else name
         return self.model.parse(model, list(given.values()))
 
     def _controls(self) -> list[Component | BlockContext]:

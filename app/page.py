@@ -32,6 +32,9 @@ Widget = Component | BlockContext
 Memory = dict[str, Any]
 """What a browser remembers: `run`, `attack` (the one shown), `base` (the fifth pane) and `owner` (the visitor)."""
 
+LONGEST_NAME = 64
+"""Characters of a name that a browser remembers."""
+
 NOTHING: Memory = {"run": None, "attack": None, "base": False, "owner": None}
 
 
@@ -70,6 +73,8 @@ class Page:
         self.views = Views(lab)
         self.memory = gr.BrowserState(NOTHING, storage_key=STORAGE_KEY, secret=STORAGE_SECRET)
         self.seen = gr.State({})
+        self.gone = gr.State(None)
+        """The run that a look missed."""
         self.timer = gr.Timer(TICK_S, active=False)
         self.rail = step_rail()
         self._live: list[Live] = []
@@ -127,9 +132,10 @@ class Page:
 
     def finish(self, blocks: gr.Blocks, walkthrough: gr.Walkthrough, draft: Draft) -> None:
         """Wire the refresh to the timer, to every act, to the rail and to the opening of the page."""
-        outputs = [self.seen, self.timer, *(live.component for live in self._live)]
+        outputs = [self.seen, self.timer, self.gone, *(live.component for live in self._live)]
         inputs = [self.memory, self.seen]
         options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+        self.act(self.gone.change, self._say_gone, [self.memory, self.gone], [self.memory])
         refresh = guarded(self._refresh, self.lab.store.home)
         self.timer.tick(guarded(self._tick, self.lab.store.home), inputs, outputs, trigger_mode="once", **options)
         for act in self._acts:
@@ -144,7 +150,7 @@ class Page:
             if wanted and wanted != memory["run"]:
                 memory = remembered(memory, run=wanted, attack=None)
             glance = self.glance(memory, fresh=True)
-            if memory["run"] and glance.view is None:
+            if (memory["run"] or wanted) and glance.view is None:
                 if wanted:
                     gr.Warning(f"{text.RUN_GONE} {text.RUN_GONE_REMEDY}")
                 memory = remembered(memory, run=None, attack=None)
@@ -160,7 +166,7 @@ class Page:
         return self._refresh(memory, seen, fresh=False)
 
     def _refresh(self, memory: Memory, seen: dict[int, Hashable], fresh: bool = True) -> list[Any]:
-        """What differs from what this viewer has seen: their new `seen`, the timer, and every live component."""
+        """What differs from what this viewer has seen: their new `seen`, timer, a run that is gone, live components."""
         glance = self.glance(memory, fresh)
         active = bool(glance.view and glance.view.active)
         now: dict[int, Hashable] = {-1: active}
@@ -174,21 +180,35 @@ class Page:
             else:
                 updates.append(self.views.drawn(number, key, partial(live.draw, glance)))
         timer = gr.skip() if seen.get(-1) == active else gr.Timer(active=active)
-        return [gr.skip() if now == seen else now, timer, *updates]
+        missed = glance.memory["run"] if glance.view is None and glance.memory["run"] else gr.skip()
+        return [gr.skip() if now == seen else now, timer, missed, *updates]
+
+    def _say_gone(self, memory: Memory, gone: str | None) -> Memory:
+        """Say once that the run shown was deleted meanwhile, by somebody else; the page then shows none."""
+        memory = remembered(memory)
+        if gone is None or memory["run"] != gone:
+            return gr.skip()
+        gr.Warning(f"{text.RUN_GONE} {text.RUN_GONE_REMEDY}")
+        return remembered(memory, run=None, attack=None)
 
 
 _UNSEEN = object()
 
 
 def remembered(memory: Memory | None, **changes: Any) -> Memory:
-    """A browser's memory with `changes`; a browser without a name gets one."""
-    base = NOTHING | (memory or {})
-    return base | {"owner": base["owner"] or new_owner()} | changes
+    """A browser's memory with `changes`; a browser without a name gets one. What is no memory counts as none."""
+    found = (memory if isinstance(memory, dict) else {}) | changes
+    names = {key: name if _is_name(name := found.get(key)) else None for key in ("run", "attack", "owner")}
+    return names | {"base": found.get("base") is True, "owner": names["owner"] or new_owner()}
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isascii() and value.isprintable()
 
 
 def run_of(memory: Memory | None) -> str:
     """The run a browser looks at. Raises `RunNotFoundError` if it looks at none."""
-    run_id = (memory or {}).get("run")
-    if not run_id:
+    run_id = remembered(memory)["run"]
+    if run_id is None:
         raise RunNotFoundError(text.NO_RUN_OPEN, remedy=text.NO_RUN_REMEDY)
-    return str(run_id)
+    return run_id

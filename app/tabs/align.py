@@ -63,6 +63,7 @@ def build(page: Page, draft: Draft) -> None:
         gr.Info(text.RESUMED if page.lab.resume(run_of(memory), ("align", "baseline")) else text.NOTHING_TO_RESUME)
 
     def show_groups(chosen: list[str]) -> list[Any]:
+        chosen = draft.known_methods(chosen)
         return [gr.Group(visible=name in chosen) for name, _ in groups]
 
     page.act(start.click, start_alignment, [page.memory, *draft.inputs], [page.memory], trigger_mode="once")

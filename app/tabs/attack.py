@@ -59,7 +59,7 @@ def build(page: Page, draft: Draft) -> None:
         except ConfigError as error:  # while somebody types; the same error stops the start
             return markup.notice(str(error), "warning")
 
-    def show_attack(memory: Memory, attack_id: str) -> Memory:
+    def show_attack(memory: Memory, attack_id: str | None) -> Memory:
         return remembered(memory, attack=attack_id)
 
     page.act(start.click, start_attack, [page.memory, *draft.inputs], [page.memory], trigger_mode="once")

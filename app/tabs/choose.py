@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from app import markup, own_text, text
+from app.arguments import choice_of, one_of, row_of
 from app.components import go_js, heading, markup_block, section
 from app.draft import Draft, is_own, preset_of
 from app.fit import fit_view, predict
@@ -64,7 +65,8 @@ def build(page: Page, draft: Draft) -> None:
             template = markup_block(template_of(start, "alignment", 0), elem_id="template")
 
     def choose_preset(name: str) -> list[Any]:
-        return draft.fill(PRESETS[name].config)
+        offered = [str(value) for _, value in draft.preset.choices]
+        return draft.fill(PRESETS[one_of(name, offered, text.PRESET)].config)
 
     def show_config(name: str, index: int | None, *values: Any) -> list[Any]:
         config = draft.read(*values)
@@ -113,7 +115,7 @@ def build(page: Page, draft: Draft) -> None:
 
     def show_row(event: gr.EventData, name: str, *values: Any) -> list[Any]:
         config = draft.read(*values)
-        index = int(event._data["choice"])
+        index = row_of(choice_of(event), min(ROWS, len(examples_of(config, name))))
         return [rows_view(config, name, index), template_of(config, name, index), index]
 
     page.on(draft.preset.input, choose_preset, [draft.preset], draft.outputs)
@@ -131,9 +133,14 @@ def build(page: Page, draft: Draft) -> None:
 
 
 def examples_of(config: LabConfig, part: str) -> Sequence[Example]:
-    """The examples of a part of the data, as training or evaluation will read them."""
+    """The examples of a part of the data, as training or evaluation will read them.
+
+    Raises:
+        ConfigError: there is no such part or task.
+        DataError: the attack asks for more samples than there are.
+    """
     data = data_of(config)
-    match part:
+    match one_of(part, text.DATA_PARTS, text.DATA_TITLE):
         case "alignment":
             return data.alignment
         case "attack":
@@ -156,10 +163,11 @@ def rows_view(config: LabConfig, part: str, chosen: int | None) -> str:
 
 
 def template_of(config: LabConfig, part: str, index: int) -> str:
-    """Template and loss mask of one row; if they cannot be shown, why."""
+    """Template and loss mask of one row, of the first if there are not so many; if it cannot be shown, why."""
     if config.model.name == YOUR_MODEL:
         return markup.notice(own_text.TEMPLATE_UNNAMED)
-    example = examples_of(config, part)[index]
+    examples = examples_of(config, part)
+    example = examples[index if index < len(examples) else 0]
     try:
         shown = preview_example(config, example)
     except TVaccineError as error:

@@ -8,6 +8,7 @@ import gradio as gr
 
 from app import charts, markup, own_text, panes, text
 from app import study as recorded
+from app.arguments import choice_of, one_of, text_of
 from app.components import answer_panes, figure, heading, markup_block, section
 from app.draft import is_own
 from app.page import Glance, Memory, Page, remembered, run_of
@@ -63,7 +64,7 @@ def build(page: Page) -> None:
     build_study(page)
 
     def ask_all(memory: Memory, question: str) -> Iterator[Any]:
-        memory = remembered(memory)
+        memory, question = remembered(memory), text_of(question, "The prompt")
         view = page.views.view(run_of(memory), fresh=True)
         states = panes.states_of(view, view.choose_attack(memory["attack"]), memory["base"])
         if not any(state != panes.BASE for state in states):
@@ -78,10 +79,10 @@ def build(page: Page) -> None:
         yield from follow(page, memory)
 
     def choose_base(memory: Memory, base: bool) -> Memory:
-        return remembered(memory, base=base)
+        return remembered(memory, base=base is True)
 
     def take_suggestion(event: gr.EventData) -> str:
-        return str(event._data["choice"])
+        return choice_of(event)
 
     asking: dict[str, Any] = {"concurrency_limit": 32, "trigger_mode": "multiple"}
     for trigger in (ask.click, prompt.submit):
@@ -113,6 +114,7 @@ def build_study(page: Page) -> None:
     first = min(ratios, key=lambda ratio: abs(ratio - 0.1))
 
     def draw(ratio: float) -> list[Any]:
+        ratio = one_of(ratio, ratios, recorded.STUDY_RATIO)
         return [study_words(summary, ratio), *(recorded.study_curves(summary, ratio, where) for where in STUDY_SETS)]
 
     words, *specs = draw(first)

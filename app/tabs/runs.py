@@ -8,10 +8,11 @@ from urllib.parse import quote
 import gradio as gr
 
 from app import markup, text
+from app.arguments import choice_of, text_of
 from app.components import go_js, heading, markup_block, section
 from app.draft import Draft
 from app.page import Glance, Memory, Page, remembered
-from app.services import METHODS, RunNotFoundError, RunRow, TVaccineError, flatten
+from app.services import METHODS, ConfigError, RunNotFoundError, RunRow, TVaccineError, flatten
 
 
 def build(page: Page, draft: Draft) -> None:
@@ -45,7 +46,7 @@ def build(page: Page, draft: Draft) -> None:
     details = [picked, detail, about, name, export, command, other, diff, confirm]
 
     def pick(event: gr.EventData) -> list[Any]:
-        return show_run(str(event._data["choice"]))
+        return show_run(choice_of(event))
 
     def show_run(run_id: str) -> list[Any]:
         run = page.lab.run(run_id)
@@ -71,16 +72,19 @@ def build(page: Page, draft: Draft) -> None:
         run = page.lab.run(known(run_id))
         return [gr.Group(visible=True), markup.notice(text.DELETE_ASK.format(name=run.name), "warning")]
 
+    def keep_run() -> gr.Group:
+        return gr.Group(visible=False)
+
     def delete_run(memory: Memory, run_id: str | None) -> list[Any]:
         run = page.lab.run(known(run_id))
         page.lab.delete_run(run.id)
         page.views.forget(run.id)
         gr.Info(text.DELETED.format(name=escape(run.name)), duration=4)
-        changes = {"run": None, "attack": None} if (memory or {}).get("run") == run.id else {}
+        changes = {"run": None, "attack": None} if remembered(memory)["run"] == run.id else {}
         return [remembered(memory, **changes), None, gr.Column(visible=False), gr.Group(visible=False)]
 
     def rename_run(run_id: str | None, title: str) -> list[Any]:
-        page.lab.store.rename_run(known(run_id), title)
+        page.lab.store.rename_run(known(run_id), text_of(title, text.RUN_NAME))
         return show_run(known(run_id))
 
     def show_diff(run_id: str | None, other_id: str | None) -> str:
@@ -93,7 +97,7 @@ def build(page: Page, draft: Draft) -> None:
         None, None, None, js=go_js(2), api_visibility="private"
     )
     page.on(delete.click, ask_delete, [picked], [confirm, question])
-    page.on(no.click, lambda: gr.Group(visible=False), [], [confirm])
+    page.on(no.click, keep_run, [], [confirm])
     page.act(yes.click, delete_run, [page.memory, picked], [page.memory, picked, detail, confirm])
     page.act(rename.click, rename_run, [picked, name], details)
     page.on(other.change, show_diff, [picked, other], [diff])
@@ -169,7 +173,10 @@ def export_links(page: Page, run: RunRow) -> str:
 
 def command_lines(page: Page, run: RunRow) -> str:
     """The commands that repeat the run from its exported config."""
-    commands = text.commands(run.id, page.lab.repeatable(run.id)[1])
+    try:
+        commands = text.commands(run.id, page.lab.repeatable(run.id)[1])
+    except ConfigError:  # made by another version, as is said above
+        return ""
     return f'<p class="lab-note">{text.COMMAND_NOTE}</p><pre class="lab-code">{escape(commands)}</pre>'
 
 

@@ -32,8 +32,8 @@ class Served:
     client: Client = field(repr=False)
     lab: Lab
 
-    def raw(self, request: bytes) -> Answer:
-        """Send these bytes as they are and read until the server hangs up or has sent what it promised."""
+    def raw(self, request: bytes, to_the_end: bool = False) -> Answer:
+        """Send these bytes as they are and read the answer; a stream is read only if it is wanted `to_the_end`."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
             connection.sendall(request)
             with connection.makefile("rb") as stream:
@@ -43,6 +43,7 @@ class Served:
                     name, _, value = line.decode("latin-1").partition(":")
                     headers[name.strip().lower()] = value.strip()
                 body = stream.read(int(headers["content-length"])) if "content-length" in headers else b""
+                body += stream.read() if to_the_end else b""
         return Answer(status, headers, body.decode("utf-8", "replace"))
 
     def request(
