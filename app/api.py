@@ -10,12 +10,12 @@ from typing import Any
 from gradio.events import api
 
 from app import text
-from app.arguments import Count, Name, Names, Share, Text, checked, short
+from app.arguments import Count, Name, Names, Share, Text, checked
 from app.guard import guarded
 from app.markup import verdict_word
 from app.page import Page
 from app.panes import by_state, states_of
-from app.services import PRESETS, ConfigError, StoreError, new_owner, replace_methods, settings_of
+from app.services import PRESETS, ConfigError, StoreError, new_owner, replace_methods, settings_of, shown
 from app.views import aligned, attacked
 
 ANSWER_WAIT_S = 300.0
@@ -32,7 +32,7 @@ def add_endpoints(page: Page) -> None:
     def start_alignment(preset: Name, methods: Names) -> str:
         """Start a run from a preset (its own methods if `methods` is empty); returns the run's id."""
         if preset not in PRESETS:
-            raise ConfigError(f"There is no preset {short(preset)}.", remedy=f"Choose one of: {', '.join(PRESETS)}.")
+            raise ConfigError(f"There is no preset {shown(preset)}.", remedy=f"Choose one of: {', '.join(PRESETS)}.")
         config = PRESETS[preset].config
         return lab.start_alignment(
             replace_methods(config, [settings_of(config, m) for m in methods]) if methods else config

@@ -5,14 +5,13 @@ Every check names what was given and what is allowed, so that "something went wr
 
 import functools
 import inspect
-import reprlib
 from collections.abc import Callable, Collection
 from typing import Annotated, Any, TypeVar
 
 import gradio as gr
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from app.services import ConfigError, DataError
+from app.services import ConfigError, DataError, shown
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 ItemT = TypeVar("ItemT")
@@ -48,7 +47,7 @@ def checked(function: FunctionT) -> FunctionT:
             found = arguments.model_validate(dict(zip(kinds, values, strict=False)))
         except ValidationError as error:
             problems = [
-                f"{'.'.join(map(str, detail['loc']))}: {detail['msg']} (given: {short(detail['input'])})"
+                f"{'.'.join(map(str, detail['loc']))}: {detail['msg']} (given: {shown(detail['input'])})"
                 for detail in error.errors(include_url=False)[:8]
             ]
             raise DataError(
@@ -60,31 +59,26 @@ def checked(function: FunctionT) -> FunctionT:
     return call  # pyright: ignore[reportReturnType] - same signature, which wraps() carries over
 
 
-def short(value: object) -> str:
-    """What was given, for a message: the beginning of its `repr`."""
-    return reprlib.repr(value)[:100]
-
-
 def one_of(value: object, allowed: Collection[ItemT], what: str) -> ItemT:
     """`value`, if it is one of `allowed`. Raises `ConfigError`; `what` names it, as the beginning of a sentence."""
     for item in allowed:
         if type(item) is type(value) and item == value:
             return item
     choices = ", ".join(map(str, allowed))
-    raise ConfigError(f"{what} is one of {choices}, not {short(value)}.", remedy=RELOAD)
+    raise ConfigError(f"{what} is one of {choices}, not {shown(value)}.", remedy=RELOAD)
 
 
 def some_of(values: object, allowed: Collection[ItemT], what: str) -> list[ItemT]:
     """`values`, if it is a list of items of `allowed`. Raises `ConfigError`."""
     if not isinstance(values, list | tuple):
-        raise ConfigError(f"{what}: a list of {', '.join(map(str, allowed))}, not {short(values)}.", remedy=RELOAD)
+        raise ConfigError(f"{what}: a list of {', '.join(map(str, allowed))}, not {shown(values)}.", remedy=RELOAD)
     return [one_of(value, allowed, what) for value in values]
 
 
 def text_of(value: object, what: str) -> str:
     """`value`, if it is text. Raises `DataError`."""
     if not isinstance(value, str):
-        raise DataError(f"{what} is text, not {short(value)}.", remedy="Type it, and send it again.")
+        raise DataError(f"{what} is text, not {shown(value)}.", remedy="Type it, and send it again.")
     return value
 
 
@@ -93,7 +87,7 @@ def choice_of(event: gr.EventData) -> str:
     data = event._data
     choice = data.get("choice") if isinstance(data, dict) else None
     if not isinstance(choice, str):
-        raise DataError(f"A click names its choice as text, not {short(choice)}.", remedy=RELOAD)
+        raise DataError(f"A click names its choice as text, not {shown(choice)}.", remedy=RELOAD)
     return choice
 
 
@@ -101,5 +95,5 @@ def row_of(choice: str, num_rows: int) -> int:
     """The row that a click chose, 0..num_rows-1. Raises `DataError`."""
     row = int(choice) if choice.isdecimal() and len(choice) < 10 else num_rows
     if row >= num_rows:
-        raise DataError(f"There are rows 0 to {num_rows - 1}, not {short(choice)}.", remedy=RELOAD)
+        raise DataError(f"There are rows 0 to {num_rows - 1}, not {shown(choice)}.", remedy=RELOAD)
     return row

@@ -36,6 +36,7 @@ from tvaccine_core.errors import (
     RunNotFoundError,
     StoreError,
     TVaccineError,
+    shown,
 )
 from tvaccine_core.export import (
     SCORE_COLUMNS,
@@ -123,6 +124,7 @@ __all__ = [
     "parse_config",
     "score_rows",
     "settings_of",
+    "shown",
     "step_rows",
     "without_places",
 ]

@@ -11,7 +11,7 @@ from served_page import Served
 from written_runs import finish_alignments, small_config
 
 import app
-from app.arguments import checked, one_of, row_of, short, some_of, text_of
+from app.arguments import checked, one_of, row_of, some_of, text_of
 from app.page import remembered
 from app.services import ConfigError, DataError, Lab
 from app.tabs.choose import template_of
@@ -167,8 +167,6 @@ def test_checks_name_what_was_given() -> None:
     with pytest.raises(DataError, match="The prompt is text, not None"):
         text_of(None, "The prompt")
     assert row_of("0", 1) == 0
-    assert len(short({"x": ["y" * 10_000] * 1000})) <= 100
-    assert len(short(10**4000)) <= 100
 
 
 def test_an_endpoint_with_another_number_of_arguments_names_the_missing_one() -> None:
