@@ -38,14 +38,16 @@ def step_rail() -> gr.HTML:
     """Steps with their state.
 
     Events: `go` when a step is chosen (`window.labStep`), `look` when the run is to be looked at again: a step was
-    chosen or the reader is back. `look` waits until the page knows which run its address names.
+    chosen or the reader is back. `look` waits until the page knows which run its address names. `gone` when the run
+    that was shown is missed, once.
 
     Not placed yet, so that everything else may already refer to it.
     """
     return gr.HTML(
         {},
         html_template='<div class="lab-rail"></div>',
-        js_on_load="lab.rail(element, props, watch, {go: () => trigger('go'), look: () => trigger('look')})",
+        js_on_load="lab.rail(element, props, watch, {go: () => trigger('go'), look: () => trigger('look'), "
+        "gone: () => trigger('gone')})",
         apply_default_css=False,
         elem_id="rail",
         render=False,

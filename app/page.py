@@ -49,6 +49,11 @@ class Glance:
     memory: Memory
     """What this viewer's browser remembers; only drawings of their own may depend on it."""
 
+    @property
+    def missed(self) -> str | None:
+        """The run that the viewer's browser remembers and that is gone."""
+        return self.memory["run"] if self.view is None else None
+
     def stamp(self, *topics: str) -> Hashable:
         """Changes whenever one of the run's `topics` does, or another run or attack is shown."""
         return (self.attack, self.view.stamp(*topics) if self.view else None)
@@ -73,8 +78,6 @@ class Page:
         self.views = Views(lab)
         self.memory = gr.BrowserState(NOTHING, storage_key=STORAGE_KEY, secret=STORAGE_SECRET)
         self.seen = gr.State({})
-        self.gone = gr.State(None)
-        """The run that a look missed."""
         self.timer = gr.Timer(TICK_S, active=False)
         self.rail = step_rail()
         self._live: list[Live] = []
@@ -132,10 +135,10 @@ class Page:
 
     def finish(self, blocks: gr.Blocks, walkthrough: gr.Walkthrough, draft: Draft) -> None:
         """Wire the refresh to the timer, to every act, to the rail and to the opening of the page."""
-        outputs = [self.seen, self.timer, self.gone, *(live.component for live in self._live)]
+        outputs = [self.seen, self.timer, *(live.component for live in self._live)]
         inputs = [self.memory, self.seen]
         options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-        self.act(self.gone.change, self._say_gone, [self.memory, self.gone], [self.memory])
+        self.act(self.rail.gone, self._say_gone, [self.memory], [self.memory])
         refresh = guarded(self._refresh, self.lab.store.home)
         self.timer.tick(guarded(self._tick, self.lab.store.home), inputs, outputs, trigger_mode="once", **options)
         for act in self._acts:
@@ -166,7 +169,7 @@ class Page:
         return self._refresh(memory, seen, fresh=False)
 
     def _refresh(self, memory: Memory, seen: dict[int, Hashable], fresh: bool = True) -> list[Any]:
-        """What differs from what this viewer has seen: their new `seen`, timer, a run that is gone, live components."""
+        """What differs from what this viewer has seen: their new `seen`, the timer, and every live component."""
         glance = self.glance(memory, fresh)
         active = bool(glance.view and glance.view.active)
         now: dict[int, Hashable] = {-1: active}
@@ -180,14 +183,14 @@ class Page:
             else:
                 updates.append(self.views.drawn(number, key, partial(live.draw, glance)))
         timer = gr.skip() if seen.get(-1) == active else gr.Timer(active=active)
-        missed = glance.memory["run"] if glance.view is None and glance.memory["run"] else gr.skip()
-        return [gr.skip() if now == seen else now, timer, missed, *updates]
+        return [gr.skip() if now == seen else now, timer, *updates]
 
-    def _say_gone(self, memory: Memory, gone: str | None) -> Memory:
+    def _say_gone(self, memory: Memory) -> Memory:
         """Say once that the run shown was deleted meanwhile, by somebody else; the page then shows none."""
+        missed = self.glance(memory, fresh=True).missed
         memory = remembered(memory)
-        if gone is None or memory["run"] != gone:
-            return gr.skip()
+        if missed is None:  # another one was opened since
+            return memory
         gr.Warning(f"{text.RUN_GONE} {text.RUN_GONE_REMEDY}")
         return remembered(memory, run=None, attack=None)
 

@@ -14,7 +14,7 @@ ORDER = ("running", "queued", "failed", "interrupted", "cancelled", "done")
 def build(page: Page) -> None:
     """Keep the rail at the state of the run."""
     page.rail.value = rail_value(page.glance(None)) | {"loading": True}
-    page.show(page.rail, lambda glance: glance.stamp("jobs", "state"), rail_value)
+    page.show(page.rail, lambda glance: (glance.missed, glance.stamp("jobs", "state")), rail_value)
 
 
 def rail_value(glance: Glance) -> dict[str, Any]:
@@ -39,6 +39,7 @@ def rail_value(glance: Glance) -> dict[str, Any]:
         "title": text.TITLE,
         "steps": steps,
         "run": {"id": view.run.id, "name": view.run.name} if view else None,
+        "missed": glance.missed,
         "words": {
             "theme": text.THEME,
             "theme_hint": text.THEME_HINT,

@@ -252,6 +252,7 @@ window.lab = (() => {
     host.append(brand, steps, run, tools);
     const buttons = new Map();
     let selected = 0;
+    let missed = null;
 
     const go = (id) => {
       selected = id;
@@ -300,6 +301,7 @@ window.lab = (() => {
       run.textContent = value.run ? value.run.name : value.loading ? "" : value.words.no_run;
       run.title = value.run ? value.run.id : "";
       link.hidden = !value.run;
+      if (value.missed && value.missed !== missed) { missed = value.missed; raise.gone(); }
       if (!selected) { // first drawing: the address says where to begin
         const wanted = Number(new URL(location.href).searchParams.get("step"));
         selected = buttons.has(wanted) ? wanted : 1;

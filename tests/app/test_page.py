@@ -38,7 +38,7 @@ def page(lab: Lab) -> Page:
 
 def look(page: Page, memory: dict[str, Any], seen: Any) -> tuple[Any, Any, list[Any]]:
     """One refresh: what was seen, the timer, and the components that were redrawn."""
-    now, timer, _, *updates = page._refresh(memory, seen)
+    now, timer, *updates = page._refresh(memory, seen)
     return now, timer, [update for update in updates if update != gr.skip()]
 
 
