@@ -5,22 +5,40 @@ The template never changes, so the nodes stay while values come and go: a figure
 """
 
 from html import escape
-from typing import Any
+from typing import Any, TypeGuard
 
 import gradio as gr
 
 from app.services import METHODS
 
+CHOICES = "lab.choices(element, (choice) => trigger('choose', {choice}))"
+
 
 def figure(elem_id: str, value: dict[str, Any] | None = None) -> gr.HTML:
-    """A plotly figure whose value is a spec of `app.charts`; blank until the page knows which run it shows."""
+    """A plotly figure whose value is a spec of `app.charts`. Without a value it is news of the run (`app.news`)."""
+    source = "props, watch" if value is not None else f"...lab.live('{elem_id}')"
     return gr.HTML(
         value or {},
         html_template='<div class="lab-figure"></div>',
-        js_on_load="lab.figure(element, props, watch)",
+        js_on_load=f"lab.figure(element, {source})",
         apply_default_css=False,
         elem_id=elem_id,
     )
+
+
+def news_block(elem_id: str) -> gr.HTML:
+    """Markup that is news of the run (`app.news`), made by `app.markup`. A click on `data-choice` raises `choose`."""
+    return gr.HTML(
+        html_template='<div class="lab-news"></div>',
+        js_on_load=f"lab.markup(element, ...lab.live('{elem_id}')); {CHOICES}",
+        apply_default_css=False,
+        elem_id=elem_id,
+    )
+
+
+def is_news(component: object) -> TypeGuard[gr.HTML]:
+    """True for what draws itself from the news of the run."""
+    return isinstance(component, gr.HTML) and "lab.live(" in (component.js_on_load or "")
 
 
 def answer_panes(elem_id: str) -> gr.HTML:
@@ -35,7 +53,7 @@ def answer_panes(elem_id: str) -> gr.HTML:
 
 
 def step_rail() -> gr.HTML:
-    """Steps with their state.
+    """Steps with their state, which is news of the run; the value tells the page's script which run that is.
 
     Events: `go` when a step is chosen (`window.labStep`), `look` when the run is to be looked at again: a step was
     chosen or the reader is back. `look` waits until the page knows which run its address names.
@@ -45,7 +63,8 @@ def step_rail() -> gr.HTML:
     return gr.HTML(
         {},
         html_template='<div class="lab-rail"></div>',
-        js_on_load="lab.rail(element, props, watch, {go: () => trigger('go'), look: () => trigger('look')})",
+        js_on_load="lab.rail(element, props, watch, ...lab.live('rail'), "
+        "{go: () => trigger('go'), look: () => trigger('look')})",
         apply_default_css=False,
         elem_id="rail",
         render=False,
@@ -56,7 +75,7 @@ def markup_block(value: str = "", elem_id: str | None = None) -> gr.HTML:
     """Markup made in Python (`app.markup`, which escapes). A click on `data-choice` raises `choose`."""
     return gr.HTML(
         value,
-        js_on_load="lab.choices(element, (choice) => trigger('choose', {choice}))",
+        js_on_load=CHOICES,
         apply_default_css=False,
         elem_id=elem_id,
     )

@@ -12,8 +12,8 @@ ORDER = ("running", "queued", "failed", "interrupted", "cancelled", "done")
 
 
 def build(page: Page) -> None:
-    """Keep the rail at the state of the run."""
-    page.rail.value = rail_value(page.glance(None)) | {"loading": True}
+    """Keep the rail at the state of the run; it shows none until the page knows which."""
+    page.rail.value = {"nobody": rail_value(page.glance(None))}
     page.show(page.rail, lambda glance: glance.stamp("jobs", "state"), rail_value)
 
 

@@ -26,6 +26,72 @@ window.lab = (() => {
     try { return localStorage.getItem(`tvaccine-${key}`); } catch { return null; }
   };
 
+  // News of the run that the page watches: what changed is asked for once per second while work goes on, and then no more.
+
+  const POLL_MS = 1000;
+  const HIDDEN_POLL_MS = 5000;
+  const PATIENCE_MS = 30000;
+  const values = new Map(); // newest value of each element
+  const drawers = new Map(); // functions that draw it; a screen's elements come when it is first opened
+  let watched = null; // { run, attack, look }, once the page knows it
+  let refresh = () => {};
+  let seen = "";
+  let more = false;
+  let looked = ""; // the state of the rest of the page for which a refresh was asked for last
+  let failures = 0;
+  let asking = false;
+  let askAgain = false;
+  let timer = 0;
+
+  const take = (news) => {
+    seen = news.seen ?? "";
+    more = news.more;
+    for (const [name, value] of Object.entries(news.values ?? {})) {
+      values.set(name, value);
+      for (const draw of drawers.get(name) ?? []) draw(value);
+    }
+    if (news.gone || (news.look !== watched.look && news.look !== looked)) {
+      looked = news.look;
+      refresh();
+    }
+  };
+  const ask = async () => {
+    if (!watched) return;
+    if (asking) { askAgain = true; return; }
+    asking = true;
+    askAgain = false;
+    clearTimeout(timer);
+    const { run, attack } = watched;
+    try {
+      const answer = await fetch(`lab/news?${new URLSearchParams({ run, attack, seen })}`, { signal: AbortSignal.timeout(PATIENCE_MS) });
+      if (!answer.ok) throw new Error(`lab/news: ${answer.status}`);
+      failures = 0;
+      const news = answer.status === 204 ? null : await answer.json();
+      if (news && run === watched.run && attack === watched.attack) take(news);
+    } catch { failures += 1; } // the server is busy, restarts or is gone; it is asked again, less and less often
+    asking = false;
+    if (askAgain) { ask(); return; }
+    if (!more && !failures) return;
+    const pause = failures ? Math.min(10, 2 ** failures) * POLL_MS : document.hidden ? HIDDEN_POLL_MS : POLL_MS;
+    timer = setTimeout(ask, pause * (0.85 + 0.3 * Math.random())); // a room that came at once must not ask at once for ever
+  };
+  const watchRun = (next) => {
+    const same = watched && watched.run === next.run && watched.attack === next.attack;
+    watched = next;
+    if (same) return;
+    seen = looked = "";
+    ask();
+  };
+  // What a figure, block or rail draws itself from: the newest value, and a way to be told of the next.
+  const live = (name) => {
+    const source = { value: values.get(name) };
+    const onNews = (_, draw) => {
+      if (!drawers.has(name)) drawers.set(name, new Set());
+      drawers.get(name).add((value) => { source.value = value; draw(); });
+    };
+    return [source, onNews];
+  };
+
   // Theme
 
   const applyTheme = () => {
@@ -174,6 +240,14 @@ window.lab = (() => {
     draw();
   };
 
+  // Markup made and escaped in Python.
+  const markup = (element, source, watch) => {
+    const host = element.querySelector(".lab-news");
+    const draw = () => { if (source.value !== undefined) host.innerHTML = source.value; };
+    watch("value", draw);
+    draw();
+  };
+
   // Answer panes: one prompt, several model states. Nodes stay, text is set, so a reader's reveal survives streaming.
   const panes = (element, props, watch) => {
     const host = element.querySelector(".lab-panes");
@@ -236,7 +310,8 @@ window.lab = (() => {
   };
 
   // Rail: brand, steps with their state, the run, and the page's three switches.
-  const rail = (element, props, watch, raise) => {
+  const rail = (element, props, watch, drawn, onDrawn, raise) => {
+    const shown = () => drawn.value ?? props.value.nobody; // no run, until the page knows which
     const host = element.querySelector(".lab-rail");
     const brand = el("div", { class: "lab-brand" });
     const steps = el("nav", { class: "lab-steps", "aria-label": "Steps" });
@@ -263,17 +338,17 @@ window.lab = (() => {
     };
     const mark = () => {
       for (const [id, parts] of buttons) parts.root.setAttribute("aria-current", id === selected ? "step" : "false");
-      if (props.value.loading) return; // the address still says which run to open
+      const { run } = shown();
+      if (!drawn.value) return; // the address still says which run to open
       const address = new URL(location.href);
       address.searchParams.set("step", selected);
-      if (props.value.run) address.searchParams.set("run", props.value.run.id);
+      if (run) address.searchParams.set("run", run.id);
       else address.searchParams.delete("run");
       if (address.href !== location.href) history.replaceState(null, "", address);
     };
     const draw = () => {
-      const value = props.value;
-      if (!value || !value.steps) return;
-      document.getElementById("stage").inert = Boolean(value.loading); // nothing may be asked of a run not known yet
+      const value = shown();
+      document.getElementById("stage").inert = !drawn.value; // nothing may be asked of a run not known yet
       brand.textContent = value.title;
       theme.textContent = value.words.theme;
       theme.title = value.words.theme_hint;
@@ -297,7 +372,7 @@ window.lab = (() => {
         parts.name.textContent = step.name;
         parts.note.textContent = step.note;
       }
-      run.textContent = value.run ? value.run.name : value.loading ? "" : value.words.no_run;
+      run.textContent = value.run ? value.run.name : drawn.value ? value.words.no_run : "";
       run.title = value.run ? value.run.id : "";
       link.hidden = !value.run;
       if (!selected) { // first drawing: the address says where to begin
@@ -308,27 +383,29 @@ window.lab = (() => {
       mark();
     };
     link.addEventListener("click", async () => {
-      try { await navigator.clipboard.writeText(location.href); } catch { prompt(props.value.words.link, location.href); return; }
+      try { await navigator.clipboard.writeText(location.href); } catch { prompt(shown().words.link, location.href); return; }
       link.dataset.copied = "yes";
-      link.textContent = props.value.words.copied;
-      setTimeout(() => { delete link.dataset.copied; link.textContent = props.value.words.link; }, 1500);
+      link.textContent = shown().words.copied;
+      setTimeout(() => { delete link.dataset.copied; link.textContent = shown().words.link; }, 1500);
     });
     document.addEventListener("lab-go", (event) => go(event.detail));
     // An idle page does not poll. It looks again when its reader comes back to it.
-    let looked = Date.now();
+    let lookedAt = Date.now();
     const look = () => {
-      if (props.value.loading) return; // what it remembers may not be the run its address names
-      looked = Date.now();
+      if (!props.value.watched) return; // what it remembers may not be the run its address names
+      lookedAt = Date.now();
       raise.look();
     };
-    const lookBack = () => { if (!document.hidden && Date.now() - looked > 3000) look(); };
+    const lookBack = () => { if (!document.hidden && Date.now() - lookedAt > 3000) look(); };
     document.addEventListener("visibilitychange", lookBack);
     window.addEventListener("focus", lookBack);
     document.addEventListener("pointerdown", lookBack);
     document.addEventListener("keydown", lookBack);
     applyTheme();
     applyReveal();
-    watch("value", draw);
+    refresh = look;
+    watch("value", () => { if (props.value.watched) watchRun(props.value.watched); });
+    onDrawn("value", draw);
     draw();
   };
 
@@ -340,5 +417,5 @@ window.lab = (() => {
     });
   };
 
-  return { figure, panes, rail, choices };
+  return { ask, live, figure, markup, panes, rail, choices };
 })();

@@ -68,6 +68,8 @@ class LoadReport(Record):
     idle: bool
     cores: int
     polls: Latency
+    refreshes: Latency
+    """Gradio events that the news led to."""
     errors: int
     bytes_per_poll: float | None
     steps_per_s: float | None
@@ -121,6 +123,7 @@ async def _measure(
         idle=idle,
         cores=os.cpu_count() or 1,
         polls=Latency.of(tally.polls_ms),
+        refreshes=Latency.of(tally.refreshes_ms),
         errors=tally.errors,
         bytes_per_poll=tally.num_bytes / answered if answered else None,
         steps_per_s=None if idle else steps / (after.at - before.at),
@@ -145,6 +148,7 @@ def render(report: LoadReport) -> str:
         f"{report.clients} viewers for {report.seconds:.0f} s on {report.cores} cores; {what}; {report.errors} errors",
         f"{'':<12}{'answered':>10}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}{'max ms':>10}",
         _row("polls", report.polls),
+        _row("refreshes", report.refreshes),
     ]
     if report.bytes_per_poll is not None:
         lines.append(f"{report.bytes_per_poll:,.0f} bytes per poll")

@@ -10,12 +10,14 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+
+from tvaccine_core.errors import ConfigError
 
 POLL_S = 1.0
 PATIENCE_S = 30.0
@@ -33,45 +35,90 @@ class Tally:
 
 @dataclass(frozen=True)
 class Wiring:
-    """Numbers that Gradio gave the page's timer and its event."""
+    """Numbers that Gradio gave the page's refresh: its event, the rail that raises it, the rail among its outputs."""
 
     function: int
-    trigger: int
+    rail: int
+    place: int
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Wiring:
-        """Find them in the page's config."""
+        """Find them in the page's config. Raises `ConfigError` if it is no lab's."""
         for dependency in config["dependencies"]:
             for component, event in dependency["targets"]:
-                if event == "tick":
-                    return cls(dependency["id"], component)
-        raise LookupError("the page has no timer")
+                if event == "look":
+                    return cls(dependency["id"], component, dependency["outputs"].index(component))
+        raise ConfigError("This page is not a lab's.", remedy="Give the address that app.py printed.")
+
+
+@dataclass
+class Viewer:
+    """One browser with the page open on `run`."""
+
+    client: httpx.AsyncClient
+    wiring: Wiring
+    run: str
+    tally: Tally
+    counting: asyncio.Event
+    session: str = field(default_factory=lambda: secrets.token_hex(6))
+    watched: dict[str, str] = field(default_factory=dict)
+    """What the page was told to watch: run, attack, and the state of what Gradio refreshes."""
+    seen: str = ""
+
+    async def refresh(self) -> None:
+        """What the page does when it opens and when the news tell it to: one Gradio event outside the queue."""
+        memory = {"run": self.run, "attack": None, "base": False, "owner": self.session}
+        body = {
+            "data": [memory, None],
+            "event_data": None,
+            "fn_index": self.wiring.function,
+            "trigger_id": self.wiring.rail,
+            "session_hash": self.session,
+        }
+        answer = await self._timed(self.tally.refreshes_ms, self.client.post("/gradio_api/run/predict", json=body))
+        if answer is not None:
+            self.watched = answer.json()["data"][self.wiring.place].get("watched", self.watched)
+
+    async def poll(self) -> None:
+        """Ask for news once."""
+        params = {"run": self.watched["run"], "attack": self.watched["attack"], "seen": self.seen}
+        counted = self.counting.is_set()
+        answer = await self._timed(self.tally.polls_ms, self.client.get("/lab/news", params=params))
+        if answer is None or not answer.content:
+            return
+        if counted:
+            self.tally.num_bytes += len(answer.content)
+        news = answer.json()
+        self.seen = news.get("seen", "")
+        if news.get("look") != self.watched["look"]:
+            await self.refresh()
+
+    async def _timed(self, spent_ms: list[float], sent: Awaitable[httpx.Response]) -> httpx.Response | None:
+        """The answer, None instead of a failure; tallied if viewers were being counted when it was sent."""
+        counted = self.counting.is_set()
+        began = time.perf_counter()
+        try:
+            answer: httpx.Response | None = (await sent).raise_for_status()
+        except httpx.HTTPError:
+            answer = None
+        if counted and answer is not None:
+            spent_ms.append(1000 * (time.perf_counter() - began))
+        elif counted:
+            self.tally.errors += 1
+        return answer
 
 
 async def watch(url: str, wiring: Wiring, run: str, tally: Tally, counting: asyncio.Event, over: asyncio.Event) -> None:
     """One viewer of `run`, until `over`; what it meets while `counting` goes into `tally`."""
-    session = secrets.token_hex(6)
-    memory = {"run": run, "attack": None, "base": False, "owner": session}
-    body = {"data": [memory, None], "fn_index": wiring.function, "trigger_id": wiring.trigger, "session_hash": session}
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, trust_env=False) as client:
-        heart = asyncio.create_task(_hold(client, session))
-        await asyncio.sleep(random.random() * POLL_S)
+        viewer = Viewer(client, wiring, run, tally, counting)
+        heart = asyncio.create_task(_hold(client, viewer.session))
+        await _sleep(over, random.random() * POLL_S)
+        while not viewer.watched and not over.is_set():
+            await viewer.refresh()
         while not over.is_set():
-            began = time.perf_counter()
-            counted = counting.is_set()
-            try:
-                answer = await client.post("/gradio_api/run/predict", json=body)
-                failed = not answer.is_success
-                if counted:
-                    tally.num_bytes += len(answer.content)
-            except httpx.HTTPError:
-                failed = True
-            spent = time.perf_counter() - began
-            if counted:
-                tally.errors += failed
-                if not failed:
-                    tally.polls_ms.append(1000 * spent)
-            await _sleep(over, POLL_S - spent % POLL_S)  # the timer's next tick
+            await viewer.poll()
+            await _sleep(over, POLL_S * (0.85 + 0.3 * random.random()))
         heart.cancel()
 
 
