@@ -11,6 +11,15 @@ import gradio as gr
 
 from app.services import METHODS
 
+
+def scripted(script: str) -> str:
+    """`script` for a component's `js_on_load`, run as soon as `assets/lab.js` is there: Gradio does not wait for it."""
+    return (
+        f"const begin = () => {{ {script}; }};"
+        " if (window.lab) begin(); else document.addEventListener('lab-ready', begin, { once: true });"
+    )
+
+
 CHOICES = "lab.choices(element, (choice) => trigger('choose', {choice}))"
 
 
@@ -20,7 +29,7 @@ def figure(elem_id: str, value: dict[str, Any] | None = None) -> gr.HTML:
     return gr.HTML(
         value or {},
         html_template='<div class="lab-figure"></div>',
-        js_on_load=f"lab.figure(element, {source})",
+        js_on_load=scripted(f"lab.figure(element, {source})"),
         apply_default_css=False,
         elem_id=elem_id,
     )
@@ -30,7 +39,7 @@ def news_block(elem_id: str) -> gr.HTML:
     """Markup that is news of the run (`app.news`), made by `app.markup`. A click on `data-choice` raises `choose`."""
     return gr.HTML(
         html_template='<div class="lab-news"></div>',
-        js_on_load=f"lab.markup(element, ...lab.live('{elem_id}')); {CHOICES}",
+        js_on_load=scripted(f"lab.markup(element, ...lab.live('{elem_id}')); {CHOICES}"),
         apply_default_css=False,
         elem_id=elem_id,
     )
@@ -46,7 +55,7 @@ def answer_panes(elem_id: str) -> gr.HTML:
     return gr.HTML(
         {},
         html_template='<div class="lab-panes"></div>',
-        js_on_load="lab.panes(element, props, watch)",
+        js_on_load=scripted("lab.panes(element, props, watch)"),
         apply_default_css=False,
         elem_id=elem_id,
     )
@@ -63,8 +72,10 @@ def step_rail() -> gr.HTML:
     return gr.HTML(
         {},
         html_template='<div class="lab-rail"></div>',
-        js_on_load="lab.rail(element, props, watch, ...lab.live('rail'), "
-        "{go: () => trigger('go'), look: () => trigger('look')})",
+        js_on_load=scripted(
+            "lab.rail(element, props, watch, ...lab.live('rail'), "
+            "{go: () => trigger('go'), look: () => trigger('look')})"
+        ),
         apply_default_css=False,
         elem_id="rail",
         render=False,
@@ -75,7 +86,7 @@ def markup_block(value: str = "", elem_id: str | None = None) -> gr.HTML:
     """Markup made in Python (`app.markup`, which escapes). A click on `data-choice` raises `choose`."""
     return gr.HTML(
         value,
-        js_on_load=CHOICES,
+        js_on_load=scripted(CHOICES),
         apply_default_css=False,
         elem_id=elem_id,
     )

@@ -128,7 +128,7 @@ class Page:
         outputs = [self.seen, self.rail, *(live.component for live in self._live)]
         inputs = [self.memory, self.seen]
         # What was done is in the store when a refresh begins: the news of it are asked for at once.
-        ask = "(memory, seen) => { lab.ask(); return [memory, seen]; }"
+        ask = "(memory, seen) => { window.lab?.ask(); return [memory, seen]; }"
         options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
         refresh = guarded(self._refresh, self.lab.store.home)
         for act in self._acts:

@@ -338,8 +338,8 @@ window.lab = (() => {
     };
     const mark = () => {
       for (const [id, parts] of buttons) parts.root.setAttribute("aria-current", id === selected ? "step" : "false");
-      const { run } = shown();
       if (!drawn.value) return; // the address still says which run to open
+      const { run } = drawn.value;
       const address = new URL(location.href);
       address.searchParams.set("step", selected);
       if (run) address.searchParams.set("run", run.id);
@@ -348,6 +348,7 @@ window.lab = (() => {
     };
     const draw = () => {
       const value = shown();
+      if (!value) return;
       document.getElementById("stage").inert = !drawn.value; // nothing may be asked of a run not known yet
       brand.textContent = value.title;
       theme.textContent = value.words.theme;
@@ -404,7 +405,9 @@ window.lab = (() => {
     applyTheme();
     applyReveal();
     refresh = look;
-    watch("value", () => { if (props.value.watched) watchRun(props.value.watched); });
+    const learn = () => { if (props.value.watched) watchRun(props.value.watched); };
+    watch("value", learn);
+    learn();
     onDrawn("value", draw);
     draw();
   };
@@ -419,3 +422,4 @@ window.lab = (() => {
 
   return { ask, live, figure, markup, panes, rail, choices };
 })();
+document.dispatchEvent(new Event("lab-ready")); // components that were there before this script wait for it
