@@ -24,6 +24,8 @@ class Glance:
     """The attack shown; None if the run has none."""
     memory: Memory
     """What this viewer's browser remembers; only drawings of their own may depend on it."""
+    runs_revision: int = 0
+    """Changes with the list of runs; known to news only."""
 
     def stamp(self, *topics: str) -> Hashable:
         """Changes whenever one of the run's `topics` does, or another run or attack is shown."""

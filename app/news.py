@@ -1,8 +1,8 @@
 """News of a run: what all its viewers see, drawn and serialised once per change, asked for once per second by each.
 
-A poll goes past Gradio, which builds every output of an event anew, the untouched ones too. It is one indexed SELECT,
-the run's revision. If that is the one which the board was drawn from, and the viewer has seen the board, there is
-nothing to say. Else the viewer gets the parts that changed since, as bytes made once for all.
+A poll goes past Gradio, which builds every output of an event anew, the untouched ones too. It is one SELECT by key,
+for the revisions of the run and of the list of runs. If the board was drawn from these, and the viewer has seen the
+board, there is nothing to say. Else the viewer gets the parts that changed since, as bytes made once for all.
 
 What depends on the viewer, and what is no markup or figure (buttons, menus), stays with Gradio. `look` in the news
 names the state of all that; a page that shows it in another state lets Gradio refresh it.
@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from app.glance import NOTHING, Glance
-from app.services import Lab, RunNotFoundError
+from app.services import Lab, Revisions, RunNotFoundError
 from app.views import Views
 
 MAX_BOARDS = 32
@@ -30,6 +30,9 @@ MIN_AGE_S = 0.5
 """A board this young is shown again, whatever happened since."""
 
 GONE = b'{"gone":true,"more":false}'
+
+NEVER = Revisions(runs=-1, run=-1)
+"""Older than any."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ class _Board:
     lock: threading.Lock = field(default_factory=threading.Lock)
     id: str = field(default_factory=lambda: secrets.token_hex(4))
     """Tells this board's versions from those of another process or run."""
-    revision: int = -1
-    """The run's, before it was drawn."""
+    revisions: Revisions = NEVER
+    """Of the store, before the board was drawn."""
     version: int = 0
     read_at: float = -math.inf
     due: float = math.inf
@@ -110,13 +113,13 @@ class News:
             seen: as the last news had it; "" at first, which asks for everything.
         """
         try:
-            revision = self._lab.store.revision(run_id) if run_id else 0
+            revisions = self._lab.store.revisions(run_id or None)
             board = self._board(run_id, attack)
             with board.lock:
                 now = time.monotonic()
-                if (revision > board.revision or now >= board.due) and now - board.read_at >= MIN_AGE_S:
-                    self._draw(board, run_id, attack, revision, now)
-                return _answer(board, seen, stale=revision > board.revision)
+                if (_newer(revisions, board) or now >= board.due) and now - board.read_at >= MIN_AGE_S:
+                    self._draw(board, run_id, attack, revisions, now)
+                return _answer(board, seen, stale=_newer(revisions, board))
         except RunNotFoundError:
             self.forget(run_id)
             return GONE
@@ -136,10 +139,10 @@ class News:
                 self._boards.popitem(last=False)
             return board
 
-    def _draw(self, board: _Board, run_id: str, attack: str, revision: int, now: float) -> None:
-        """Bring the board up to date: at least to `revision`, which was read before."""
+    def _draw(self, board: _Board, run_id: str, attack: str, revisions: Revisions, now: float) -> None:
+        """Bring the board up to date: at least to `revisions`, which were read before."""
         view = self._views.view(run_id, fresh=True) if run_id else None
-        glance = Glance(self._lab, view, view.choose_attack(attack) if view else None, NOTHING)
+        glance = Glance(self._lab, view, view.choose_attack(attack) if view else None, NOTHING, revisions.runs)
         active = bool(view and view.active)
         version = board.version + 1
         changed = False
@@ -163,7 +166,11 @@ class News:
         if changed:
             board.version = version
             board.answers.clear()
-        board.revision, board.read_at, board.due = revision, now, due
+        board.revisions, board.read_at, board.due = revisions, now, due
+
+
+def _newer(revisions: Revisions, board: _Board) -> bool:
+    return revisions.runs > board.revisions.runs or revisions.run > board.revisions.run
 
 
 def _answer(board: _Board, seen: str, stale: bool) -> bytes | None:

@@ -173,9 +173,8 @@ class Page:
 
     def _look(self, glance: Glance) -> str:
         """Names the state of all that a refresh may draw in another way for any viewer of the run."""
-        run = glance.view.run if glance.view else None
         shared = [live.key(glance) for live in self._live if not live.own]
-        return digest((run and (run.id, run.name, run.status), glance.stamp("state", "jobs_made"), shared))
+        return digest((glance.stamp("state", "jobs_made"), shared))
 
 
 _WATCHED = -1

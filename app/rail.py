@@ -1,5 +1,6 @@
 """The rail: each step with its state and what is going on in it, and the run that is open."""
 
+from collections.abc import Hashable
 from typing import Any
 
 from app import text
@@ -14,7 +15,12 @@ ORDER = ("running", "queued", "failed", "interrupted", "cancelled", "done")
 def build(page: Page) -> None:
     """Keep the rail at the state of the run; it shows none until the page knows which."""
     page.rail.value = {"nobody": rail_value(page.glance(None))}
-    page.show(page.rail, lambda glance: glance.stamp("jobs", "state"), rail_value)
+    page.show(page.rail, rail_key, rail_value)
+
+
+def rail_key(glance: Glance) -> Hashable:
+    """Changes with the run's name and with the state of its steps."""
+    return (glance.view.run.name if glance.view else "", glance.stamp("jobs", "state"))
 
 
 def rail_value(glance: Glance) -> dict[str, Any]:
