@@ -3,15 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import gradio as gr
 import pytest
 from served_page import Served, serve_page
 from written_runs import finish_alignments, finish_attacks, small_config
 
-import app
-from app.page import Page
-from app.services import PRESETS, Lab
-from app.tabs import align, attack, choose, compare, runs
+from app.services import Lab
 
 
 @pytest.fixture(scope="session")
@@ -35,18 +31,3 @@ def done_run(lab: Lab) -> str:
     lab.start_attack(run_id, lab.run(run_id).config.attack)
     finish_attacks(lab, run_id)
     return run_id
-
-
-@pytest.fixture
-def page(lab: Lab) -> Page:
-    """The page's machinery with every screen on it, not served."""
-    with gr.Blocks():
-        page = Page(lab)
-        draft = app.Draft(PRESETS["sandbox-check"].config)
-        choose.build(page, draft)
-        align.build(page, draft)
-        attack.build(page, draft)
-        compare.build(page)
-        runs.build(page, draft)
-        app.rail.build(page)
-    return page

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from built_page import build_page
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from written_runs import alignment_events, small_config, step_record
@@ -21,10 +22,9 @@ from app.views import Views
 
 
 class Clock:
-    """Time that passes when the test says so."""
+    """Time that passes when a test says so."""
 
-    def __init__(self) -> None:
-        self.now = 100.0
+    now = 0.0
 
     def monotonic(self) -> float:
         return self.now
@@ -33,11 +33,28 @@ class Clock:
         self.now += seconds
 
 
+CLOCK = Clock()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A lab for all tests of this file, each with runs of its own."""
+    return Lab(tmp_path_factory.mktemp("news") / "home")
+
+
+@pytest.fixture(scope="module")
+def page(lab: Lab) -> Page:
+    return build_page(lab)
+
+
 @pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(news_module, "time", SimpleNamespace(monotonic=clock.monotonic))
-    return clock
+def clock(monkeypatch: pytest.MonkeyPatch, lab: Lab) -> Iterator[Clock]:
+    """At the start of a test every board is old; at its end nothing is left to do."""
+    CLOCK.wait(1000.0)
+    monkeypatch.setattr(news_module, "time", SimpleNamespace(monotonic=CLOCK.monotonic))
+    yield CLOCK
+    for run in lab.runs():
+        end_all(lab, run.id)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from built_page import build_page
 from gradio_client.exceptions import AppError
 from served_page import Served
 from written_runs import finish_alignments, finish_attacks, step_record
@@ -20,6 +21,11 @@ from app.tabs.runs import about_run, diff_table
 from tvaccine_core.records import LayerScoreRecord
 
 
+
+
+@pytest.fixture
+def page(lab: Lab) -> Page:
+    return build_page(lab)
 
 
 def look(page: Page, memory: dict[str, Any], seen: Any) -> tuple[Any, Any, list[Any]]:
