@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 from browser_steps import Server, start_long_alignment, wait_for_step, wait_until
 from playwright.sync_api import BrowserContext, Page, Request, Route, expect
 
+from app.services import Lab
+
 NewContext = Callable[..., BrowserContext]
 
 
@@ -44,6 +46,27 @@ def test_a_page_polls_news_while_a_run_trains_and_nothing_through_gradio(page: P
     assert time.monotonic() - began > 1.5, "once per second"
     assert set(asked) == {"/lab/news"}
     assert steps_done(server, run) > before
+
+
+def test_a_run_deleted_elsewhere_leaves_the_page_that_polls_it(page: Page, server: Server) -> None:
+    run = start_long_alignment(page)
+    lab = Lab(server.home)
+    holding = ["the page does not learn that its run was stopped"]
+
+    def hold(route: Route) -> None:
+        while holding:
+            page.wait_for_timeout(50)
+        route.continue_()
+
+    with page.expect_request("**/lab/news*"):
+        page.route("**/lab/news*", hold)
+    lab.stop(run, ("align", "baseline"))
+    wait_until(lambda: not lab.store.jobs(run, states=("queued", "running")))
+    lab.delete_run(run)
+    holding.clear()
+    expect(page.locator(".lab-run")).to_have_text("no run open")
+    expect(page.locator("#align-cards .lab-card")).to_have_count(0)
+    expect(page.locator("#stop-align")).to_be_disabled()
 
 
 def path_of(request: Request) -> str:
