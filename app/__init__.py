@@ -11,7 +11,7 @@ from app import rail, text
 from app.api import add_endpoints
 from app.draft import Draft
 from app.exports import routes
-from app.news import News
+from app.news import News, news_route
 from app.page import Page
 from app.security import Access, Gate, access_for
 from app.services import PRESETS, Lab, Permissions
@@ -79,7 +79,10 @@ def launch_options(data_dir: Path, blocks: LabBlocks, access: Access | None = No
             primary_hue=neutral, secondary_hue=neutral, neutral_hue=neutral, font=list(FONT), font_mono=list(FONT_MONO)
         ),
         "head": '<link rel="stylesheet" href="lab/lab.css"><script src="lab/lab.js"></script>',
-        "app_kwargs": {"routes": routes(Lab(data_dir), blocks.news), "middleware": [Middleware(Gate, access=access)]},
+        "app_kwargs": {
+            "routes": [*routes(Lab(data_dir)), news_route(blocks.news, data_dir)],
+            "middleware": [Middleware(Gate, access=access)],
+        },
         "footer_links": ["api"],
         "run_history": False,
         "ssr_mode": False,

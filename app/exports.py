@@ -1,4 +1,4 @@
-"""The routes under `/lab/`: the page's own script, style and plotly.js, news, and what can be taken away from a run.
+"""The routes under `/lab/`: the page's own script, style and plotly.js, and what can be taken away from a run.
 
 Served from here, so that nothing comes from another machine, and straight to the reader: files that a Gradio handler
 returns would lie in a cache which every visitor can read.
@@ -17,7 +17,6 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from app.news import News
 from app.services import (
     ASSETS,
     SCORE_COLUMNS,
@@ -35,17 +34,8 @@ PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 CHUNK = 1 << 16
 
 
-def routes(lab: Lab, news: News) -> list[BaseRoute]:
+def routes(lab: Lab) -> list[BaseRoute]:
     """Everything under `/lab/`."""
-
-    def tell(request: Request) -> Response:
-        """News of a run (`app.news`); an answer without content if there are none."""
-        run, attack, seen = (request.query_params.get(name, "") for name in ("run", "attack", "seen"))
-        body = news.poll(run, attack, seen)
-        fresh = {"Cache-Control": "no-store"}
-        if body is None:
-            return Response(status_code=204, headers=fresh)
-        return Response(body, media_type="application/json", headers=fresh)
 
     def config(request: Request) -> Response:
         run = lab.run(request.path_params["run"])
@@ -76,7 +66,6 @@ def routes(lab: Lab, news: News) -> list[BaseRoute]:
 
     return [
         *(Route(f"/lab/{path.name}", static(path)) for path in (ASSETS / "lab.css", ASSETS / "lab.js", PLOTLY)),
-        Route("/lab/news", readable(tell, lab.store.home)),
         Route("/lab/runs/{run}/config.yaml", readable(config, lab.store.home)),
         Route("/lab/runs/{run}/steps.csv", readable(steps, lab.store.home)),
         Route("/lab/runs/{run}/scores.csv", readable(scores, lab.store.home)),

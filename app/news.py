@@ -16,10 +16,15 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
 
+from app.exports import readable
 from app.glance import NOTHING, Glance
 from app.services import Lab, Revisions, RunNotFoundError
 from app.views import Views
@@ -167,6 +172,20 @@ class News:
             board.version = version
             board.answers.clear()
         board.revisions, board.read_at, board.due = revisions, now, due
+
+
+def news_route(news: News, home: Path) -> BaseRoute:
+    """Where the page's script asks: `/lab/news`; an answer without content if there are no news."""
+
+    def tell(request: Request) -> Response:
+        run, attack, seen = (request.query_params.get(name, "") for name in ("run", "attack", "seen"))
+        body = news.poll(run, attack, seen)
+        fresh = {"Cache-Control": "no-store"}
+        if body is None:
+            return Response(status_code=204, headers=fresh)
+        return Response(body, media_type="application/json", headers=fresh)
+
+    return Route("/lab/news", readable(tell, home))
 
 
 def _newer(revisions: Revisions, board: _Board) -> bool:

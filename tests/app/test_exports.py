@@ -10,14 +10,12 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from app.exports import routes
-from app.news import News
 from app.services import AttackConfig, Lab, LabConfig
-from app.views import Views
 
 
 @pytest.fixture
 def client(lab: Lab) -> TestClient:
-    return TestClient(Starlette(routes=routes(lab, News(lab, Views(lab), lambda _: ""))))
+    return TestClient(Starlette(routes=routes(lab)))
 
 
 def test_the_page_s_own_files_are_served_from_here(client: TestClient) -> None:

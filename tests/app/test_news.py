@@ -13,9 +13,8 @@ from starlette.testclient import TestClient
 from written_runs import alignment_events, small_config, step_record
 
 from app import news as news_module
-from app.exports import routes
 from app.glance import Glance, remembered
-from app.news import Drawing, News
+from app.news import Drawing, News, news_route
 from app.page import Page
 from app.services import Lab, StepRecord
 from app.views import Views
@@ -278,7 +277,7 @@ def test_numbers_that_json_lacks_do_not_break_the_page(lab: Lab, running: tuple[
 
 
 def test_the_route_answers_a_browser(page: Page, lab: Lab, done_run: str) -> None:
-    client = TestClient(Starlette(routes=routes(lab, page.news)))
+    client = TestClient(Starlette(routes=[news_route(page.news, lab.store.home)]))
     first = client.get("/lab/news", params={"run": done_run, "attack": "a1", "seen": ""})
     assert (first.status_code, first.headers["content-type"]) == (200, "application/json")
     assert first.headers["cache-control"] == "no-store"

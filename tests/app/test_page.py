@@ -21,8 +21,6 @@ from app.tabs.runs import about_run, diff_table
 from tvaccine_core.records import LayerScoreRecord
 
 
-
-
 @pytest.fixture
 def page(lab: Lab) -> Page:
     return build_page(lab)
