@@ -93,17 +93,16 @@ def run(clients: int, seconds: float, url: str | None, idle: bool, say: Callable
 async def _measure(
     url: str, pid: int | None, clients: int, seconds: float, idle: bool, say: Callable[[str], None]
 ) -> LoadReport:
+    tally, counting, over = Tally(), asyncio.Event(), asyncio.Event()
+    viewers: list[asyncio.Task[None]] = []
     async with script(url) as client:
+        wiring = Wiring.of((await client.get("/config")).json())
         run_id = await _open_run(client, idle, own_page=pid is not None)
-        if not idle:
-            say("waiting for the first step")
-            await wait_for_steps(client, run_id)
-        config = (await client.get("/config")).json()
-        tally, counting, over = Tally(), asyncio.Event(), asyncio.Event()
-        viewers = [
-            asyncio.create_task(watch(url, Wiring.of(config), run_id, tally, counting, over)) for _ in range(clients)
-        ]
         try:
+            if not idle:
+                say("waiting for the first step")
+                await wait_for_steps(client, run_id)
+            viewers += [asyncio.create_task(watch(url, wiring, run_id, tally, counting, over)) for _ in range(clients)]
             await asyncio.sleep(SETTLE_S)
             say(f"{clients} viewers, {seconds:g} s")
             steps, before = await steps_done(client, run_id), CpuTimes.now(pid)
