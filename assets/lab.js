@@ -48,7 +48,9 @@ window.lab = (() => {
     more = news.more;
     for (const [name, value] of Object.entries(news.values ?? {})) {
       values.set(name, value);
-      for (const draw of drawers.get(name) ?? []) draw(value);
+      for (const draw of drawers.get(name) ?? []) {
+        try { draw(value); } catch (error) { console.error(error); } // what cannot be drawn keeps nothing else from it
+      }
     }
     if (news.gone || (news.look !== watched.look && news.look !== looked)) {
       looked = news.look;
@@ -62,14 +64,15 @@ window.lab = (() => {
     askAgain = false;
     clearTimeout(timer);
     const { run, attack } = watched;
+    let news = null;
     try {
       const answer = await fetch(`lab/news?${new URLSearchParams({ run, attack, seen })}`, { signal: AbortSignal.timeout(PATIENCE_MS) });
       if (!answer.ok) throw new Error(`lab/news: ${answer.status}`);
+      if (answer.status !== 204) news = await answer.json();
       failures = 0;
-      const news = answer.status === 204 ? null : await answer.json();
-      if (news && run === watched.run && attack === watched.attack) take(news);
     } catch { failures += 1; } // the server is busy, restarts or is gone; it is asked again, less and less often
     asking = false;
+    if (news && run === watched.run && attack === watched.attack) take(news);
     if (askAgain) { ask(); return; }
     if (!more && !failures) return;
     const pause = failures ? Math.min(10, 2 ** failures) * POLL_MS : document.hidden ? HIDDEN_POLL_MS : POLL_MS;
