@@ -141,7 +141,8 @@ def serve() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
     own_models = private if given.own_models is None else given.own_models
-    blocks = build_app(given.data_dir, own_models=own_models, remote_code=given.trust_remote_code).queue()
+    blocks = build_app(given.data_dir, own_models=own_models, remote_code=given.trust_remote_code)
+    blocks.queue()
     access = access_for(
         given.host,
         share=given.share,
@@ -149,7 +150,7 @@ def serve() -> None:
         in_space="SPACE_ID" in os.environ,
         space_host=os.environ.get("SPACE_HOST", ""),
     )
-    options = launch_options(given.data_dir, access) | {"server_name": given.host, "server_port": given.port}
+    options = launch_options(given.data_dir, blocks, access) | {"server_name": given.host, "server_port": given.port}
     _, url, _ = blocks.launch(prevent_thread_lock=True, share=given.share, **options)
     print(f"T-Vaccine Lab: {url}  (data: {given.data_dir}; Ctrl-C ends it)", flush=True)
     with nullcontext() if given.no_worker else Supervisor(given.data_dir):

@@ -11,6 +11,7 @@ from app import rail, text
 from app.api import add_endpoints
 from app.draft import Draft
 from app.exports import routes
+from app.news import News, news_route
 from app.page import Page
 from app.security import Access, Gate, access_for
 from app.services import PRESETS, Lab, Permissions
@@ -22,7 +23,13 @@ CACHE_S = 3600
 """Age at which files that handlers left in Gradio's cache are deleted, and how often that is looked for."""
 
 
-def build_app(data_dir: Path, *, own_models: bool = True, remote_code: bool = False) -> gr.Blocks:
+class LabBlocks(gr.Blocks):
+    """The page, and the news that its script asks for beside Gradio."""
+
+    news: News
+
+
+def build_app(data_dir: Path, *, own_models: bool = True, remote_code: bool = False) -> LabBlocks:
     """The whole page on the run store in `data_dir`. Starts nothing.
 
     Args:
@@ -31,7 +38,7 @@ def build_app(data_dir: Path, *, own_models: bool = True, remote_code: bool = Fa
         remote_code: they may also have it run the Python code that comes with a model, with the server's rights.
     """
     lab = Lab(data_dir, Permissions(own_models, remote_code))
-    with gr.Blocks(
+    with LabBlocks(
         title=text.TITLE, analytics_enabled=False, delete_cache=(CACHE_S, CACHE_S), fill_width=True
     ) as blocks:
         page = Page(lab)
@@ -53,14 +60,16 @@ def build_app(data_dir: Path, *, own_models: bool = True, remote_code: bool = Fa
                     runs.build(page, draft)
         rail.build(page)
         page.finish(blocks, walkthrough, draft)
+        blocks.news = page.news
     return blocks
 
 
-def launch_options(data_dir: Path, access: Access | None = None) -> dict[str, Any]:
+def launch_options(data_dir: Path, blocks: LabBlocks, access: Access | None = None) -> dict[str, Any]:
     """What `launch` needs beside host and port: theme, local files, the gate, and nothing that leaves this machine.
 
     Args:
         data_dir: holds the runs.
+        blocks: what is launched.
         access: who may talk to the page; None: who opens it on this machine.
     """
     access = access_for("localhost") if access is None else access
@@ -70,7 +79,10 @@ def launch_options(data_dir: Path, access: Access | None = None) -> dict[str, An
             primary_hue=neutral, secondary_hue=neutral, neutral_hue=neutral, font=list(FONT), font_mono=list(FONT_MONO)
         ),
         "head": '<link rel="stylesheet" href="lab/lab.css"><script src="lab/lab.js"></script>',
-        "app_kwargs": {"routes": routes(Lab(data_dir)), "middleware": [Middleware(Gate, access=access)]},
+        "app_kwargs": {
+            "routes": [*routes(Lab(data_dir)), news_route(blocks.news, data_dir)],
+            "middleware": [Middleware(Gate, access=access)],
+        },
         "footer_links": ["api"],
         "run_history": False,
         "ssr_mode": False,

@@ -18,7 +18,7 @@ from app.views import Track
 Spec = dict[str, Any]
 
 MAX_POINTS = 300
-"""Points a line is thinned to: more cannot be seen, and a tick sends them all."""
+"""Points a line is thinned to: more cannot be seen, and a redrawn curve is sent whole."""
 MAX_DRAWS = 80
 LABEL_WIDTH = 13
 """Characters a line of a label under a bar: three labels stand side by side on a phone."""

@@ -5,22 +5,49 @@ The template never changes, so the nodes stay while values come and go: a figure
 """
 
 from html import escape
-from typing import Any
+from typing import Any, TypeGuard
 
 import gradio as gr
 
 from app.services import METHODS
 
 
+def scripted(script: str) -> str:
+    """`script` for a component's `js_on_load`, run as soon as `assets/lab.js` is there: Gradio does not wait for it."""
+    return (
+        f"const begin = () => {{ {script}; }};"
+        " if (window.lab) begin(); else document.addEventListener('lab-ready', begin, { once: true });"
+    )
+
+
+CHOICES = "lab.choices(element, (choice) => trigger('choose', {choice}))"
+
+
 def figure(elem_id: str, value: dict[str, Any] | None = None) -> gr.HTML:
-    """A plotly figure whose value is a spec of `app.charts`; blank until the page knows which run it shows."""
+    """A plotly figure whose value is a spec of `app.charts`. Without a value it is news of the run (`app.news`)."""
+    source = "props, watch" if value is not None else f"...lab.live('{elem_id}')"
     return gr.HTML(
         value or {},
         html_template='<div class="lab-figure"></div>',
-        js_on_load="lab.figure(element, props, watch)",
+        js_on_load=scripted(f"lab.figure(element, {source})"),
         apply_default_css=False,
         elem_id=elem_id,
     )
+
+
+def news_block(elem_id: str) -> gr.HTML:
+    """Markup that is news of the run (`app.news`), made by `app.markup`. A click on `data-choice` raises `choose`."""
+    return gr.HTML(
+        html_template='<div class="lab-news"></div>',
+        js_on_load=scripted(f"lab.markup(element, ...lab.live('{elem_id}')); {CHOICES}"),
+        apply_default_css=False,
+        elem_id=elem_id,
+    )
+
+
+def is_news(component: object) -> TypeGuard[gr.HTML]:
+    """True for what draws itself from the news of the run."""
+    return isinstance(component, gr.HTML) and "lab.live(" in (component.js_on_load or "")
 
 
 def answer_panes(elem_id: str) -> gr.HTML:
@@ -28,14 +55,14 @@ def answer_panes(elem_id: str) -> gr.HTML:
     return gr.HTML(
         {},
         html_template='<div class="lab-panes"></div>',
-        js_on_load="lab.panes(element, props, watch)",
+        js_on_load=scripted("lab.panes(element, props, watch)"),
         apply_default_css=False,
         elem_id=elem_id,
     )
 
 
 def step_rail() -> gr.HTML:
-    """Steps with their state.
+    """Steps with their state, which is news of the run; the value tells the page's script which run that is.
 
     Events: `go` when a step is chosen (`window.labStep`), `look` when the run is to be looked at again: a step was
     chosen or the reader is back. `look` waits until the page knows which run its address names. `gone` when the run
@@ -46,8 +73,10 @@ def step_rail() -> gr.HTML:
     return gr.HTML(
         {},
         html_template='<div class="lab-rail"></div>',
-        js_on_load="lab.rail(element, props, watch, {go: () => trigger('go'), look: () => trigger('look'), "
-        "gone: () => trigger('gone')})",
+        js_on_load=scripted(
+            "lab.rail(element, props, watch, ...lab.live('rail'), "
+            "{go: () => trigger('go'), look: () => trigger('look'), gone: () => trigger('gone')})"
+        ),
         apply_default_css=False,
         elem_id="rail",
         render=False,
@@ -58,7 +87,7 @@ def markup_block(value: str = "", elem_id: str | None = None) -> gr.HTML:
     """Markup made in Python (`app.markup`, which escapes). A click on `data-choice` raises `choose`."""
     return gr.HTML(
         value,
-        js_on_load="lab.choices(element, (choice) => trigger('choose', {choice}))",
+        js_on_load=scripted(CHOICES),
         apply_default_css=False,
         elem_id=elem_id,
     )

@@ -1,13 +1,14 @@
-"""The page's machinery: who looks at which run, what is redrawn when it changes, and when the page may rest.
+"""The page's machinery: who looks at which run, and what is drawn again when it changes.
 
 Every live component is registered with `show(component, key, draw)`: `key` says what its picture depends on, `draw`
-makes it. One handler, `refresh`, compares keys with those this viewer has seen and sends only what differs. It runs on
-a timer while work is queued or running, and otherwise only when somebody acts or comes back to the page.
+makes it. Markup and figures that are the same for all viewers are news (`app.news`): the page's script asks for them,
+once per second while work is queued or running. Whatever else is live is an output of one Gradio event, `refresh`,
+which compares keys with those this viewer has seen and sends only what differs: when the page opens, when somebody acts
+or comes back to it, and when the news say that there is something to refresh.
 """
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -16,52 +17,26 @@ from gradio.components import Component
 from gradio.events import Dependency
 
 from app import text
-from app.components import step_rail
+from app.components import is_news, step_rail
 from app.draft import Draft
+from app.glance import NOTHING, Glance, Memory, remembered, run_of
 from app.guard import guarded
-from app.services import Lab, RunNotFoundError, new_owner
-from app.views import RunView, Views
+from app.news import Drawing, News, digest
+from app.services import Lab, RunNotFoundError
+from app.views import Views
 
-TICK_S = 1.0
+__all__ = ["Glance", "Memory", "Page", "remembered", "run_of"]
+
 STORAGE_KEY = "tvaccine-lab"
 STORAGE_SECRET = "run and visitor names"
 """Fixed, so that a browser finds its run again after the server restarted. It hides nothing worth hiding."""
 
 Widget = Component | BlockContext
 
-Memory = dict[str, Any]
-"""What a browser remembers: `run`, `attack` (the one shown), `base` (the fifth pane) and `owner` (the visitor)."""
-
-LONGEST_NAME = 64
-"""Characters of a name that a browser remembers."""
-
-NOTHING: Memory = {"run": None, "attack": None, "base": False, "owner": None}
-
-
-@dataclass(frozen=True)
-class Glance:
-    """What one viewer looks at now."""
-
-    lab: Lab
-    view: RunView | None
-    attack: str | None
-    """The attack shown; None if the run has none."""
-    memory: Memory
-    """What this viewer's browser remembers; only drawings of their own may depend on it."""
-
-    @property
-    def missed(self) -> str | None:
-        """The run that the viewer's browser remembers and that is gone."""
-        return self.memory["run"] if self.view is None else None
-
-    def stamp(self, *topics: str) -> Hashable:
-        """Changes whenever one of the run's `topics` does, or another run or attack is shown."""
-        return (self.attack, self.view.stamp(*topics) if self.view else None)
-
 
 @dataclass(frozen=True)
 class Live:
-    """A component that follows the run."""
+    """A component that Gradio refreshes."""
 
     component: Widget
     key: Callable[[Glance], Hashable]
@@ -78,17 +53,32 @@ class Page:
         self.views = Views(lab)
         self.memory = gr.BrowserState(NOTHING, storage_key=STORAGE_KEY, secret=STORAGE_SECRET)
         self.seen = gr.State({})
-        self.timer = gr.Timer(TICK_S, active=False)
         self.rail = step_rail()
+        self.news = News(lab, self.views, self._look)
         self._live: list[Live] = []
         self._acts: list[Dependency] = []
         self._loaded: list[tuple[Callable[..., Any], Sequence[Widget], Sequence[Widget], dict[str, Any]]] = []
 
     def show(
-        self, component: Widget, key: Callable[[Glance], Hashable], draw: Callable[[Glance], Any], own: bool = False
+        self,
+        component: Widget,
+        key: Callable[[Glance], Hashable],
+        draw: Callable[[Glance], Any],
+        *,
+        own: bool = False,
+        every_s: float = 0.0,
     ) -> None:
-        """Keep `component` at `draw(glance)`, redrawn when `key(glance)` changes; once for all viewers unless `own`."""
-        self._live.append(Live(component, key, draw, own))
+        """Keep `component` at `draw(glance)`, drawn again when `key(glance)` changes.
+
+        Args:
+            own: it depends on the viewer's memory too; else it is drawn once for all viewers of the run.
+            every_s: draw news no more often than this while the run is active.
+        """
+        if is_news(component):
+            assert not own, "news are the same for all viewers"
+            self.news.add(Drawing(str(component.elem_id), key, draw, every_s))
+        else:
+            self._live.append(Live(component, key, draw, own))
 
     def act(
         self,
@@ -124,7 +114,7 @@ class Page:
             try:
                 view = self.views.view(memory["run"], fresh=fresh)
             except RunNotFoundError:
-                self.views.forget(memory["run"])
+                self.news.forget(memory["run"])
         return Glance(self.lab, view, view.choose_attack(memory["attack"]) if view else None, memory)
 
     def on_loaded(
@@ -134,16 +124,17 @@ class Page:
         self._loaded.append((handler, inputs, outputs, options))
 
     def finish(self, blocks: gr.Blocks, walkthrough: gr.Walkthrough, draft: Draft) -> None:
-        """Wire the refresh to the timer, to every act, to the rail and to the opening of the page."""
-        outputs = [self.seen, self.timer, *(live.component for live in self._live)]
+        """Wire the refresh to every act, to the rail and to the opening of the page."""
+        outputs = [self.seen, self.rail, *(live.component for live in self._live)]
         inputs = [self.memory, self.seen]
+        # What was done is in the store when a refresh begins: the news of it are asked for at once.
+        ask = "(memory, seen) => { window.lab?.ask(); return [memory, seen]; }"
         options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
         self.act(self.rail.gone, self._say_gone, [self.memory], [self.memory])
         refresh = guarded(self._refresh, self.lab.store.home)
-        self.timer.tick(guarded(self._tick, self.lab.store.home), inputs, outputs, trigger_mode="once", **options)
         for act in self._acts:
-            act.then(refresh, inputs, outputs, **options)
-        self.rail.look(refresh, inputs, outputs, **options)
+            act.then(refresh, inputs, outputs, js=ask, **options)
+        self.rail.look(refresh, inputs, outputs, js=ask, trigger_mode="always_last", **options)
         select = "() => ({__type__: 'update', selected: window.labStep})"
         self.rail.go(None, None, walkthrough, js=select, api_visibility="private")
 
@@ -165,25 +156,26 @@ class Page:
         for handler, wants, gives, special in self._loaded:
             shown.then(guarded(handler, self.lab.store.home), wants, gives, **queued | special)
 
-    def _tick(self, memory: Memory, seen: dict[int, Hashable]) -> list[Any]:
-        return self._refresh(memory, seen, fresh=False)
-
-    def _refresh(self, memory: Memory, seen: dict[int, Hashable], fresh: bool = True) -> list[Any]:
-        """What differs from what this viewer has seen: their new `seen`, the timer, and every live component."""
-        glance = self.glance(memory, fresh)
-        active = bool(glance.view and glance.view.active)
-        now: dict[int, Hashable] = {-1: active}
+    def _refresh(self, memory: Memory, seen: dict[int, Hashable]) -> list[Any]:
+        """What differs from what this viewer has seen: their new `seen`, what they watch, and every live component."""
+        glance = self.glance(memory, fresh=True)
+        watched = {
+            "run": glance.view.run.id if glance.view else "",
+            "attack": glance.attack or "",
+            "look": self._look(glance),
+        }
+        now: dict[int, Hashable] = {_WATCHED: digest((watched, glance.missed))}
         updates: list[Any] = []
         for number, live in enumerate(self._live):
             now[number] = key = live.key(glance)
-            if seen.get(number, _UNSEEN) == key:
-                updates.append(gr.skip())
-            elif live.own:
-                updates.append(live.draw(glance))
-            else:
-                updates.append(self.views.drawn(number, key, partial(live.draw, glance)))
-        timer = gr.skip() if seen.get(-1) == active else gr.Timer(active=active)
-        return [gr.skip() if now == seen else now, timer, *updates]
+            updates.append(gr.skip() if seen.get(number, _UNSEEN) == key else live.draw(glance))
+        rail = gr.skip() if seen.get(_WATCHED) == now[_WATCHED] else {"watched": watched, "missed": glance.missed}
+        return [gr.skip() if now == seen else now, rail, *updates]
+
+    def _look(self, glance: Glance) -> str:
+        """Names the state of all that a refresh may draw in another way for any viewer of the run."""
+        shared = [live.key(glance) for live in self._live if not live.own]
+        return digest((glance.stamp("state", "jobs_made"), shared))
 
     def _say_gone(self, memory: Memory) -> Memory:
         """Say once that the run shown was deleted meanwhile, by somebody else; the page then shows none."""
@@ -195,23 +187,6 @@ class Page:
         return remembered(memory, run=None, attack=None)
 
 
+_WATCHED = -1
+"""Key in `seen` of what the rail was told to watch."""
 _UNSEEN = object()
-
-
-def remembered(memory: Memory | None, **changes: Any) -> Memory:
-    """A browser's memory with `changes`; a browser without a name gets one. What is no memory counts as none."""
-    found = (memory if isinstance(memory, dict) else {}) | changes
-    names = {key: name if _is_name(name := found.get(key)) else None for key in ("run", "attack", "owner")}
-    return names | {"base": found.get("base") is True, "owner": names["owner"] or new_owner()}
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isascii() and value.isprintable()
-
-
-def run_of(memory: Memory | None) -> str:
-    """The run a browser looks at. Raises `RunNotFoundError` if it looks at none."""
-    run_id = remembered(memory)["run"]
-    if run_id is None:
-        raise RunNotFoundError(text.NO_RUN_OPEN, remedy=text.NO_RUN_REMEDY)
-    return run_id

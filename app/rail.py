@@ -1,5 +1,6 @@
 """The rail: each step with its state and what is going on in it, and the run that is open."""
 
+from collections.abc import Hashable
 from typing import Any
 
 from app import text
@@ -12,9 +13,14 @@ ORDER = ("running", "queued", "failed", "interrupted", "cancelled", "done")
 
 
 def build(page: Page) -> None:
-    """Keep the rail at the state of the run."""
-    page.rail.value = rail_value(page.glance(None)) | {"loading": True}
-    page.show(page.rail, lambda glance: (glance.missed, glance.stamp("jobs", "state")), rail_value)
+    """Keep the rail at the state of the run; it shows none until the page knows which."""
+    page.rail.value = {"nobody": rail_value(page.glance(None))}
+    page.show(page.rail, rail_key, rail_value)
+
+
+def rail_key(glance: Glance) -> Hashable:
+    """Changes with the run's name and with the state of its steps."""
+    return (glance.view.run.name if glance.view else "", glance.stamp("jobs", "state"))
 
 
 def rail_value(glance: Glance) -> dict[str, Any]:
@@ -39,7 +45,6 @@ def rail_value(glance: Glance) -> dict[str, Any]:
         "title": text.TITLE,
         "steps": steps,
         "run": {"id": view.run.id, "name": view.run.name} if view else None,
-        "missed": glance.missed,
         "words": {
             "theme": text.THEME,
             "theme_hint": text.THEME_HINT,

@@ -67,7 +67,7 @@ from tvaccine_core.records import (
     StepRecord,
     Verdict,
 )
-from tvaccine_core.store import JobKind, JobRow, RunRow, Store, StoredEvent, default_home
+from tvaccine_core.store import JobKind, JobRow, Revisions, RunRow, Store, StoredEvent, default_home
 from tvaccine_core.supervisor import Supervisor
 
 __all__ = [
@@ -102,6 +102,7 @@ __all__ = [
     "Preset",
     "PromptPreview",
     "Proportion",
+    "Revisions",
     "RunBusyError",
     "RunNotFoundError",
     "RunRow",

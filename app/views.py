@@ -1,15 +1,13 @@
 """A run as the screens see it: events folded into tracks, kept up to date from the store, shared by all viewers.
 
-Folding is incremental (only events after the last seen one are read), so a poll of an idle run costs two SELECTs. Each
-figure is drawn once per change and kept here, not once per viewer and tick.
+Folding is incremental: only events after the last seen one are read.
 """
 
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from app.services import (
     VIEW_KINDS,
@@ -256,13 +254,12 @@ class _Fold:
 
 
 class Views:
-    """Snapshots and figures of the newest runs looked at, shared by all viewers of this process."""
+    """Snapshots of the newest runs looked at, shared by all viewers of this process."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self._lock = threading.Lock()
         self._folds: OrderedDict[str, _Fold] = OrderedDict()
-        self._drawn: OrderedDict[tuple[int, Hashable], Any] = OrderedDict()
 
     def view(self, run_id: str, fresh: bool = False) -> RunView:
         """The run as it is now, at most `MIN_AGE_S` old; `fresh` after the viewer changed something.
@@ -284,19 +281,6 @@ class Views:
         """Read the run afresh next time."""
         with self._lock:
             self._folds.pop(run_id, None)
-
-    def drawn(self, name: int, key: Hashable, draw: Callable[[], Any]) -> Any:
-        """Drawing number `name` for `key`, made once."""
-        with self._lock:
-            if (name, key) in self._drawn:
-                self._drawn.move_to_end((name, key))
-                return self._drawn[name, key]
-        drawing = draw()
-        with self._lock:
-            self._drawn[name, key] = drawing
-            while len(self._drawn) > 64:
-                self._drawn.popitem(last=False)
-        return drawing
 
 
 def progress_of(view: RunView, jobs: Sequence[JobRow]) -> tuple[float, float | None]:

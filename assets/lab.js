@@ -26,6 +26,75 @@ window.lab = (() => {
     try { return localStorage.getItem(`tvaccine-${key}`); } catch { return null; }
   };
 
+  // News of the run that the page watches: what changed is asked for once per second while work goes on, and then no more.
+
+  const POLL_MS = 1000;
+  const HIDDEN_POLL_MS = 5000;
+  const PATIENCE_MS = 30000;
+  const values = new Map(); // newest value of each element
+  const drawers = new Map(); // functions that draw it; a screen's elements come when it is first opened
+  let watched = null; // { run, attack, look }, once the page knows it
+  let refresh = () => {};
+  let seen = "";
+  let more = false;
+  let looked = ""; // the state of the rest of the page for which a refresh was asked for last
+  let failures = 0;
+  let asking = false;
+  let askAgain = false;
+  let timer = 0;
+
+  const take = (news) => {
+    seen = news.seen ?? "";
+    more = news.more;
+    for (const [name, value] of Object.entries(news.values ?? {})) {
+      values.set(name, value);
+      for (const draw of drawers.get(name) ?? []) {
+        try { draw(value); } catch (error) { console.error(error); } // what cannot be drawn keeps nothing else from it
+      }
+    }
+    if (news.gone || (news.look !== watched.look && news.look !== looked)) {
+      looked = news.look;
+      refresh();
+    }
+  };
+  const ask = async () => {
+    if (!watched) return;
+    if (asking) { askAgain = true; return; }
+    asking = true;
+    askAgain = false;
+    clearTimeout(timer);
+    const { run, attack } = watched;
+    let news = null;
+    try {
+      const answer = await fetch(`lab/news?${new URLSearchParams({ run, attack, seen })}`, { signal: AbortSignal.timeout(PATIENCE_MS) });
+      if (!answer.ok) throw new Error(`lab/news: ${answer.status}`);
+      if (answer.status !== 204) news = await answer.json();
+      failures = 0;
+    } catch { failures += 1; } // the server is busy, restarts or is gone; it is asked again, less and less often
+    asking = false;
+    if (news && run === watched.run && attack === watched.attack) take(news);
+    if (askAgain) { ask(); return; }
+    if (!more && !failures) return;
+    const pause = failures ? Math.min(10, 2 ** failures) * POLL_MS : document.hidden ? HIDDEN_POLL_MS : POLL_MS;
+    timer = setTimeout(ask, pause * (0.85 + 0.3 * Math.random())); // a room that came at once must not ask at once for ever
+  };
+  const watchRun = (next) => {
+    const same = watched && watched.run === next.run && watched.attack === next.attack;
+    watched = next;
+    if (same) return;
+    seen = looked = "";
+    ask();
+  };
+  // What a figure, block or rail draws itself from: the newest value, and a way to be told of the next.
+  const live = (name) => {
+    const source = { value: values.get(name) };
+    const onNews = (_, draw) => {
+      if (!drawers.has(name)) drawers.set(name, new Set());
+      drawers.get(name).add((value) => { source.value = value; draw(); });
+    };
+    return [source, onNews];
+  };
+
   // Theme
 
   const applyTheme = () => {
@@ -174,6 +243,14 @@ window.lab = (() => {
     draw();
   };
 
+  // Markup made and escaped in Python.
+  const markup = (element, source, watch) => {
+    const host = element.querySelector(".lab-news");
+    const draw = () => { if (source.value !== undefined) host.innerHTML = source.value; };
+    watch("value", draw);
+    draw();
+  };
+
   // Answer panes: one prompt, several model states. Nodes stay, text is set, so a reader's reveal survives streaming.
   const panes = (element, props, watch) => {
     const host = element.querySelector(".lab-panes");
@@ -236,7 +313,8 @@ window.lab = (() => {
   };
 
   // Rail: brand, steps with their state, the run, and the page's three switches.
-  const rail = (element, props, watch, raise) => {
+  const rail = (element, props, watch, drawn, onDrawn, raise) => {
+    const shown = () => drawn.value ?? props.value.nobody; // no run, until the page knows which
     const host = element.querySelector(".lab-rail");
     const brand = el("div", { class: "lab-brand" });
     const steps = el("nav", { class: "lab-steps", "aria-label": "Steps" });
@@ -264,17 +342,18 @@ window.lab = (() => {
     };
     const mark = () => {
       for (const [id, parts] of buttons) parts.root.setAttribute("aria-current", id === selected ? "step" : "false");
-      if (props.value.loading) return; // the address still says which run to open
+      if (!drawn.value) return; // the address still says which run to open
+      const { run } = drawn.value;
       const address = new URL(location.href);
       address.searchParams.set("step", selected);
-      if (props.value.run) address.searchParams.set("run", props.value.run.id);
+      if (run) address.searchParams.set("run", run.id);
       else address.searchParams.delete("run");
       if (address.href !== location.href) history.replaceState(null, "", address);
     };
     const draw = () => {
-      const value = props.value;
-      if (!value || !value.steps) return;
-      document.getElementById("stage").inert = Boolean(value.loading); // nothing may be asked of a run not known yet
+      const value = shown();
+      if (!value) return;
+      document.getElementById("stage").inert = !drawn.value; // nothing may be asked of a run not known yet
       brand.textContent = value.title;
       theme.textContent = value.words.theme;
       theme.title = value.words.theme_hint;
@@ -298,10 +377,9 @@ window.lab = (() => {
         parts.name.textContent = step.name;
         parts.note.textContent = step.note;
       }
-      run.textContent = value.run ? value.run.name : value.loading ? "" : value.words.no_run;
+      run.textContent = value.run ? value.run.name : drawn.value ? value.words.no_run : "";
       run.title = value.run ? value.run.id : "";
       link.hidden = !value.run;
-      if (value.missed && value.missed !== missed) { missed = value.missed; raise.gone(); }
       if (!selected) { // first drawing: the address says where to begin
         const wanted = Number(new URL(location.href).searchParams.get("step"));
         selected = buttons.has(wanted) ? wanted : 1;
@@ -310,27 +388,34 @@ window.lab = (() => {
       mark();
     };
     link.addEventListener("click", async () => {
-      try { await navigator.clipboard.writeText(location.href); } catch { prompt(props.value.words.link, location.href); return; }
+      try { await navigator.clipboard.writeText(location.href); } catch { prompt(shown().words.link, location.href); return; }
       link.dataset.copied = "yes";
-      link.textContent = props.value.words.copied;
-      setTimeout(() => { delete link.dataset.copied; link.textContent = props.value.words.link; }, 1500);
+      link.textContent = shown().words.copied;
+      setTimeout(() => { delete link.dataset.copied; link.textContent = shown().words.link; }, 1500);
     });
     document.addEventListener("lab-go", (event) => go(event.detail));
     // An idle page does not poll. It looks again when its reader comes back to it.
-    let looked = Date.now();
+    let lookedAt = Date.now();
     const look = () => {
-      if (props.value.loading) return; // what it remembers may not be the run its address names
-      looked = Date.now();
+      if (!props.value.watched) return; // what it remembers may not be the run its address names
+      lookedAt = Date.now();
       raise.look();
     };
-    const lookBack = () => { if (!document.hidden && Date.now() - looked > 3000) look(); };
+    const lookBack = () => { if (!document.hidden && Date.now() - lookedAt > 3000) look(); };
     document.addEventListener("visibilitychange", lookBack);
     window.addEventListener("focus", lookBack);
     document.addEventListener("pointerdown", lookBack);
     document.addEventListener("keydown", lookBack);
     applyTheme();
     applyReveal();
-    watch("value", draw);
+    refresh = look;
+    const learn = () => {
+      if (props.value.missed && props.value.missed !== missed) { missed = props.value.missed; raise.gone(); }
+      if (props.value.watched) watchRun(props.value.watched);
+    };
+    watch("value", learn);
+    learn();
+    onDrawn("value", draw);
     draw();
   };
 
@@ -342,5 +427,6 @@ window.lab = (() => {
     });
   };
 
-  return { figure, panes, rail, choices };
+  return { ask, live, figure, markup, panes, rail, choices };
 })();
+document.dispatchEvent(new Event("lab-ready")); // components that were there before this script wait for it

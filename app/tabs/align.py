@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from app import charts, markup, text
-from app.components import figure, heading, markup_block, section
+from app.components import figure, heading, news_block, section
 from app.draft import Draft
 from app.page import Glance, Memory, Page, remembered, run_of
 from app.services import METHODS, LayerScoreRecord, RunBusyError, TVaccineConfig
@@ -18,6 +18,8 @@ SCORED = "tvaccine"
 """The method that scores layers."""
 DOMINANT_SHARE = 0.5
 """A layer with more of the probability than this is said to dominate."""
+LOSS_EVERY_S = 2.0
+"""A step more changes a curve by a hair, but all of it is sent and drawn again."""
 
 
 def build(page: Page, draft: Draft) -> None:
@@ -31,10 +33,10 @@ def build(page: Page, draft: Draft) -> None:
                 resume = gr.Button(text.RESUME, elem_id="resume-align", interactive=False)
             gr.HTML(f'<p class="lab-note">{text.NEW_RUN_NOTE}</p>', apply_default_css=False)
         with gr.Column(elem_classes="lab-main", min_width=0):
-            cards = markup_block(elem_id="align-cards")
-            said = markup_block(elem_id="align-messages")
+            cards = news_block("align-cards")
+            said = news_block("align-messages")
             gr.HTML(section(text.HEATMAP_TITLE, text.HEATMAP_NOTE), apply_default_css=False)
-            dominance = markup_block(elem_id="dominance")
+            dominance = news_block("dominance")
             heatmap = figure("heatmap")
             with gr.Row(elem_classes="lab-pair"):
                 with gr.Column(min_width=0):
@@ -76,7 +78,7 @@ def build(page: Page, draft: Draft) -> None:
     page.show(heatmap, lambda glance: glance.stamp("layers"), draw_heatmap)
     page.show(bars, lambda glance: glance.stamp("layers"), lambda glance: charts.layer_bars(scored_track(glance.view)))
     page.show(dominance, lambda glance: glance.stamp("layers"), draw_dominance)
-    page.show(loss, lambda glance: glance.stamp("align"), draw_loss)
+    page.show(loss, lambda glance: glance.stamp("align"), draw_loss, every_s=LOSS_EVERY_S)
     page.show(
         stop, lambda glance: can_stop(glance, "align"), lambda glance: gr.Button(interactive=can_stop(glance, "align"))
     )

@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 
 from app import charts, markup, text
-from app.components import figure, heading, markup_block, section
+from app.components import figure, heading, markup_block, news_block, section
 from app.draft import Draft
 from app.page import Glance, Memory, Page, remembered, run_of
 from app.services import METHODS, PRESETS, AttackConfig, ConfigError, RunBusyError
@@ -27,8 +27,8 @@ def build(page: Page, draft: Draft) -> None:
             which = gr.Dropdown(
                 choices=[], label=text.ATTACK_SHOWN, elem_id="attack-shown", visible=False, interactive=True
             )
-            cards = markup_block(elem_id="attack-cards")
-            said = markup_block(elem_id="attack-messages")
+            cards = news_block("attack-cards")
+            said = news_block("attack-messages")
             gr.HTML(section(text.CURVES_TITLE, text.CURVES_NOTE), apply_default_css=False)
             curves = figure("curves")
         with gr.Column(elem_classes=["lab-controls", "lab-settings"], min_width=0):

@@ -9,7 +9,7 @@ import gradio as gr
 from app import charts, markup, own_text, panes, text
 from app import study as recorded
 from app.arguments import choice_of, one_of, text_of
-from app.components import answer_panes, figure, heading, markup_block, section
+from app.components import answer_panes, figure, heading, markup_block, news_block, section
 from app.draft import is_own
 from app.page import Glance, Memory, Page, remembered, run_of
 from app.services import (
@@ -49,18 +49,18 @@ def build(page: Page) -> None:
             max_length=2000,
         )
         ask = gr.Button(text.ASK, variant="primary", elem_id="ask", scale=1, min_width=96)
-    suggested = markup_block(suggestion_chips(next(iter(PRESETS.values())).config), elem_id="suggested")
+    suggested = news_block("suggested")
     with_base = gr.Checkbox(False, label=text.BASE_PANE, elem_id="with-base", container=False)
     shown = answer_panes("panes")
     gr.HTML(section(text.SCORES_TITLE), apply_default_css=False)
-    table = markup_block(elem_id="scores-table")
+    table = news_block("scores-table")
     with gr.Row(elem_classes="lab-pair"):
         with gr.Column(min_width=0):
             scores = figure("scores")
         with gr.Column(min_width=0):
             gr.HTML(section(text.DRIFT_TITLE, text.DRIFT_NOTE), apply_default_css=False)
             drift = figure("drift")
-    not_shown = markup_block(elem_id="not-shown")
+    not_shown = news_block("not-shown")
     build_study(page)
 
     def ask_all(memory: Memory, question: str) -> Iterator[Any]:

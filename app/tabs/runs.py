@@ -9,10 +9,13 @@ import gradio as gr
 
 from app import markup, text
 from app.arguments import choice_of, text_of
-from app.components import go_js, heading, markup_block, section
+from app.components import go_js, heading, markup_block, news_block, section
 from app.draft import Draft
 from app.page import Glance, Memory, Page, remembered
 from app.services import METHODS, ConfigError, RunNotFoundError, RunRow, TVaccineError, flatten
+
+TABLE_EVERY_S = 2.0
+"""In a full room the list of runs changes all the time."""
 
 
 def build(page: Page, draft: Draft) -> None:
@@ -21,7 +24,7 @@ def build(page: Page, draft: Draft) -> None:
     picked = gr.State(None)
     with gr.Row(elem_classes=["lab-split", "lab-split-even"]):
         with gr.Column(elem_classes="lab-main", min_width=0):
-            table = markup_block(elem_id="runs-table")
+            table = news_block("runs-table")
         with gr.Column(elem_classes="lab-main", min_width=0, visible=False, elem_id="run-detail") as detail:
             about = markup_block(elem_id="run-about")
             with gr.Row(elem_classes="lab-buttons"):
@@ -78,7 +81,7 @@ def build(page: Page, draft: Draft) -> None:
     def delete_run(memory: Memory, run_id: str | None) -> list[Any]:
         run = page.lab.run(known(run_id))
         page.lab.delete_run(run.id)
-        page.views.forget(run.id)
+        page.news.forget(run.id)
         gr.Info(text.DELETED.format(name=escape(run.name)), duration=4)
         changes = {"run": None, "attack": None} if remembered(memory)["run"] == run.id else {}
         return [remembered(memory, **changes), None, gr.Column(visible=False), gr.Group(visible=False)]
@@ -101,7 +104,7 @@ def build(page: Page, draft: Draft) -> None:
     page.act(yes.click, delete_run, [page.memory, picked], [page.memory, picked, detail, confirm])
     page.act(rename.click, rename_run, [picked, name], details)
     page.on(other.change, show_diff, [picked, other], [diff])
-    page.show(table, runs_key, draw_runs, own=True)
+    page.show(table, runs_key, draw_runs, every_s=TABLE_EVERY_S)
 
 
 def known(run_id: str | None) -> str:
@@ -113,7 +116,7 @@ def known(run_id: str | None) -> str:
 
 def runs_key(glance: Glance) -> Hashable:
     """Changes with the list of runs, their names and states, and the one open."""
-    return (glance.memory["run"], tuple((run.id, run.name, run.status) for run in glance.lab.runs()))
+    return (glance.runs_revision, glance.stamp())
 
 
 def draw_runs(glance: Glance) -> str:
@@ -121,7 +124,8 @@ def draw_runs(glance: Glance) -> str:
     runs = glance.lab.runs()
     if not runs:
         return markup.notice(text.RUNS_EMPTY)
-    rows = "".join(run_row(run, run.id == glance.memory["run"]) for run in runs)
+    shown = glance.view.run.id if glance.view else None
+    rows = "".join(run_row(run, run.id == shown) for run in runs)
     return (
         '<div class="lab-scroll"><table class="lab-table lab-runs"><thead><tr><th>Run</th><th>Started</th>'
         f"<th>State</th></tr></thead><tbody>{rows}</tbody></table></div>"

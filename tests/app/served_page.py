@@ -73,8 +73,8 @@ class Served:
 @contextmanager
 def serve_page(home: Path, **options: Any) -> Iterator[Served]:
     """Serve the page on `home` until the end of the block; `options` go to `build_app`."""
-    blocks = app.build_app(home, **options).queue()
-    blocks.launch(prevent_thread_lock=True, **app.launch_options(home))
+    blocks = app.build_app(home, **options)
+    blocks.queue().launch(prevent_thread_lock=True, **app.launch_options(home, blocks))
     client = Client(blocks.local_url, verbose=False)
     try:
         yield Served(blocks.server_port, client, Lab(home))

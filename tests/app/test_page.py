@@ -1,4 +1,4 @@
-"""The page without a browser: what is polled, what is redrawn, and what scripts can call."""
+"""The page without a browser: what Gradio draws again, and what scripts can call."""
 
 import threading
 import time
@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from built_page import build_page
 from gradio_client.exceptions import AppError
 from served_page import Served
 from written_runs import finish_alignments, finish_attacks, step_record
@@ -15,7 +16,6 @@ import app
 from app.page import Page, remembered
 from app.rail import rail_value
 from app.services import PRESETS, AnswerRecord, Lab, RunNotFoundError, Verdict
-from app.tabs import align, attack, choose, compare, runs
 from app.tabs.align import dominance_of
 from app.tabs.runs import about_run, diff_table
 from tvaccine_core.records import LayerScoreRecord
@@ -23,62 +23,49 @@ from tvaccine_core.records import LayerScoreRecord
 
 @pytest.fixture
 def page(lab: Lab) -> Page:
-    """The page's machinery with every screen on it, not served."""
-    with gr.Blocks():
-        page = Page(lab)
-        draft = app.Draft(PRESETS["sandbox-check"].config)
-        choose.build(page, draft)
-        align.build(page, draft)
-        attack.build(page, draft)
-        compare.build(page)
-        runs.build(page, draft)
-        app.rail.build(page)
-    return page
+    return build_page(lab)
 
 
 def look(page: Page, memory: dict[str, Any], seen: Any) -> tuple[Any, Any, list[Any]]:
-    """One refresh: what was seen, the timer, and the components that were redrawn."""
-    now, timer, *updates = page._refresh(memory, seen)
-    return now, timer, [update for update in updates if update != gr.skip()]
+    """One refresh: what was seen, what the rail is told to watch, and the components that were drawn again."""
+    now, rail, *updates = page._refresh(memory, seen)
+    return now, rail, [update for update in updates if update != gr.skip()]
 
 
 def test_a_first_look_draws_everything_and_a_second_nothing(page: Page, done_run: str) -> None:
     memory = remembered({"run": done_run})
-    seen, timer, drawn = look(page, memory, {})
+    seen, rail, drawn = look(page, memory, {})
     assert len(drawn) == len(page._live)
-    assert timer.active is False, "nothing runs: the page does not poll"
+    assert (rail["watched"]["run"], rail["watched"]["attack"]) == (done_run, "a1")
     assert look(page, memory, seen) == (gr.skip(), gr.skip(), [])
 
 
 def test_only_what_changed_is_drawn_again(page: Page, lab: Lab, done_run: str) -> None:
     memory = remembered({"run": done_run})
     seen, _, _ = look(page, memory, {})
-    lab.store.rename_run(done_run, "another name")
-    seen, _, drawn = look(page, memory, seen)
-    assert len(drawn) == 1, "the list of runs"
-    lab.start_attack(done_run, lab.run(done_run).config.attack)
-    _, timer, drawn = look(page, memory, seen)
-    assert timer.active is True, "something waits: the page polls"
-    assert 3 < len(drawn) < len(page._live)
+    lab.start_attack(done_run, lab.run(done_run).config.attack.model_copy(update={"harmful_ratio": 0.3}))
+    _, rail, drawn = look(page, memory, seen)
+    assert rail["watched"]["attack"] == "a2"
+    assert 2 <= len(drawn) < len(page._live)
 
 
-def test_a_step_redraws_loss_and_progress_only(page: Page, lab: Lab) -> None:
+def test_a_step_is_nothing_for_gradio(page: Page, lab: Lab) -> None:
     run_id = lab.start_alignment(PRESETS["sandbox-check"].config)
     job = lab.store.claim("test")
     assert job is not None
     memory = remembered({"run": run_id})
     seen, _, _ = look(page, memory, {})
     lab.store.append(job.id, [step_record(1, 12, 2.0)])
-    _, _, drawn = look(page, memory, seen)
-    assert len(drawn) == 2
+    assert look(page, memory, seen) == (gr.skip(), gr.skip(), [])
 
 
 def test_a_run_that_is_gone_leaves_an_empty_page(page: Page, lab: Lab, done_run: str) -> None:
     memory = remembered({"run": done_run})
     seen, _, _ = look(page, memory, {})
     lab.delete_run(done_run)
-    _, _, drawn = look(page, memory, seen)
-    assert len(drawn) > 5
+    _, rail, drawn = look(page, memory, seen)
+    assert (rail["watched"]["run"], rail["watched"]["attack"]) == ("", "")
+    assert len(drawn) > 2
     assert page.glance(memory).view is None
     assert rail_value(page.glance(memory))["run"] is None
 

@@ -120,19 +120,6 @@ def test_progress_of_several_jobs_is_their_mean(lab: Lab) -> None:
     assert progress_of(view, []) == (0.0, None)
 
 
-def test_a_figure_is_drawn_once_for_all_viewers(lab: Lab) -> None:
-    views = Views(lab)
-    drawn: list[int] = []
-
-    def draw() -> int:
-        drawn.append(1)
-        return len(drawn)
-
-    assert [views.drawn(3, ("run", 1), draw), views.drawn(3, ("run", 1), draw)] == [1, 1]
-    assert views.drawn(3, ("run", 2), draw) == 2
-    assert views.drawn(4, ("run", 1), draw) == 3
-
-
 def test_a_deleted_run_is_not_found(lab: Lab, done_run: str) -> None:
     views = Views(lab)
     views.view(done_run)

@@ -26,7 +26,7 @@ SAY_LEAVING = f"addEventListener('beforeunload', () => console.info('{LEAVING}')
 CUT_OFF = ("AbortError: signal is aborted", "Connection errored out")
 """What Gradio's client writes when a page is left while an answer is on its way: it hangs up and reports that."""
 QUIET_S = 3.2
-"""More than three ticks of the page's timer, and more than the page waits before it looks at the run again."""
+"""More than two pauses between polls, and more than the page waits before it looks at the run again."""
 ALIGN_STEPS = "#run-alignment-optimisation-steps input"
 
 

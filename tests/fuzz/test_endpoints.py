@@ -25,7 +25,7 @@ NUM_EXAMPLES = 25
 """For each endpoint."""
 PUBLIC = ("list_runs", "start_alignment", "start_attack", "stop", "run_status", "ask")
 PRIVATE = (
-    *("load", "_tick", "_refresh", "_say_gone", "choose_preset", "show_config", "show_model", "show_fit", "show_time"),
+    *("load", "_refresh", "_say_gone", "choose_preset", "show_config", "show_model", "show_fit", "show_time"),
     *("go_on", "show_part", "show_row", "start_alignment", "stop_alignment", "resume_alignment", "show_groups"),
     *("start_attack", "stop_attack", "resume_attack", "show_meaning", "show_attack", "ask_all", "reattach"),
     *("choose_base", "take_suggestion", "draw", "pick", "open_run", "ask_delete", "delete_run", "rename_run"),

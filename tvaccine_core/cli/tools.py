@@ -159,6 +159,23 @@ def gpu(
 
 
 @bench.command()
+def load(
+    clients: Annotated[int, typer.Option(min=1, max=1000, help="Viewers, each polling once per second.")] = 30,
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="Length of the measurement.")] = 60,
+    url: Annotated[str | None, typer.Option(help="A page that runs. Default: start one, its data apart.")] = None,
+    idle: Annotated[bool, typer.Option("--idle", help="Nothing trains: polls find nothing new.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """How quickly the page answers a room of viewers while a sandbox run trains."""
+    from tvaccine_core.bench.load import render, run
+
+    check_json(json_file)
+    report = run(clients, seconds, url, idle, say=err.print)
+    out.print(render(report), soft_wrap=True)
+    write_json(json_file, report)
+
+
+@bench.command()
 def study(
     folder: Annotated[Path, typer.Argument(help="Where results go; what is there already is not run again.")],
     preset: PresetName = None,

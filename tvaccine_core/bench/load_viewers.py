@@ -1,0 +1,140 @@
+"""Viewers of the page without a browser: they ask for what the page's script asks for, as often, and no more.
+
+A viewer keeps one connection, as a browser does, and holds the page's heartbeat open. What it measures is the time from
+sending a request to the last byte of its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from tvaccine_core.errors import ConfigError
+
+POLL_S = 1.0
+PATIENCE_S = 30.0
+
+
+@dataclass
+class Tally:
+    """What viewers met: milliseconds a request took, bytes that came, requests that failed."""
+
+    polls_ms: list[float] = field(default_factory=list)
+    refreshes_ms: list[float] = field(default_factory=list)
+    num_bytes: int = 0
+    errors: int = 0
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Numbers that Gradio gave the page's refresh: its event, the rail that raises it, the rail among its outputs."""
+
+    function: int
+    rail: int
+    place: int
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Wiring:
+        """Find them in the page's config. Raises `ConfigError` if it is no lab's."""
+        for dependency in config["dependencies"]:
+            for component, event in dependency["targets"]:
+                if event == "look":
+                    return cls(dependency["id"], component, dependency["outputs"].index(component))
+        raise ConfigError("This page is not a lab's.", remedy="Give the address that app.py printed.")
+
+
+@dataclass
+class Viewer:
+    """One browser with the page open on `run`."""
+
+    client: httpx.AsyncClient
+    wiring: Wiring
+    run: str
+    tally: Tally
+    counting: asyncio.Event
+    session: str = field(default_factory=lambda: secrets.token_hex(6))
+    watched: dict[str, str] = field(default_factory=dict)
+    """What the page was told to watch: run, attack, and the state of what Gradio refreshes."""
+    seen: str = ""
+
+    async def refresh(self) -> None:
+        """What the page does when it opens and when the news tell it to: one Gradio event outside the queue."""
+        memory = {"run": self.run, "attack": None, "base": False, "owner": self.session}
+        body = {
+            "data": [memory, None],
+            "event_data": None,
+            "fn_index": self.wiring.function,
+            "trigger_id": self.wiring.rail,
+            "session_hash": self.session,
+        }
+        answer = await self._timed(self.tally.refreshes_ms, self.client.post("/gradio_api/run/predict", json=body))
+        if answer is not None:
+            self.watched = answer.json()["data"][self.wiring.place].get("watched", self.watched)
+
+    async def poll(self) -> None:
+        """Ask for news once."""
+        params = {"run": self.watched["run"], "attack": self.watched["attack"], "seen": self.seen}
+        counted = self.counting.is_set()
+        answer = await self._timed(self.tally.polls_ms, self.client.get("/lab/news", params=params))
+        if answer is None or not answer.content:
+            return
+        if counted:
+            self.tally.num_bytes += len(answer.content)
+        news = answer.json()
+        self.seen = news.get("seen", "")
+        if news.get("look") != self.watched["look"]:
+            await self.refresh()
+
+    async def _timed(self, spent_ms: list[float], sent: Awaitable[httpx.Response]) -> httpx.Response | None:
+        """The answer, None instead of a failure; tallied if viewers were being counted when it was sent."""
+        counted = self.counting.is_set()
+        began = time.perf_counter()
+        try:
+            answer: httpx.Response | None = (await sent).raise_for_status()
+        except httpx.HTTPError:
+            answer = None
+        if counted and answer is not None:
+            spent_ms.append(1000 * (time.perf_counter() - began))
+        elif counted:
+            self.tally.errors += 1
+        return answer
+
+
+async def watch(url: str, wiring: Wiring, run: str, tally: Tally, counting: asyncio.Event, over: asyncio.Event) -> None:
+    """One viewer of `run`, until `over`; what it meets while `counting` goes into `tally`."""
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, trust_env=False) as client:
+        viewer = Viewer(client, wiring, run, tally, counting)
+        heart = asyncio.create_task(_hold(client, viewer.session))
+        await _sleep(over, random.random() * POLL_S)
+        while not viewer.watched and not over.is_set():
+            await viewer.refresh()
+        while not over.is_set():
+            await viewer.poll()
+            await _sleep(over, POLL_S * (0.85 + 0.3 * random.random()))
+        heart.cancel()
+
+
+async def _hold(client: httpx.AsyncClient, session: str) -> None:
+    with suppress(httpx.HTTPError):
+        async with client.stream("GET", f"/gradio_api/heartbeat/{session}", timeout=None) as stream:
+            async for _ in stream.aiter_raw():
+                pass
+
+
+async def _sleep(over: asyncio.Event, seconds: float) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(over.wait(), seconds)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that `share` (0 to 1) of `values` do not exceed; NaN of none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered)) - 1))] if ordered else float("nan")
