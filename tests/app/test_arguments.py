@@ -133,7 +133,7 @@ def test_a_run_deleted_elsewhere_is_said_to_be_gone_once(
     assert call["_say_gone"](memory) == memory
     assert "missed': None" in repr(drawn)
     lab.delete_run(done_run)
-    seen, *drawn = call["_tick"](memory, seen)
+    seen, *drawn = call["_refresh"](memory, seen)
     assert f"missed': '{done_run}'" in repr(drawn), "the rail's script then raises `gone`"
     after = call["_say_gone"](memory)
     assert (after["run"], after["attack"], after["owner"]) == (None, None, memory["owner"])
