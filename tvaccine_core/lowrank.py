@@ -24,7 +24,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from tvaccine_core import hooks
-from tvaccine_core.merged import merged_forwards
+from tvaccine_core.merged import merged_forwards, require_unchanged, versions_of
 
 ADAPTED_LINEARS = {
     "peft.tuners.lora.layer.Linear",
@@ -51,6 +51,7 @@ class LowRankSum(torch.autograd.Function):
         *factors: Tensor,
     ) -> Tensor:
         ctx.scalings, ctx.drops, ctx.factors, ctx.shape, ctx.dtype = scalings, drops, factors, x.shape, x.dtype
+        ctx.versions = versions_of(factors)
         if any(ctx.needs_input_grad[4:]):
             ctx.save_for_backward(x)
         inputs = x.reshape(-1, x.shape[-1]).to(factors[0].dtype)  # (N, I)
@@ -63,6 +64,7 @@ class LowRankSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (outer,) = gradients
+        require_unchanged(ctx.factors, ctx.versions)
         precision = ctx.factors[0].dtype
         gradient = outer.reshape(-1, outer.shape[-1]).to(precision)  # (N, O)
         inputs = None

@@ -23,6 +23,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
 from tvaccine_core import hooks
+from tvaccine_core.errors import TrainingError
 
 KEEP_LIMIT_BYTES = 2**26
 
@@ -47,6 +48,7 @@ class MergedLinear(torch.autograd.Function):
         # Weights stay as they are while a step lasts. Saved on the context and not through autograd, they do not make
         # checkpointing run a last linear again of which nothing else is needed.
         ctx.scalings, ctx.merged, ctx.weight, ctx.factors = scalings, merged, weight, factors
+        ctx.versions = versions_of(factors)
         if any(ctx.needs_input_grad[5:]):
             ctx.save_for_backward(x)
         return F.linear(x, merge(weight, scalings, factors) if merged is None else merged, bias)
@@ -55,6 +57,7 @@ class MergedLinear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         weight, factors = ctx.weight, ctx.factors
+        require_unchanged(factors, ctx.versions)
         result: list[Tensor | None] = [None, None, None, None, None]
         if ctx.needs_input_grad[0]:
             result[0] = gradient @ (merge(weight, ctx.scalings, factors) if ctx.merged is None else ctx.merged)
@@ -76,6 +79,20 @@ def merge(weight: Tensor, scalings: Sequence[float], factors: Sequence[Tensor]) 
     for index, scaling in enumerate(scalings):
         weight = torch.addmm(weight, factors[2 * index + 1], factors[2 * index], alpha=scaling)
     return weight
+
+
+def versions_of(tensors: Sequence[Tensor]) -> list[int]:
+    """How often each was changed in place: what autograd keeps of the tensors it saves."""
+    return [tensor._version for tensor in tensors]
+
+
+def require_unchanged(tensors: Sequence[Tensor], versions: Sequence[int]) -> None:
+    """Raise `TrainingError` if one of `tensors` was changed since it had its version; else a gradient were wrong."""
+    if versions_of(tensors) != versions:
+        raise TrainingError(
+            "An adapter's weights were changed while a step was using them.",
+            remedy="Report this method: it must move weights by `Passes.moved`.",
+        )
 
 
 def mergeable(model: nn.Module) -> list[LoraLinear]:
@@ -113,6 +130,7 @@ def _lean_forward(module: LoraLinear, linear: _Linear, keep: bool) -> Callable[.
     plain = module.forward
     weight, bias, scalings, factors = linear
     merged = None
+    versions = versions_of(factors)
     if keep:
         with torch.no_grad():
             merged = merge(weight, scalings, factors)
@@ -120,6 +138,8 @@ def _lean_forward(module: LoraLinear, linear: _Linear, keep: bool) -> Callable[.
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if args or kwargs or x.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type):
             return plain(x, *args, **kwargs)
+        if keep:
+            require_unchanged(factors, versions)
         return MergedLinear.apply(x, weight, bias, scalings, merged, *factors)
 
     return forward

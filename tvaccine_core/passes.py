@@ -14,11 +14,14 @@ With f the share of layers from the lowest drawn one up, this takes 1 + 3f passe
 
 Both passes see the same network: where there is dropout, the second pass replays the first one's masks, so that the
 shift is the worst one for the very loss that is descended. (The authors' code draws new masks.)
+
+A method that looks at other weights takes a gradient as a value (`gradients`), and another one where weights have
+`moved`; the same masks are replayed there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +54,8 @@ class CleanPass:
     """What the layer below the floor returned; None at floor 0."""
     random_states: tuple[RandomState, ...]
     """Of torch's generators at the start of the pass, and on entry to the floor."""
+    weights: object
+    """Stands for the weights that the pass saw."""
 
 
 class Passes:
@@ -67,6 +72,13 @@ class Passes:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.device = next(model.parameters()).device
         self._adapted, self._mergeable = adapted_linears(model), mergeable(model)
+        self._adapters: ExitStack | None = None
+        """While a scope lasts: what makes adapters run leaner than peft, with the values read last."""
+        self._must_read_again = False
+        self._began = RandomState(self.device)
+        """Of torch's generators at the start of the last pass."""
+        self._weights = object()
+        """Another object for other weights, see `moved`."""
         self._lean = lean_norms(model)
         if mode == "speed":
             self._lean |= short_attentions(self.blocks)
@@ -95,14 +107,56 @@ class Passes:
         seed = int(torch.randint(2**62, (), generator=generator)) + rank
         with (
             isolated_randomness(self.device, seed),
-            lean_adapters(self._adapted, self._mergeable),
+            ExitStack() as adapters,
             hooks.replace_forwards(self._lean),
             hooks.recompute(self._recomputed),
         ):
+            self._adapters = adapters
+            self._began.save()
+            self._read_adapters(adapters)
+            try:
+                yield
+            finally:
+                self._adapters = None
+
+    @contextmanager
+    def moved(self, shifts: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+        """Add `shifts` to weights that train; on exit, by an error too, they are bit for bit what they were.
+
+        Use it inside a scope. Adapters, which are read once, are read anew on both sides of the move. The first pass
+        inside replays the dropout masks of the last pass before, so that the two differ by the weights alone.
+        A graph must not outlive the move: take its gradient before, or inside.
+
+        Raises:
+            ModelError: there is no scope, or a parameter is not one of `parameters`.
+        """
+        if self._adapters is None:
+            raise ModelError("Weights are to move outside a step's scope.", remedy="Move them inside `Passes.scope`.")
+        known = set(self.parameters)
+        if not known.issuperset(shifts):
+            raise ModelError(
+                f"{len(set(shifts) - known)} of {len(shifts)} weights to move are not trained.",
+                remedy="Move parameters that require a gradient when the method is set up.",
+            )
+        here, copies = self._weights, [parameter.detach().clone() for parameter in shifts]
+        try:
+            self._weights, self._must_read_again = object(), True
+            with torch.no_grad():
+                for parameter, shift in shifts.items():
+                    parameter.add_(shift)
+            self._began.restore()
             yield
+        finally:
+            with torch.no_grad():
+                for parameter, copy in zip(shifts, copies, strict=True):
+                    parameter.copy_(copy)
+            self._weights, self._must_read_again = here, True
 
     def loss(self, tokens: LabelledTokens) -> Tensor:
         """Forward only: mean cross-entropy over the labelled tokens, with its graph."""
+        self._began.save()
+        if self._must_read_again and self._adapters is not None:
+            self._read_adapters(self._adapters)
         with ExitStack() as stack:
             if not self.below_blocks:
                 stack.enter_context(hooks.detach_input(self.blocks[0].layer))
@@ -122,6 +176,22 @@ class Passes:
             loss = self.loss(tokens)
             (loss * weight).backward()
         return loss.detach()
+
+    def gradients(
+        self, tokens: LabelledTokens, parameters: Sequence[nn.Parameter]
+    ) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+        """The loss, 0-dim, detached, and its gradient with respect to each of `parameters`; no `.grad` changes.
+
+        Each is of the mean over the tokens here, see `grads.sum_over_processes`; zeros where the loss does not reach.
+        """
+        wanted = set(parameters)
+        others = [parameter for parameter in self.parameters if parameter not in wanted]
+        with hooks.frozen(others), self._last_mlp_at(tokens):
+            loss = self.loss(tokens)
+            if not loss.requires_grad:
+                return loss, {parameter: torch.zeros_like(parameter) for parameter in parameters}
+            found = torch.autograd.grad(loss, list(parameters), allow_unused=True, materialize_grads=True)
+        return loss.detach(), dict(zip(parameters, found, strict=True))
 
     def clean(self, tokens: LabelledTokens, layers: Sequence[int], floor: int) -> CleanPass:
         """Loss and its gradients at the attention outputs of `layers`; keeps what a pass from `floor` up can reuse."""
@@ -144,6 +214,7 @@ class Passes:
             floor=floor,
             floor_input=below[0] if below else None,
             random_states=(started, entered),
+            weights=self._weights,
         )
 
     def perturbed(
@@ -154,17 +225,28 @@ class Passes:
         frozen: Sequence[nn.Parameter],
         weight: float,
     ) -> Tensor:
-        """Descend under `shifts`, from the floor of `clean` up; see `descend`."""
+        """Descend under `shifts`, from the floor of `clean` up; see `descend`.
+
+        Where weights moved since the clean pass, layers under the floor run again, without a graph as ever.
+        """
         attentions = {layer: self.blocks[layer].attention for layer in shifts}
         started, entered = clean.random_states
         with ExitStack() as stack:
             started.restore()
-            if clean.floor:
+            if clean.floor and clean.weights is not self._weights:
+                stack.enter_context(hooks.detach_input(self.blocks[clean.floor].layer))
+            elif clean.floor:
                 lower = [block.layer for block in self.blocks[: clean.floor]]
                 stack.enter_context(hooks.skip_to(lower, clean.floor_input))
                 stack.enter_context(hooks.on_entry(self.blocks[clean.floor].layer, entered.restore))
             stack.enter_context(hooks.perturb_hidden(attentions, shifts))
             return self.descend(tokens, frozen, weight)
+
+    def _read_adapters(self, scope: ExitStack) -> None:
+        """From now on, while the scope lasts, let adapters run with their present values."""
+        scope.close()
+        scope.enter_context(lean_adapters(self._adapted, self._mergeable))
+        self._must_read_again = False
 
     def _last_mlp_at(self, tokens: LabelledTokens) -> AbstractContextManager[None]:
         mlp = self.blocks[-1].mlp

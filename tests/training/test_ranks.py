@@ -16,6 +16,7 @@ import pytest
 import torch
 from processes import free_port, run_two
 from safetensors.torch import load_file, save_file
+from sam import SAM
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -53,7 +54,7 @@ DRAWN = TVaccineConfig(num_layers=2, resample_every=2, rescore_every=3, probe_ba
 class Case:
     """One training."""
 
-    method: MethodConfig
+    method: MethodConfig | SAM
     optimisation: OptimisationConfig = STEPS
     dropout: float = 0.0
     sharded: bool = False
@@ -69,6 +70,9 @@ CASES = {
         DRAWN.model_copy(update={"probe_batch_size": 1}), STEPS.model_copy(update={"batch_size": 1})
     ),
     "dropout": Case(DRAWN, dropout=0.3),
+    "moved weights": Case(SAM(0.3)),
+    "moved weights, nothing to share": Case(SAM(0.3), STEPS.model_copy(update={"batch_size": 1})),
+    "moved weights, sharded": Case(SAM(0.3), sharded=True),
     "sharded vaccine": Case(VaccineConfig(rho=2.0), sharded=True),
     "sharded tvaccine": Case(DRAWN, sharded=True),
 }
@@ -93,7 +97,7 @@ def train(model_folder: str, case: Case, ranks: Ranks = ALONE, **options: Any) -
     events.extend(
         fit(
             states.model,
-            load_method(case.method),
+            case.method if isinstance(case.method, SAM) else load_method(case.method),
             encode_all(tokenizer, examples, 200),
             case.optimisation,
             probe=encode_all(tokenizer, data.probe[:7], 200),
