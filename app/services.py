@@ -21,7 +21,6 @@ from tvaccine_core.config import (
     LabConfig,
     ModelConfig,
     Preset,
-    TVaccineConfig,
     parse_config,
 )
 from tvaccine_core.data.mixtures import attack_data
@@ -48,7 +47,7 @@ from tvaccine_core.export import (
     step_rows,
 )
 from tvaccine_core.machine import memory_bytes
-from tvaccine_core.methods import METHODS, MethodInfo, settings_of
+from tvaccine_core.methods import METHODS, MethodInfo, capabilities_of, settings_of
 from tvaccine_core.model_files import ModelFacts, check_model
 from tvaccine_core.orders import check_layers, latest
 from tvaccine_core.plain_text import check_prompt, without_places
@@ -112,10 +111,10 @@ __all__ = [
     "StoredEvent",
     "StudySummary",
     "Supervisor",
-    "TVaccineConfig",
     "TVaccineError",
     "Verdict",
     "advise",
+    "capabilities_of",
     "check_layers",
     "check_model",
     "default_home",

@@ -93,6 +93,7 @@ METHOD_FILE_MAY_IMPORT = {
     "passes",
     "methods",
     "methods.base",
+    "model_files",
 }
 STORE_READERS = {
     *("store", "orders", "export", "engine", "job_report", "worker", "supervisor", "launch"),

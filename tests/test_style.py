@@ -51,3 +51,17 @@ def test_no_path_of_somebodys_machine_is_written_down() -> None:
         if pattern.search(path.read_text(encoding="utf-8"))
     }
     assert not found
+
+
+def test_nothing_outside_methods_asks_which_method_it_is() -> None:
+    """What the program must know of a method is said by its entry in METHODS, see `methods.capabilities`."""
+    found = []
+    for path in SOURCES:
+        if "methods" in path.relative_to(ROOT).parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+                kinds = ast.unparse(node.args[1])
+                if re.search(r"(Vaccine|SFT)(Config)?\b", kinds):
+                    found.append(f"{path.relative_to(ROOT)}: {ast.unparse(node)}")
+    assert not found

@@ -25,9 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tvaccine_core.config import MethodConfig, SFTConfig, TVaccineConfig, VaccineConfig
 from tvaccine_core.errors import ConfigError, DataError
 from tvaccine_core.grads import EPSILON, l2_norm
-from tvaccine_core.methods import load_method
+from tvaccine_core.methods import capabilities_of, load_method
 from tvaccine_core.methods.base import Batch, Method, MethodContext
-from tvaccine_core.methods.tvaccine import TVaccine
 
 TOLERANCE = 1e-4
 """Largest relative error of a method that conforms."""
@@ -117,7 +116,8 @@ def replay(folder: Path) -> ConformanceReport:
 
 def _replay(folder: Path, trace: Mapping[str, Any]) -> _Worst:
     model = _build_model(trace, _read_tensors(folder / "initial.safetensors"))
-    method = _build_method(trace, model)
+    method: Any = _build_method(trace, model)
+    draws = capabilities_of(method.config).draw_every
     parameters = dict(model.named_parameters())
     trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
     optimiser = torch.optim.SGD(trained, lr=trace["optimizer"]["lr"])
@@ -125,7 +125,7 @@ def _replay(folder: Path, trace: Mapping[str, Any]) -> _Worst:
 
     for index, expected in enumerate(trace["steps"]):
         losses = []
-        if isinstance(method, TVaccine):
+        if draws:
             if "layer_scores" in expected:
                 scores, loss = method.score_layers(_batch(trace["harmful_batches"][expected["harmful_batch"]]))
                 worst.numbers("layer scores", scores, expected["layer_scores"])
@@ -139,7 +139,7 @@ def _replay(folder: Path, trace: Mapping[str, Any]) -> _Worst:
         if "perturbation_norms" in expected:
             clean = [value for key, value in metrics.items() if key.startswith("clean_grad_norm.")]
             worst.numbers("clean gradient norms", clean, _in_layer_order(expected["clean_grad_norms"]))
-            norms = method.perturbation_norms.values()
+            norms = method.perturbation.norms.values()
             worst.numbers("perturbation norms", norms, _in_layer_order(expected["perturbation_norms"]))
 
         gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}

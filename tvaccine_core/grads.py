@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -55,3 +56,45 @@ def scale_to_radius(gradients: Mapping[Part, Tensor], norm: Tensor, radius: floa
     """The first-order worst shift within an L2 ball: `radius * g / (norm + 1e-7)`, `norm` being that of all g."""
     scale = radius / (norm + EPSILON)
     return {part: gradient * scale.to(gradient.dtype) for part, gradient in gradients.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Perturbation:
+    """The worst shift of hidden states, layer by layer, and how large it and the gradient behind it are."""
+
+    shifts: dict[int, Tensor]
+    """Layer -> (B, T', D), of the rows that are here."""
+    norms: dict[int, Tensor]
+    """Layer -> L2 norm of its shift, of the rows that are here."""
+    gradient_norm: Tensor
+    """Joint over the layers and all processes."""
+    gradient_norms: dict[int, Tensor]
+    """Layer -> L2 norm of its gradient, over all processes."""
+
+    def metrics(self, reduce_sum: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """What a step reports of it, the same in all processes."""
+        return {
+            "perturbation_norm": joint_norm(self.norms, reduce_sum)[0],
+            "clean_grad_norm": self.gradient_norm,
+            **{f"clean_grad_norm.{layer}": value for layer, value in self.gradient_norms.items()},
+        }
+
+
+def worst_perturbation(
+    gradients: Mapping[int, Tensor], radius: float, share: float, reduce_sum: Callable[[Tensor], Tensor]
+) -> Perturbation:
+    """The shift of hidden states by which a loss grows most, to first order, within an L2 ball joint over all of them.
+
+    Processes that divide a micro-batch find its shift together: each loss is a mean over the tokens of its own process,
+    so the micro-batch's gradient at a hidden state is `share` times the one found.
+
+    Args:
+        gradients: layer -> d loss / d hidden states, (B, T', D).
+        radius: of the ball.
+        share: of the micro-batch's labelled tokens that is here.
+        reduce_sum: sum over processes.
+    """
+    mine = {layer: l2_norm(gradient) * share for layer, gradient in gradients.items()}
+    norm, norms = joint_norm(mine, reduce_sum)
+    shifts = scale_to_radius(gradients, norm, radius * share)
+    return Perturbation(shifts, {layer: l2_norm(shift) for layer, shift in shifts.items()}, norm, norms)

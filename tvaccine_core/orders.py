@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from tvaccine_core.config import AlignmentConfig, AttackConfig, LabConfig, TVaccineConfig, parse_config
+from tvaccine_core.config import AlignmentConfig, AttackConfig, LabConfig, parse_config
 from tvaccine_core.data.mixtures import attack_data
 from tvaccine_core.data.sources import load_lab_data
-from tvaccine_core.errors import ConfigError, StoreError
+from tvaccine_core.errors import StoreError
 from tvaccine_core.methods import method_info, settings_of
 from tvaccine_core.model_files import ModelFacts, check_model
 from tvaccine_core.store import JobKind, JobRow, Store, Work
@@ -43,14 +43,9 @@ def check(config: LabConfig) -> ModelFacts:
 
 
 def check_layers(config: LabConfig, facts: ModelFacts) -> None:
-    """Raise `ConfigError` if T-Vaccine is to draw more layers than the model is known to have."""
+    """Raise `ConfigError` if a method's settings do not fit what is known of the model, e.g. its number of layers."""
     for method in config.alignment.methods:
-        drawn = method.num_layers if isinstance(method, TVaccineConfig) and method.layer_choice != "all" else 0
-        if facts.num_layers is not None and drawn > facts.num_layers:
-            raise ConfigError(
-                f"num_layers is {drawn}, but {config.model.name} has {facts.num_layers} layers.",
-                remedy=f"Choose num_layers from 1 to {facts.num_layers}, on the Align step.",
-            )
+        method_info(method.name).check(method, facts)
 
 
 def start_run(store: Store, config: LabConfig, name: str | None = None, *, attack: bool = False) -> Order:

@@ -11,11 +11,9 @@ from app import charts, markup, text
 from app.components import figure, heading, news_block, section
 from app.draft import Draft
 from app.page import Glance, Memory, Page, remembered, run_of
-from app.services import METHODS, LayerScoreRecord, RunBusyError, TVaccineConfig
+from app.services import METHODS, LayerScoreRecord, RunBusyError, capabilities_of
 from app.views import EMPTY_TRACK, RunView, Track
 
-SCORED = "tvaccine"
-"""The method that scores layers."""
 DOMINANT_SHARE = 0.5
 """A layer with more of the probability than this is said to dominate."""
 LOSS_EVERY_S = 2.0
@@ -120,9 +118,15 @@ def newest(view: RunView | None, kind: str) -> list[Any]:
     return list(found.values())
 
 
+def scoring_method(view: RunView) -> str | None:
+    """The first method of the run that scores layers."""
+    return next((method for method in view.methods if "layer_scores" in METHODS[method].records), None)
+
+
 def scored_track(view: RunView | None) -> Track:
-    """What the layer-scoring method reported; empty if the run does not use it."""
-    return view.track(view.align_job(SCORED)) if view else EMPTY_TRACK
+    """What the layer-scoring method reported; empty if the run has none."""
+    method = scoring_method(view) if view else None
+    return view.track(view.align_job(method)) if view and method else EMPTY_TRACK
 
 
 def draw_cards(glance: Glance) -> str:
@@ -151,11 +155,12 @@ def draw_heatmap(glance: Glance) -> charts.Spec:
     track = scored_track(glance.view)
     if glance.view is None:
         return charts.empty(text.HEATMAP_EMPTY, 360)
-    if SCORED not in glance.view.methods:
+    scoring = scoring_method(glance.view)
+    if scoring is None:
         return charts.empty(text.HEATMAP_NOT_SCORED, 160)
     config = glance.view.config.alignment
-    every = next(method.resample_every for method in config.methods if isinstance(method, TVaccineConfig))
-    return charts.layer_heatmap(track, config.optimisation.steps, every)
+    settings = next(method for method in config.methods if method.name == scoring)
+    return charts.layer_heatmap(track, config.optimisation.steps, capabilities_of(settings).draw_every)
 
 
 def draw_loss(glance: Glance) -> charts.Spec:

@@ -251,12 +251,12 @@ def test_steps_between_perturbed_ones_descend_the_plain_loss_in_what_trains(
         if step % 3 == 0:
             assert metrics.keys() == full.keys()
             assert worst_error(ours, perturbed) == 0
-            assert method.perturbation_norms
+            assert method.perturbation is not None
         else:
             assert metrics.keys() == {"loss"}
             assert worst_error(ours, {name: plain[name] for name in ours}) < 1e-5
             assert worst_error(ours, perturbed) > 1e-3
-            assert not method.perturbation_norms
+            assert method.perturbation is None
     assert events == always_events, "layers are scored and drawn as ever"
 
 

@@ -75,7 +75,7 @@ def test_layers_are_drawn_by_their_scores_without_replacement(monkeypatch: pytes
     method, events = set_up(model, num_layers=1, resample_every=1, rescore_every=10_000)
     probabilities = torch.tensor([0.6, 0.3, 0.1])
     monkeypatch.setattr(TVaccine, "score_layers", lambda self, batch: (probabilities * 5, torch.tensor(1.0)))
-    monkeypatch.setattr(TVaccine, "perturbed_step", lambda self, *args, **kwargs: {})
+    monkeypatch.setattr(TVaccine, "descend", lambda self, *args, **kwargs: {})
     for step in range(2000):
         method.training_step(model, make_batch(), step)
     drawn = Counter(event.layers for event in events if isinstance(event, LayerDrawRecord))

@@ -23,7 +23,7 @@ def test_plan_prints_a_table_a_method_and_writes_json(
     assert main([*arguments, "--json", str(path)]) == 0
     printed = capsys.readouterr().out
     assert "RTX 4090: T-Vaccine fits." in printed
-    assert "layer 0 is among those drawn" in printed
+    assert "layer 0 is among the drawn layers" in printed
     report = PlanReport.model_validate_json(path.read_text(encoding="utf-8"))
     assert [plan.method for plan in report.plans] == ["sft", "tvaccine"]
     assert report.verdicts == {"sft": "fits", "tvaccine": "fits"}

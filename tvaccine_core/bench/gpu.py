@@ -37,11 +37,11 @@ from tvaccine_core.config import (
     VaccineConfig,
 )
 from tvaccine_core.errors import OutOfMemoryError
-from tvaccine_core.methods import load_method
+from tvaccine_core.methods import load_method, worst_case_of
 from tvaccine_core.models import LoadedModel, load_model, pick_device
 from tvaccine_core.plan.planner import plan_run, workload_of
 from tvaccine_core.plan.pretend import ALIGNED, describe_model, storages, word_tokenizer
-from tvaccine_core.plan.rehearsal import make_rows, worst_draw
+from tvaccine_core.plan.rehearsal import make_rows
 from tvaccine_core.plan.shapes import read_shape
 from tvaccine_core.plan.tracker import Tracker
 from tvaccine_core.records import Record, StepRecord
@@ -239,7 +239,7 @@ def _steps(states: ModelStates, config: LabConfig, method: MethodConfig) -> tupl
         optimisation = config.alignment.optimisation.model_copy(update={"steps": steps})
         events = fit(
             states.model,
-            load_method(worst_draw(method)),
+            load_method(worst_case_of(method).settings),
             rows,
             optimisation,
             seed=0,

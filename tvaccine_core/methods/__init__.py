@@ -6,11 +6,15 @@ Adding a method = one config in `config.py`, one file here, one entry in `METHOD
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from tvaccine_core.config import Config, LabConfig, MethodConfig, SFTConfig, TVaccineConfig, VaccineConfig
+from tvaccine_core.config import Config, LabConfig, SFTConfig, TVaccineConfig, VaccineConfig
 from tvaccine_core.errors import ConfigError, did_you_mean, shown
+from tvaccine_core.methods import capabilities as known
+from tvaccine_core.methods.capabilities import Capabilities, WorstCase
+from tvaccine_core.model_files import ModelFacts
 
 if TYPE_CHECKING:
     from tvaccine_core.methods.base import Method
@@ -35,6 +39,16 @@ class MethodInfo:
     description: str
     colour: str
     """Okabe-Ito colour that means this method in every chart, table and pane."""
+    records: tuple[str, ...] = ()
+    """Kinds of records of its own, beside the metrics of its steps; see `records`."""
+    capabilities: Callable[[Any], Capabilities] = known.nothing_special
+    """What it does under given settings."""
+    worst_case: Callable[[Any], WorstCase] = WorstCase
+    """Its settings for the memory plan."""
+    typical: Callable[[Any], Config] = known.as_it_is
+    """Its settings for a few timed steps, whose median is to be that of a long run."""
+    check: Callable[[Any, ModelFacts], None] = known.fits_any_model
+    """Raises `ConfigError` if its settings do not fit what is known of the model before it is loaded."""
 
 
 METHODS: dict[str, MethodInfo] = {
@@ -59,6 +73,7 @@ METHODS: dict[str, MethodInfo] = {
         path="tvaccine_core.methods.vaccine:Vaccine",
         description="Trains under the worst small shift of the hidden states, in every layer.",
         colour="#009E73",
+        capabilities=known.vaccine,
     ),
     "tvaccine": MethodInfo(
         name="tvaccine",
@@ -71,6 +86,11 @@ METHODS: dict[str, MethodInfo] = {
         description="Trains under the worst small shift of the hidden states of safety-critical layers, "
         "drawn by the gradient norm of harmful data; freezes the rest.",
         colour="#0072B2",
+        records=("layer_scores", "layer_draw"),
+        capabilities=known.tvaccine,
+        worst_case=known.tvaccine_worst_case,
+        typical=known.tvaccine_typical,
+        check=known.tvaccine_check,
     ),
 }
 
@@ -80,6 +100,16 @@ def method_info(name: str) -> MethodInfo:
     if name not in METHODS:
         raise ConfigError(f"Unknown method {shown(name)}.", remedy=did_you_mean(name, METHODS))
     return METHODS[name]
+
+
+def capabilities_of(settings: Config) -> Capabilities:
+    """What the method with these settings does."""
+    return method_info(getattr(settings, "name", "")).capabilities(settings)
+
+
+def worst_case_of(settings: Config) -> WorstCase:
+    """The method with these settings as the memory plan must see it."""
+    return method_info(getattr(settings, "name", "")).worst_case(settings)
 
 
 def settings_of(config: LabConfig, name: str) -> Config:
@@ -99,7 +129,7 @@ def settings_of(config: LabConfig, name: str) -> Config:
     return settings
 
 
-def load_method(config: MethodConfig) -> Method:
-    """Import the class of `config.name` and make it. Imports torch."""
-    module, _, name = method_info(config.name).path.partition(":")
+def load_method(config: Config) -> Method:
+    """Import the class of the method with these settings and make it. Imports torch."""
+    module, _, name = method_info(getattr(config, "name", "")).path.partition(":")
     return getattr(importlib.import_module(module), name)(config)

@@ -8,7 +8,8 @@ untouched: all randomness, dropout masks included, comes from the method's own g
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 
 from tvaccine_core.activation_memory import Mode
 from tvaccine_core.config import Config
-from tvaccine_core.grads import joint_norm, l2_norm, scale_to_radius
 from tvaccine_core.losses import LabelledTokens
 from tvaccine_core.methods import MethodInfo, method_info
 from tvaccine_core.passes import Passes
@@ -91,12 +91,9 @@ class Method(ABC, Generic[ConfigT]):
 
     passes: Passes
     context: MethodContext
-    perturbation_norms: dict[int, Tensor]
-    """Layer -> L2 norm of its share of the last step's perturbation, in this process; empty without a perturbation."""
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
-        self.perturbation_norms = {}
 
     @property
     def info(self) -> MethodInfo:
@@ -121,6 +118,10 @@ class Method(ABC, Generic[ConfigT]):
             processes divide a micro-batch, each is such a mean here, or the same in all of them.
         """
 
+    def scope(self) -> AbstractContextManager[None]:
+        """What the passes of one step, backward included, run inside; see `Passes.scope`."""
+        return self.passes.scope(self.context.generator, self.context.rank)
+
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run needs beside weights and optimiser."""
         return {"generator": self.context.generator.get_state()}
@@ -128,35 +129,3 @@ class Method(ABC, Generic[ConfigT]):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up where `state_dict` left off. Call it after `setup`."""
         self.context.generator.set_state(state["generator"])
-
-    def plain_step(self, batch: Batch, frozen: Sequence[nn.Parameter]) -> dict[str, Tensor]:
-        """Descend the loss without a perturbation in all parameters but `frozen`."""
-        self.perturbation_norms = {}
-        with self.passes.scope(self.context.generator, self.context.rank):
-            return {"loss": self.passes.descend(batch.prepare(), frozen, batch.weight)}
-
-    def perturbed_step(
-        self, batch: Batch, layers: Sequence[int], *, floor: int, frozen: Sequence[nn.Parameter], rho: float
-    ) -> dict[str, Tensor]:
-        """Two passes: find the worst shift of radius `rho` at the attention outputs of `layers`, descend under it.
-
-        Nothing below layer `floor` trains; `frozen` are the parameters from there up that do not train either.
-        Processes that divide the micro-batch find its shift together: each loss here is a mean over its own tokens, so
-        the micro-batch's gradient at a hidden state is `batch.share` times the one found.
-        """
-        tokens = batch.prepare()
-        reduce_sum = self.context.reduce_sum
-        with self.passes.scope(self.context.generator, self.context.rank):
-            clean = self.passes.clean(tokens, layers, floor)
-            mine = {layer: l2_norm(gradient) * batch.share for layer, gradient in clean.gradients.items()}
-            norm, norms = joint_norm(mine, reduce_sum)
-            shifts = scale_to_radius(clean.gradients, norm, rho * batch.share)
-            self.perturbation_norms = {layer: l2_norm(shift) for layer, shift in shifts.items()}
-            perturbed_loss = self.passes.perturbed(tokens, clean, shifts, frozen, batch.weight)
-        return {
-            "loss": clean.loss,
-            "perturbed_loss": perturbed_loss,
-            "perturbation_norm": joint_norm(self.perturbation_norms, reduce_sum)[0],
-            "clean_grad_norm": norm,
-            **{f"clean_grad_norm.{layer}": value for layer, value in norms.items()},
-        }

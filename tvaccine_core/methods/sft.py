@@ -17,4 +17,5 @@ class SFT(Method[SFTConfig]):
     """Descend the alignment loss."""
 
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
-        return self.plain_step(batch, frozen=())
+        with self.scope():
+            return {"loss": self.passes.descend(batch.prepare(), frozen=(), weight=batch.weight)}

@@ -31,8 +31,9 @@ from torch import Tensor, nn
 
 from tvaccine_core.config import TVaccineConfig
 from tvaccine_core.errors import ConfigError, TrainingError
-from tvaccine_core.grads import l2_norm
+from tvaccine_core.grads import Perturbation, l2_norm, worst_perturbation
 from tvaccine_core.methods.base import Batch, Method, MethodContext
+from tvaccine_core.model_files import ModelFacts
 from tvaccine_core.records import LayerDrawRecord, LayerScoreRecord
 
 ONE_BELOW_ABOVE = 26
@@ -45,15 +46,14 @@ SCORED_AT_ONCE = 8
 class TVaccine(Method[TVaccineConfig]):
     """Perturb and train the layers drawn by their harmful gradient norm."""
 
+    perturbation: Perturbation | None = None
+    """The last step's; None after a plain step."""
+
     def setup(self, model: nn.Module, context: MethodContext) -> None:
         """Raises `ConfigError` if more layers are to be drawn than there are, or scores have no harmful data."""
         super().setup(model, context)
         self._num_blocks = len(self.passes.blocks)
-        if self.config.layer_choice != "all" and self.config.num_layers > self._num_blocks:
-            raise ConfigError(
-                f"num_layers is {self.config.num_layers}, but the model has {self._num_blocks} layers.",
-                remedy=f"Choose num_layers from 1 to {self._num_blocks}.",
-            )
+        self.info.check(self.config, ModelFacts(folder=None, num_layers=self._num_blocks))
         if self._uses_scores and context.sample_harmful is None:
             raise ConfigError(
                 f"layer_choice {self.config.layer_choice!r} scores layers on harmful data, and there is none.",
@@ -87,11 +87,26 @@ class TVaccine(Method[TVaccineConfig]):
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
         if not self._forced and step != self._last_drawn:
             self._schedule(step)
-        if step % self.config.perturb_every:
-            return self.plain_step(batch, self._frozen)
-        return self.perturbed_step(
-            batch, self._layers, floor=self._floor(self._layers), frozen=self._frozen, rho=self.config.rho
-        )
+        return self.descend(batch, step)
+
+    def descend(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Train what the drawn layers let train: on f(e_l + eps_l) if the step is to be perturbed, else on f(e_l)."""
+        tokens, reduce_sum = batch.prepare(), self.context.reduce_sum
+        self.perturbation = None
+        with self.scope():
+            if step % self.config.perturb_every:
+                return {"loss": self.passes.descend(tokens, self._frozen, batch.weight)}
+
+            # 1. The clean pass: g_l = d f / d e_l, in the drawn layers. Nothing under the floor trains.
+            clean = self.passes.clean(tokens, self._layers, self._floor(self._layers))
+
+            # 2. eps_l = rho * g_l / ||g||, joint over the drawn layers.
+            eps = worst_perturbation(clean.gradients, self.config.rho, batch.share, reduce_sum)
+
+            # 3. The perturbed pass, from the floor up: descend d f(e_l + eps_l) / d w.
+            loss = self.passes.perturbed(tokens, clean, eps.shifts, self._frozen, batch.weight)
+        self.perturbation = eps
+        return {"loss": clean.loss, "perturbed_loss": loss, **eps.metrics(reduce_sum)}
 
     def score_layers(self, harmful: Batch) -> tuple[Tensor, Tensor]:
         """Over all processes: gradient norm of the harmful loss at every attention output, (L,), and that loss."""
@@ -100,7 +115,7 @@ class TVaccine(Method[TVaccineConfig]):
         # Processes that divide the rows hold less each, and must all make the same number of passes.
         lean = self.context.activation_memory == "lowest" and harmful.share == 1
         pieces = harmful.pieces(SCORED_AT_ONCE) if lean else []
-        with self.passes.scope(self.context.generator, self.context.rank):
+        with self.scope():
             for piece in pieces or [harmful]:
                 clean = self.passes.clean(piece.prepare(), range(self._num_blocks), floor=0)
                 norms.append(torch.stack([l2_norm(gradient) for gradient in clean.gradients.values()]) * piece.share)
@@ -126,7 +141,7 @@ class TVaccine(Method[TVaccineConfig]):
 
     @property
     def _uses_scores(self) -> bool:
-        return self.config.layer_choice in ("sampled", "top_k")
+        return bool(self.info.capabilities(self.config).scoring_rows)
 
     def _schedule(self, step: int) -> None:
         """Score and draw if `step` is due; once a step, whatever the number of its micro-batches."""

@@ -18,14 +18,30 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tvaccine_core.config import VaccineConfig
+from tvaccine_core.grads import Perturbation, worst_perturbation
 from tvaccine_core.methods.base import Batch, Method
 
 
 class Vaccine(Method[VaccineConfig]):
     """Perturb every attention output, train every parameter."""
 
+    perturbation: Perturbation | None = None
+    """The last step's; None after a plain step."""
+
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
-        if step % self.config.perturb_every:
-            return self.plain_step(batch, frozen=())
-        layers = range(len(self.passes.blocks))
-        return self.perturbed_step(batch, layers, floor=0, frozen=(), rho=self.config.rho)
+        tokens, reduce_sum = batch.prepare(), self.context.reduce_sum
+        self.perturbation = None
+        with self.scope():
+            if step % self.config.perturb_every:
+                return {"loss": self.passes.descend(tokens, frozen=(), weight=batch.weight)}
+
+            # 1. The clean pass: g_l = d f / d e_l, in every layer.
+            clean = self.passes.clean(tokens, range(len(self.passes.blocks)), floor=0)
+
+            # 2. eps_l = rho * g_l / ||g||, joint over the layers.
+            eps = worst_perturbation(clean.gradients, self.config.rho, batch.share, reduce_sum)
+
+            # 3. The perturbed pass: descend d f(e_l + eps_l) / d w.
+            loss = self.passes.perturbed(tokens, clean, eps.shifts, frozen=(), weight=batch.weight)
+        self.perturbation = eps
+        return {"loss": clean.loss, "perturbed_loss": loss, **eps.metrics(reduce_sum)}

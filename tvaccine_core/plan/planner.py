@@ -20,8 +20,9 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from tvaccine_core.activation_memory import ROOM_SHARE, Mode, choose_mode, measure_shape
-from tvaccine_core.config import LabConfig, MethodConfig, TVaccineConfig
+from tvaccine_core.config import Config, LabConfig, MethodConfig
 from tvaccine_core.errors import ConfigError, ModelError
+from tvaccine_core.methods import WorstCase, capabilities_of, worst_case_of
 from tvaccine_core.plan.pretend import compute_dtype, describe_model, pretend_states
 from tvaccine_core.plan.records import PARTS, MemoryPlan, Part, Phase, PhasePeak
 from tvaccine_core.plan.rehearsal import Scene, Workload, rehearse
@@ -138,7 +139,7 @@ class _Planner:
             batch_size=workload.batch_size,
             length=workload.length,
             labelled=workload.labelled,
-            probe_batch_size=method.probe_batch_size if "score" in phases and isinstance(method, TVaccineConfig) else 0,
+            probe_batch_size=capabilities_of(method).scoring_rows if "score" in phases else 0,
             evaluation_batch_size=workload.evaluation_batch_size,
             new_tokens=workload.new_tokens,
             num_layers=self._num_layers,
@@ -162,14 +163,15 @@ class _Planner:
 
     def _scenes(self, method: MethodConfig, workload: Workload) -> tuple[dict[Scene, Peak], bool]:
         """The peak of each scene, and whether every layer was run through."""
-        depths = None if self._whole else self._depths(method, workload.mode)
+        case = worst_case_of(method)
+        depths = None if self._whole else self._depths(case, workload.mode)
         if depths is None or (self._whole is None and self._is_small()):
             return self._rehearse(method, self._shape, workload), True
         sums: dict[Scene, dict[Part, int]] = {}
         for depth in depths:
             shallow = _with_layers(self._shape, depth.drawn + depth.undrawn)
-            fewer = method.model_copy(update={"num_layers": depth.drawn}) if depth.drawn else method
-            for scene, peak in self._rehearse(fewer, shallow, workload).items():
+            shallower = case.with_drawn(depth.drawn) if case.with_drawn and depth.drawn else method
+            for scene, peak in self._rehearse(shallower, shallow, workload).items():
                 parts = sums.setdefault(scene, dict.fromkeys(PARTS, 0))
                 for part, num_bytes in peak.parts.items():
                     parts[part] += depth.weight * num_bytes
@@ -180,22 +182,17 @@ class _Planner:
         largest = max((_num_parameters(layer) for stack in stacks for layer in stack), default=0)
         return self._num_layers <= WHOLE_UP_TO_LAYERS or largest < LARGE_LAYER_PARAMETERS
 
-    def _rehearse(self, method: MethodConfig, shape: PretrainedConfig, workload: Workload) -> dict[Scene, Peak]:
+    def _rehearse(self, method: Config, shape: PretrainedConfig, workload: Workload) -> dict[Scene, Peak]:
         states = pretend_states(self._config.model, shape, self._device, self._config.alignment.adapter)
         return rehearse(states, method, workload)
 
-    def _depths(self, method: MethodConfig, mode: Mode) -> list[_Depth] | None:
+    def _depths(self, case: WorstCase, mode: Mode) -> list[_Depth] | None:
         """Shallower models whose weighted sum is the whole one; None if there are none."""
+        if not case.grows_evenly:
+            return None
         period = math.lcm(_period(self._shape), 2 if mode == "balanced" else 1)
-        if not isinstance(method, TVaccineConfig):
-            drawn, base_drawn = 0, 0
-        elif method.layer_choice == "last":
-            return None  # how deep the layers lie matters
-        else:
-            drawn = self._num_layers if method.layer_choice == "all" else method.num_layers
-            base_drawn = _base(drawn, period)
-        undrawn = self._num_layers - drawn
-        base_undrawn = _base(undrawn, period)
+        drawn, undrawn = case.drawn, self._num_layers - case.drawn
+        base_drawn, base_undrawn = _base(drawn, period), _base(undrawn, period)
         while 0 < base_drawn + base_undrawn < 2:  # the first layer and the last one differ from those in between
             base_drawn, base_undrawn = (
                 base_drawn + (period if base_drawn else 0),
@@ -224,8 +221,8 @@ class _Planner:
             "every row has the full length, and every adapter that can train has its AdamW moments",
             "tensors only: a GPU's context (about 0.5 GiB) and gaps in PyTorch's allocator come on top",
         ]
-        if isinstance(method, TVaccineConfig) and method.layer_choice in ("sampled", "top_k", "uniform"):
-            said.append("layer 0 is among those drawn, the worst draw")
+        if assumption := worst_case_of(method).assumption:
+            said.append(assumption)
         if self._workload.labelled == self._workload.length:
             said.append("every token is learned")
         if self._config.model.quantization == "int8":

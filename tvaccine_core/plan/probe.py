@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from tvaccine_core.adapters import ModelStates
-from tvaccine_core.config import LabConfig, MethodConfig, TVaccineConfig
+from tvaccine_core.config import LabConfig, MethodConfig
 from tvaccine_core.data.batches import derive_seed
-from tvaccine_core.methods import load_method
+from tvaccine_core.methods import capabilities_of, load_method, method_info
 from tvaccine_core.models import load_model
 from tvaccine_core.plan.pretend import ALIGNED
 from tvaccine_core.plan.records import TimeEstimate
@@ -24,7 +24,7 @@ WARM_UP_STEPS = 2
 def probe_times(config: LabConfig, workload: Workload) -> Iterator[TimeEstimate]:
     """Load the model of `config` and take `TIMED_STEPS` steps by each of its methods, on rows of full length.
 
-    Layers are drawn anew at every step, so that the median is that of a typical draw.
+    Each method has its typical settings, so that the median step is that of a long run.
 
     Raises:
         ModelError: the model's weights are not here, or do not load.
@@ -41,13 +41,13 @@ def probe_times(config: LabConfig, workload: Workload) -> Iterator[TimeEstimate]
 def _estimate(states: ModelStates, config: LabConfig, method: MethodConfig, workload: Workload) -> TimeEstimate:
     optimisation = config.alignment.optimisation
     steps = optimisation.model_copy(update={"steps": WARM_UP_STEPS + TIMED_STEPS, "checkpoint_every": 0})
-    drawn = method.model_copy(update={"resample_every": 1}) if isinstance(method, TVaccineConfig) else method
-    probe = make_rows(workload, method.probe_batch_size) if isinstance(method, TVaccineConfig) else ()
+    does = capabilities_of(method)
+    probe = make_rows(workload, does.scoring_rows)
     rows = make_rows(workload, workload.batch_size * optimisation.accumulation)
     elapsed = [0.0]
     for event in fit(
         states.model,
-        load_method(drawn),
+        load_method(method_info(method.name).typical(method)),
         rows,
         steps,
         seed=config.seed,
@@ -59,9 +59,8 @@ def _estimate(states: ModelStates, config: LabConfig, method: MethodConfig, work
             elapsed.append(event.elapsed_s)
     seconds = [after - before for before, after in pairwise(elapsed)]
     step_s = statistics.median(seconds[WARM_UP_STEPS:])
-    scores = isinstance(method, TVaccineConfig) and method.layer_choice in ("sampled", "top_k")
-    scoring_s = max(0.0, seconds[0] - step_s) if scores else 0.0
-    num_scorings = -(-optimisation.steps // method.rescore_every) if isinstance(method, TVaccineConfig) else 0
+    scoring_s = max(0.0, seconds[0] - step_s) if does.score_every else 0.0
+    num_scorings = -(-optimisation.steps // does.score_every) if does.score_every else 0
     return TimeEstimate(
         method=method.name,
         device=str(states.loaded.device),

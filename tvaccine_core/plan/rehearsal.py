@@ -17,12 +17,11 @@ import torch
 
 from tvaccine_core.activation_memory import Mode
 from tvaccine_core.adapters import ModelStates
-from tvaccine_core.config import MethodConfig, OptimisationConfig, TVaccineConfig
+from tvaccine_core.config import Config, OptimisationConfig
 from tvaccine_core.data.prompts import MASKED, Encoded, encode_prompts
 from tvaccine_core.evaluation.generate import stream_tokens
-from tvaccine_core.methods import load_method
+from tvaccine_core.methods import capabilities_of, load_method, worst_case_of
 from tvaccine_core.methods.base import Batch, MethodContext
-from tvaccine_core.methods.tvaccine import TVaccine
 from tvaccine_core.plan.pretend import ALIGNED, WORD, storages, word_tokenizer
 from tvaccine_core.plan.tracker import Peak, Tracker
 from tvaccine_core.records import StepRecord
@@ -47,14 +46,7 @@ class Workload:
     """What is kept for the backward passes."""
 
 
-def worst_draw(method: MethodConfig) -> MethodConfig:
-    """The same method, with layers that chance would choose taken from the bottom up."""
-    if isinstance(method, TVaccineConfig) and method.layer_choice in ("sampled", "top_k", "uniform"):
-        return method.model_copy(update={"layer_choice": "first"})
-    return method
-
-
-def rehearse(states: ModelStates, method: MethodConfig, workload: Workload) -> dict[Scene, Peak]:
+def rehearse(states: ModelStates, method: Config, workload: Workload) -> dict[Scene, Peak]:
     """The peak of each scene; `states` holds the adapter `ALIGNED`, whose values change.
 
     Raises:
@@ -67,12 +59,13 @@ def rehearse(states: ModelStates, method: MethodConfig, workload: Workload) -> d
     tracker = Tracker(vocabulary=embedding.weight.shape[0])
     tracker.own(storages(model), "weights")
     tracker.own(trained, "adapters")
+    worst = worst_case_of(method).settings
     steps = OptimisationConfig(steps=1, batch_size=workload.batch_size, max_length=max(workload.length, 8))
     peaks: dict[Scene, Peak] = {}
     with tracker, _nothing_ends(states):
         events = fit(
             model,
-            load_method(worst_draw(method)),
+            load_method(worst),
             make_rows(workload, workload.batch_size),
             steps,
             seed=0,
@@ -88,8 +81,8 @@ def rehearse(states: ModelStates, method: MethodConfig, workload: Workload) -> d
             peaks |= _evaluate(states, tracker, workload)
             for parameter in trained:
                 parameter.grad = None
-            if isinstance(method, TVaccineConfig) and method.layer_choice in ("sampled", "top_k"):
-                peaks["score"] = _score(model, tracker, method, workload)
+            if num_rows := capabilities_of(method).scoring_rows:
+                peaks["score"] = _score(model, tracker, method, num_rows, workload)
     return peaks
 
 
@@ -101,10 +94,9 @@ def make_rows(workload: Workload, count: int) -> list[Encoded]:
     return [Encoded(example_id=str(row), input_ids=ids, labels=labels) for row in range(count)]
 
 
-def _score(model: Any, tracker: Tracker, config: TVaccineConfig, workload: Workload) -> Peak:
+def _score(model: Any, tracker: Tracker, config: Config, num_rows: int, workload: Workload) -> Peak:
     method: Any = load_method(config)
-    assert isinstance(method, TVaccine)
-    batch = collate(make_rows(workload, config.probe_batch_size), 0)
+    batch = collate(make_rows(workload, num_rows), 0)
 
     def sample(count: int, generator: torch.Generator) -> Batch:
         return batch
