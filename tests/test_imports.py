@@ -48,7 +48,7 @@ LAYERS = (
     {"models", "model_files", "model_sizes", "adapters", "adapter_files", "targets", "checkpoints", "data", "sandbox"},
     {"methods"},
     {"orders"},
-    {"training"},
+    {"training", "collate"},
     {"attack", "evaluation", "conformance"},
     {"pipeline", "plan"},
     {"job_report"},

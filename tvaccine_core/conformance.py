@@ -220,11 +220,12 @@ def _build_method(trace: Mapping[str, Any], model: nn.Module) -> Method[Any]:
         raise DataError(f"The trace uses {trace['optimizer']['name']}, the replay plain SGD.", remedy="Use SGD.")
     method = load_method(CONFIGS[trace["method"]](given))
 
-    def no_harmful_data(size: int, generator: torch.Generator) -> Batch:
+    def no_harmful_data(size: int, generator: torch.Generator | None) -> Batch:
         raise DataError("A replay forces the layers; it draws no harmful data.", remedy="Report this as a bug.")
 
     generator = torch.Generator().manual_seed(0)
-    method.setup(model, MethodContext(generator, no_harmful_data, lambda value: value, lambda event: None))
+    streams = {"harmful": no_harmful_data}
+    method.setup(model, MethodContext(generator, lambda value: value, lambda event: None, streams=streams))
     return method
 
 

@@ -162,11 +162,10 @@ def align(
     yield from fit(
         states.model,
         method,
-        encoded,
+        {"alignment": encoded, "harmful": probe},
         optimisation,
         seed=config.seed,
         pad_id=session.loaded.pad_id,
-        probe=probe,
         checkpoint_dir=checkpoints,
         resume=bool(resume_from),
         should_stop=should_stop,
@@ -242,7 +241,7 @@ def attack(
     for event in fit(
         states.model,
         load_method(SFTConfig()),
-        encoded,
+        {"user": encoded},
         attack.optimisation,
         seed=attack.seed,
         pad_id=session.loaded.pad_id,

@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,41 +23,14 @@ from torch import Tensor, nn
 
 from tvaccine_core.activation_memory import choose_mode, measure_room, measure_shape
 from tvaccine_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from tvaccine_core.collate import Sampler, collate
 from tvaccine_core.config import ActivationMemory, OptimisationConfig
-from tvaccine_core.data.batches import BatchStream, derive_seed, require_labels
-from tvaccine_core.data.prompts import MASKED, Encoded
+from tvaccine_core.data.batches import Schedule, derive_seed, require_labels
+from tvaccine_core.data.prompts import Encoded
 from tvaccine_core.errors import CancelledError, NonFiniteLossError, OutOfMemoryError, TrainingError
-from tvaccine_core.methods.base import Batch, Method, MethodContext
+from tvaccine_core.methods.base import Method, MethodContext
 from tvaccine_core.ranks import ALONE, Ranks, Word
 from tvaccine_core.records import CheckpointRecord, Event, MessageRecord, StepRecord
-
-
-def collate(
-    examples: Sequence[Encoded], pad_id: int, *, total_labelled: int | None = None, ranks: Ranks = ALONE
-) -> Batch:
-    """Pad on the right into one `Batch` on the CPU, prepared for its loss.
-
-    Args:
-        examples: at least one.
-        pad_id: fills `input_ids`; masked, so its value is of no consequence.
-        total_labelled: labelled tokens of the whole optimiser step; the batch's weight is its share of them.
-            None: the batch is the whole step.
-        ranks: who divides the batch. The examples are dealt in turn, as they come sorted by length; a process that
-            gets none takes one that counts for nothing, since all must take part in the sums.
-    """
-    whole = sum(example.num_labelled for example in examples)
-    mine = examples[ranks.index :: ranks.size]
-    share = sum(example.num_labelled for example in mine) / whole
-    examples = mine or examples[:1]
-    longest = max(len(example.input_ids) for example in examples)
-    rows = [(example, longest - len(example.input_ids)) for example in examples]
-    return Batch(
-        input_ids=torch.tensor([[*example.input_ids, *[pad_id] * gap] for example, gap in rows]),
-        attention_mask=torch.tensor([[1] * len(example.input_ids) + [0] * gap for example, gap in rows]),
-        labels=torch.tensor([[*example.labels, *[MASKED] * gap] for example, gap in rows]),
-        weight=share * (1.0 if total_labelled is None else whole / total_labelled),
-        share=share,
-    ).to("cpu")
 
 
 def learning_rate_at(step: int, config: OptimisationConfig) -> float:
@@ -72,12 +46,11 @@ def learning_rate_at(step: int, config: OptimisationConfig) -> float:
 def fit(
     model: nn.Module,
     method: Method,
-    encoded: Sequence[Encoded],
+    streams: Mapping[str, Sequence[Encoded]],
     config: OptimisationConfig,
     *,
     seed: int,
     pad_id: int,
-    probe: Sequence[Encoded] = (),
     checkpoint_dir: Path | None = None,
     resume: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
@@ -90,11 +63,11 @@ def fit(
         model: the peft model, adapters set up; put into training mode here. Between two events the caller may evaluate
             it, if it puts modes and adapters back.
         method: makes the gradients.
-        encoded: the training data.
+        streams: training examples by the name of their stream. Steps train on `user`, where there is none on
+            `alignment`, unless the method picks another one; from the others the method may draw batches.
         config: steps, batch, learning rate.
         seed: of the data's order and of the method's generator.
         pad_id: padding token.
-        probe: harmful examples for methods that ask for them; may be empty.
         checkpoint_dir: where resumable checkpoints go; None for none. Of several processes only the leader's counts.
         resume: take up from the newest checkpoint there; from the start if there is none.
         should_stop: asked before every step; it is enough that one process wants to stop.
@@ -102,156 +75,225 @@ def fit(
         activation_memory: what is kept for the backward passes; gradients are the same, to rounding.
 
     Yields:
-        A `StepRecord` a step (the method's own records before it), `CheckpointRecord`s, `MessageRecord`s. What happens
-        at step k is yielded before the checkpoint of step k is written: who kept the record of that one has them all.
+        A `StepRecord` per step (the method's own records before it), `CheckpointRecord`s, `MessageRecord`s. What
+        happens at step k is yielded before the checkpoint of step k is written: whoever kept the record of that
+        checkpoint has all earlier records. The method's `finish` comes after the last of them.
 
     Raises:
         CancelledError: `should_stop` said so; a checkpoint was written first.
         NonFiniteLossError: loss or gradient norm is not finite; that step changed nothing, checkpoints are kept.
         OutOfMemoryError: the device is full.
         DataError: nothing to learn in an example, or no example.
+        ConfigError: a stream that the method needs or picks is not there; or what its `setup` raises.
         TrainingError: nothing to train; a checkpoint is unreadable, foreign, or cannot be written.
     """
-    require_labels(encoded)
-    require_labels(probe)
-    stream = BatchStream(encoded, config.batch_size, derive_seed(seed, "order"), accumulation=config.accumulation)
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not trainable:
-        raise TrainingError("No parameter of the model requires a gradient.", remedy="Add an adapter and train it.")
-    device = next(iter(trainable.values())).device
-    optimiser = torch.optim.AdamW(
-        trainable.values(),
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        fused=device.type in ("cpu", "cuda"),  # 0.7 ms for 112 small tensors on a CPU; foreach takes 3.5, a loop 9
-    )
-    generator = torch.Generator().manual_seed(derive_seed(seed, "method"))
-    reported: list[Event] = []
-    mode = choose_mode(
-        activation_memory,
-        measure_shape(
-            model,
-            batch_size=config.batch_size,
-            length=max(len(example.input_ids) for example in encoded),
-            num_labelled=config.batch_size * max(example.num_labelled for example in encoded),
-        ),
-        measure_room(model, device),
-    )
-    if activation_memory == "auto" and mode != "speed":
-        yield MessageRecord(level="info", text=f"Activation memory: {mode}, the fastest that fits {device}.")
-    method.setup(
-        model,
-        MethodContext(
-            generator=generator,
-            sample_harmful=_sampler(probe, pad_id, device, ranks) if probe else None,
-            reduce_sum=ranks.reduce_sum,
-            emit=reported.append,
-            rank=ranks.index,
-            activation_memory=mode,
-        ),
-    )
-    start, elapsed_s = 0, 0.0
-    fingerprint = _fingerprint(method, [*encoded, *probe], config, seed, trainable)
-    ranks.require_same(fingerprint, "settings, data and adapters")
-    if resume and (checkpoint := _find_checkpoint(checkpoint_dir, fingerprint, ranks)):
-        start, elapsed_s = checkpoint.step, checkpoint.elapsed_s
-        _restore(checkpoint, trainable, optimiser, method, generator)
-        for sentence in checkpoint.skipped:
-            yield MessageRecord(level="warning", text=sentence, remedy=f"Resumed from step {start} instead.")
-    saved = start if start else None
-
-    def save(step: int) -> CheckpointRecord | None:
-        nonlocal saved
-        if checkpoint_dir is None or saved == step or not ranks.leads:
-            return None
-        path = save_checkpoint(
-            checkpoint_dir,
-            step=step,
-            elapsed_s=elapsed_s,
-            fingerprint=fingerprint,
-            tensors=_snapshot(trainable, optimiser, method, generator),
-        )
-        saved = step
-        return CheckpointRecord(step=step, path=path.name)
-
+    loop = _Loop(model, method, streams, config, seed=seed, pad_id=pad_id, checkpoint_dir=checkpoint_dir, ranks=ranks)
+    yield from loop.set_up(activation_memory)
+    if resume:
+        yield from loop.take_up_a_checkpoint()
     model.train()
-    for step in range(start, config.steps):
+    for step in range(loop.done, config.steps):
         word = ranks.agree(Word.STOP if should_stop() else Word.GO_ON)
         if word != Word.GO_ON:
-            if word == Word.STOP and (record := save(step)):
-                yield record
+            if word == Word.STOP:
+                yield from loop.save()
             raise CancelledError(f"Stopped after step {step} of {config.steps}.", remedy="Resume to go on from there.")
+        record = loop.take_step(step)
+        yield from loop.take_reports()
+        yield record
+        if config.checkpoint_every and (loop.done % config.checkpoint_every == 0 or loop.done == config.steps):
+            yield from loop.save()
+    loop.finish()
+    yield from loop.take_reports()
+
+
+class _Loop:
+    """One training: what it works with, and how far it is."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        streams: Mapping[str, Sequence[Encoded]],
+        config: OptimisationConfig,
+        *,
+        seed: int,
+        pad_id: int,
+        checkpoint_dir: Path | None,
+        ranks: Ranks,
+    ) -> None:
+        for examples in streams.values():
+            require_labels(examples)
+        self.done = 0
+        """Optimiser steps."""
+        self._model, self._method, self._config, self._streams = model, method, config, streams
+        self._pad_id, self._ranks, self._checkpoint_dir = pad_id, ranks, checkpoint_dir
+        self._schedule = Schedule(
+            streams,
+            [method.stream_of(step) for step in range(config.steps)],
+            config.batch_size,
+            derive_seed(seed, "order"),
+            accumulation=config.accumulation,
+        )
+        self._trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if not self._trainable:
+            raise TrainingError("No parameter of the model requires a gradient.", remedy="Add an adapter and train it.")
+        self._device = next(iter(self._trainable.values())).device
+        self._optimiser = torch.optim.AdamW(
+            self._trainable.values(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            # 0.7 ms for 112 small tensors on a CPU; foreach takes 3.5, a loop 9
+            fused=self._device.type in ("cpu", "cuda"),
+        )
+        self._generator = torch.Generator().manual_seed(derive_seed(seed, "method"))
+        self._samplers = {
+            name: Sampler(examples, pad_id, self._device, ranks, derive_seed(seed, "sample", name))
+            for name, examples in streams.items()
+            if examples
+        }
+        self._reported: list[Event] = []
+        self._elapsed_s = 0.0
+        self._saved: int | None = None
+        self._fingerprint = _fingerprint(method, streams, self._schedule.main, config, seed, self._trainable)
+
+    def set_up(self, activation_memory: ActivationMemory) -> Iterator[Event]:
+        """Choose what passes keep, let the method look at the model, and agree with the other processes."""
+        mode = choose_mode(
+            activation_memory,
+            measure_shape(
+                self._model,
+                batch_size=self._config.batch_size,
+                length=max(len(example.input_ids) for example in self._schedule.examples()),
+                num_labelled=self._config.batch_size * max(e.num_labelled for e in self._schedule.examples()),
+            ),
+            measure_room(self._model, self._device),
+        )
+        if activation_memory == "auto" and mode != "speed":
+            yield MessageRecord(level="info", text=f"Activation memory: {mode}, the fastest that fits {self._device}.")
+        self._method.setup(
+            self._model,
+            MethodContext(
+                generator=self._generator,
+                streams=self._samplers,
+                reduce_sum=self._ranks.reduce_sum,
+                emit=self._reported.append,
+                rank=self._ranks.index,
+                activation_memory=mode,
+            ),
+        )
+        self._ranks.require_same(self._fingerprint, "settings, data and adapters")
+
+    def take_up_a_checkpoint(self) -> Iterator[Event]:
+        """Go on from the newest good one, if there is one."""
+        checkpoint = _find_checkpoint(self._checkpoint_dir, self._fingerprint, self._ranks)
+        if checkpoint is None:
+            return
+        self.done, self._elapsed_s = checkpoint.step, checkpoint.elapsed_s
+        _restore(checkpoint, self._trainable, self._optimiser, self._method, self._generator)
+        for sentence in checkpoint.skipped:
+            yield MessageRecord(level="warning", text=sentence, remedy=f"Resumed from step {self.done} instead.")
+        self._saved = self.done or None
+
+    def save(self) -> Iterator[Event]:
+        """Write a checkpoint, unless there is one of this step or nowhere to write it."""
+        if self._checkpoint_dir is None or self._saved == self.done or not self._ranks.leads:
+            return
+        path = save_checkpoint(
+            self._checkpoint_dir,
+            step=self.done,
+            elapsed_s=self._elapsed_s,
+            fingerprint=self._fingerprint,
+            tensors=_snapshot(self._trainable, self._optimiser, self._method, self._generator),
+        )
+        self._saved = self.done
+        yield CheckpointRecord(step=self.done, path=path.name)
+
+    def take_step(self, step: int) -> StepRecord:
+        """One optimiser step, 0-based."""
         began = time.perf_counter()
-        learning_rate = learning_rate_at(step, config)
-        for group in optimiser.param_groups:
+        learning_rate = learning_rate_at(step, self._config)
+        for sampler in self._samplers.values():
+            sampler.begin(step)
+        with self._memory_errors(f"Step {step + 1}"):
+            metrics, num_tokens = self._gather_gradients(step)
+            grad_norm, values = self._update(step, learning_rate, metrics)
+        self.done = step + 1
+        self._elapsed_s += time.perf_counter() - began
+        return StepRecord(
+            step=self.done,
+            num_steps=self._config.steps,
+            loss=values.pop("loss"),
+            learning_rate=learning_rate,
+            grad_norm=grad_norm,
+            elapsed_s=self._elapsed_s,
+            num_tokens=num_tokens,
+            metrics=values,
+        )
+
+    def take_reports(self) -> Iterator[Event]:
+        """What the method emitted since this was last called."""
+        yield from self._reported
+        self._reported.clear()
+
+    def finish(self) -> None:
+        """The method's last word. A checkpoint holds the weights before it, so that a resumed run says it once too."""
+        self._optimiser.zero_grad(set_to_none=True)
+        for sampler in self._samplers.values():
+            sampler.begin(self._config.steps)
+        with self._memory_errors("The end of the training"):
+            self._method.finish(self._model)
+
+    def _gather_gradients(self, step: int) -> tuple[dict[str, Tensor], int]:
+        """Fill every `.grad` from this process's share of the step's examples: metrics, and labelled tokens in all."""
+        micro_batches = self._schedule.micro_batches(step)
+        num_tokens = sum(example.num_labelled for batch in micro_batches for example in batch)
+        metrics: dict[str, Tensor] = {}
+        self._optimiser.zero_grad(set_to_none=True)
+        for examples in micro_batches:
+            batch = collate(examples, self._pad_id, total_labelled=num_tokens, ranks=self._ranks).to(self._device)
+            for name, value in self._method.training_step(self._model, batch, step).items():
+                value = value * batch.weight
+                metrics[name] = metrics[name] + value if name in metrics else value
+        return metrics, num_tokens
+
+    def _update(self, step: int, learning_rate: float, metrics: dict[str, Tensor]) -> tuple[float, dict[str, float]]:
+        """Sum gradients over the processes, clip them, change the weights: the gradients' norm, and the metrics."""
+        parameters = list(self._trainable.values())
+        self._ranks.sum_gradients(parameters)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not gradients:
+            raise TrainingError(f"Step {step + 1} gave no parameter a gradient.", remedy="Report this method.")
+        grad_norm = torch.nn.utils.get_total_norm(gradients)
+        means = self._ranks.reduce_sum(torch.stack([value.float() for value in metrics.values()]))
+        norm, *numbers = torch.cat([grad_norm.float()[None], means]).tolist()
+        values = dict(zip(metrics, numbers, strict=True))
+        if not (math.isfinite(norm) and math.isfinite(values["loss"])):
+            raise NonFiniteLossError(
+                f"Step {step + 1}: the loss is {values['loss']}, the gradient norm {norm}.",
+                step=step + 1,
+                remedy="Lower the learning rate or the perturbation, then start again; "
+                "resuming goes back to the last checkpoint.",
+            )
+        if norm > self._config.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._config.max_grad_norm, grad_norm)
+        for group in self._optimiser.param_groups:
             group["lr"] = learning_rate
+        self._optimiser.step()
+        return norm, values
+
+    @contextmanager
+    def _memory_errors(self, when: str) -> Iterator[None]:
         try:
-            micro_batches = stream.micro_batches(step)
-            num_tokens = sum(example.num_labelled for batch in micro_batches for example in batch)
-            metrics: dict[str, Tensor] = {}
-            optimiser.zero_grad(set_to_none=True)
-            for examples in micro_batches:
-                batch = collate(examples, pad_id, total_labelled=num_tokens, ranks=ranks).to(device)
-                for name, value in method.training_step(model, batch, step).items():
-                    value = value * batch.weight
-                    metrics[name] = metrics[name] + value if name in metrics else value
-            ranks.sum_gradients(list(trainable.values()))
-            gradients = [parameter.grad for parameter in trainable.values() if parameter.grad is not None]
-            if not gradients:
-                raise TrainingError(f"Step {step + 1} gave no parameter a gradient.", remedy="Report this method.")
-            grad_norm = torch.nn.utils.get_total_norm(gradients)
-            names = list(metrics)
-            means = ranks.reduce_sum(torch.stack([metrics[name].float() for name in names]))
-            numbers = torch.cat([grad_norm.float()[None], means]).tolist()
-            values = dict(zip(names, numbers[1:], strict=True))
-            if not (math.isfinite(numbers[0]) and math.isfinite(values["loss"])):
-                raise NonFiniteLossError(
-                    f"Step {step + 1}: the loss is {values['loss']}, the gradient norm {numbers[0]}.",
-                    step=step + 1,
-                    remedy="Lower the learning rate or the perturbation, then start again; "
-                    "resuming goes back to the last checkpoint.",
-                )
-            if numbers[0] > config.max_grad_norm:
-                torch.nn.utils.clip_grads_with_norm_(trainable.values(), config.max_grad_norm, grad_norm)
-            optimiser.step()
-            del gradients  # else they would be held through the next step's passes
+            yield
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
             raise OutOfMemoryError(
-                f"Step {step + 1}: {device} has no memory left for batches of {config.batch_size}.",
+                f"{when}: {self._device} has no memory left for batches of {self._config.batch_size}.",
                 remedy="Lower batch_size (and raise accumulation by as much), lower max_length, or set "
                 "activation_memory to lowest.",
             ) from error
-        elapsed_s += time.perf_counter() - began
-        yield from reported
-        reported.clear()
-        yield StepRecord(
-            step=step + 1,
-            num_steps=config.steps,
-            loss=values.pop("loss"),
-            learning_rate=learning_rate,
-            grad_norm=numbers[0],
-            elapsed_s=elapsed_s,
-            num_tokens=num_tokens,
-            metrics=values,
-        )
-        due = config.checkpoint_every and ((step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps)
-        if due and (record := save(step + 1)):
-            yield record
-    optimiser.zero_grad(set_to_none=True)
-
-
-def _sampler(
-    probe: Sequence[Encoded], pad_id: int, device: torch.device, ranks: Ranks
-) -> Callable[[int, torch.Generator], Batch]:
-    """Draw harmful batches from `probe` without replacement; all of it if more are asked for than there are."""
-
-    def sample(count: int, generator: torch.Generator) -> Batch:
-        order = torch.randperm(len(probe), generator=generator)[:count].tolist()
-        return collate([probe[index] for index in order], pad_id, ranks=ranks).to(device)
-
-    return sample
 
 
 def _find_checkpoint(folder: Path | None, fingerprint: str, ranks: Ranks) -> Checkpoint | None:
@@ -265,7 +307,8 @@ def _find_checkpoint(folder: Path | None, fingerprint: str, ranks: Ranks) -> Che
 
 def _fingerprint(
     method: Method,
-    encoded: Sequence[Encoded],
+    streams: Mapping[str, Sequence[Encoded]],
+    main: str,
     config: OptimisationConfig,
     seed: int,
     trainable: dict[str, nn.Parameter],
@@ -276,8 +319,11 @@ def _fingerprint(
     digest.update(f"{method.config.model_dump_json()}/{seed}".encode())
     for name, parameter in trainable.items():
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-    for example in encoded:
-        digest.update(f"{example.input_ids}{example.labels}".encode())
+    for name in (main, *sorted(set(streams) - {main})):
+        if name not in (main, "harmful"):  # checkpoints of before there were other streams are still good
+            digest.update(name.encode())
+        for example in streams[name]:
+            digest.update(f"{example.input_ids}{example.labels}".encode())
     return digest.hexdigest()
 
 

@@ -1,5 +1,6 @@
 """What an entry of METHODS says of a method is what the method does."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from tiny_models import build, make_batch, make_method
 from tvaccine_core.config import SFTConfig, TVaccineConfig, VaccineConfig
 from tvaccine_core.errors import ConfigError
 from tvaccine_core.methods import METHODS, capabilities_of, load_method, worst_case_of
-from tvaccine_core.methods.base import MethodContext
+from tvaccine_core.methods.base import Batch, MethodContext
 from tvaccine_core.model_files import ModelFacts
 from tvaccine_core.records import LayerDrawRecord, LayerScoreRecord
 
@@ -30,7 +31,7 @@ def test_every_method_is_looked_at() -> None:
 @every_config
 def test_streams_that_are_needed_are_missed_and_no_others(config: Any) -> None:
     method = load_method(config)
-    context = MethodContext(torch.Generator(), None, lambda value: value, lambda event: None)
+    context = MethodContext(torch.Generator(), lambda value: value, lambda event: None)
     if capabilities_of(config).needs:
         assert capabilities_of(config).needs == ("harmful",)
         with pytest.raises(ConfigError, match="harmful data, and there is none"):
@@ -45,10 +46,12 @@ def test_its_passes_perturbation_scorings_and_draws_are_as_said(config: Any) -> 
     model = build()
     method, events = make_method(config, model)
     asked: list[int] = []
-    sample = method.context.sample_harmful
-    object.__setattr__(
-        method.context, "sample_harmful", lambda count, generator: (asked.append(count), sample(count, generator))[1]
-    )
+
+    def draw(count: int, generator: torch.Generator | None) -> Batch:
+        asked.append(count)
+        return make_batch(9)
+
+    method.context = replace(method.context, streams={"harmful": draw})
     heads: list[int] = []
     method.passes.anatomy.head.register_forward_hook(lambda *_: heads.append(1))
     metrics: dict[str, Any] = {}

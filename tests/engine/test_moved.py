@@ -45,7 +45,7 @@ def sam_step(model: nn.Module, mode: Mode, seed: int = 5) -> tuple[dict[str, Ten
     """Gradients by name, and metrics."""
     method = SAM(RHO)
     context = MethodContext(
-        torch.Generator().manual_seed(seed), None, lambda value: value, lambda event: None, activation_memory=mode
+        torch.Generator().manual_seed(seed), lambda value: value, lambda event: None, activation_memory=mode
     )
     method.setup(model, context)
     metrics = method.training_step(model, make_batch(), 0)

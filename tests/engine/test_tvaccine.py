@@ -107,7 +107,7 @@ def test_uniform_choice_needs_no_harmful_data_and_visits_every_layer() -> None:
     model = build()
     method = TVaccine(TVaccineConfig(num_layers=2, layer_choice="uniform", resample_every=1))
     events: list[Event] = []
-    method.setup(model, MethodContext(torch.Generator().manual_seed(0), None, lambda value: value, events.append))
+    method.setup(model, MethodContext(torch.Generator().manual_seed(0), lambda value: value, events.append))
     for step in range(12):
         method.training_step(model, make_batch(), step)
     drawn = [event.layers for event in events if isinstance(event, LayerDrawRecord)]
@@ -202,7 +202,7 @@ def test_more_layers_than_the_model_has_is_refused() -> None:
 
 
 def test_scoring_without_harmful_data_is_refused() -> None:
-    context = MethodContext(torch.Generator(), None, lambda value: value, lambda event: None)
+    context = MethodContext(torch.Generator(), lambda value: value, lambda event: None)
     with pytest.raises(ConfigError, match="harmful"):
         TVaccine(TVaccineConfig(num_layers=2)).setup(build(), context)
 

@@ -93,7 +93,7 @@ def make_method(
     events: list[Event] = []
     context = MethodContext(
         generator=torch.Generator().manual_seed(seed),
-        sample_harmful=lambda size, generator: make_batch(int(torch.randint(1000, (), generator=generator))),
+        streams={"harmful": lambda size, generator: make_batch(int(torch.randint(1000, (), generator=generator)))},
         reduce_sum=lambda value: value,
         emit=events.append,
         activation_memory=activation_memory,

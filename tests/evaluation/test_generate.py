@@ -141,9 +141,9 @@ def test_rows_that_end_are_dropped_and_the_others_go_on(states: ModelStates, mon
 
 def test_tokens_stream_step_by_step(states: ModelStates) -> None:
     rows = [("one", "Hello"), ("base", "Hello"), ("one", "A")]
-    seen: list[list[tuple[int, int]]] = []
-    answers = generate_answers(states, rows, 5, 3, on_tokens=lambda tokens: seen.append(list(tokens)))
-    assert len(seen) <= 5
+    seen = [list(step.tokens) for step in stream_tokens(states, rows, 5)]
+    answers = generate_answers(states, rows, 5, 3)
+    assert 0 < len(seen) <= 5
     tokenizer: Any = states.loaded.tokenizer
     for row, answer in enumerate(answers):
         ids = [token for step in seen for index, token in step if index == row]
@@ -151,18 +151,16 @@ def test_tokens_stream_step_by_step(states: ModelStates) -> None:
 
 
 def test_stopping_is_honoured_within_a_token(states: ModelStates) -> None:
-    steps: list[object] = []
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(len(asked))
+        return len(asked) > 2
+
     modes = [module.training for module in states.model.modules()]
     with pytest.raises(CancelledError):
-        generate_answers(
-            states,
-            [("one", "Hello"), ("base", "A")],
-            12,
-            2,
-            on_tokens=steps.append,
-            should_stop=lambda: len(steps) >= 2,
-        )
-    assert len(steps) == 2
+        generate_answers(states, [("one", "Hello"), ("base", "A")], 12, 2, should_stop=stop)
+    assert asked == [0, 1, 2]
     assert [module.training for module in states.model.modules()] == modes
 
 

@@ -148,7 +148,7 @@ def test_the_plan_is_what_real_steps_hold(case: Case, tmp_path: Path) -> None:
         for _ in fit(
             states.model,
             load_method(method),
-            rows,
+            {"alignment": rows},
             config.alignment.optimisation,
             seed=0,
             pad_id=0,

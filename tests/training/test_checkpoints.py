@@ -41,11 +41,13 @@ def train_and_save(model_folder: str, out: str, *, resume: bool) -> list[int]:
     for event in fit(
         states.model,
         load_method(TVaccineConfig(num_layers=2, resample_every=3, rescore_every=7, probe_batch_size=4)),
-        encode_all(tokenizer, data.alignment[:20], 200),
+        {
+            "alignment": encode_all(tokenizer, data.alignment[:20], 200),
+            "harmful": encode_all(tokenizer, data.probe[:7], 200),
+        },
         CONFIG,
         seed=3,
         pad_id=states.loaded.pad_id,
-        probe=encode_all(tokenizer, data.probe[:7], 200),
         checkpoint_dir=Path(out) / "checkpoints",
         resume=resume,
     ):
@@ -95,9 +97,10 @@ def run(make_states: MakeStates, encoded: list[Encoded], tmp_path: Path) -> Call
 
     def run(config: OptimisationConfig = CONFIG, *, resume: bool = False, **options: object) -> list:
         states = make_states()
+        streams = {"alignment": encoded, "harmful": options.pop("probe", ())}
         settings = {"seed": 3, "pad_id": 4, "checkpoint_dir": tmp_path / "c", **options}
         events = list(
-            fit(states.model, SFT(SFTConfig()), encoded, config, resume=resume, **settings)  # pyright: ignore
+            fit(states.model, SFT(SFTConfig()), streams, config, resume=resume, **settings)  # pyright: ignore
         )
         return [*events, {name: p.detach().clone() for name, p in states.model.named_parameters() if p.requires_grad}]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tvaccine_core import activation_memory, training
 from tvaccine_core.adapters import ModelStates
+from tvaccine_core.collate import collate
 from tvaccine_core.config import OptimisationConfig, SFTConfig, TVaccineConfig
 from tvaccine_core.data.prompts import Encoded
 from tvaccine_core.errors import CancelledError, DataError, NonFiniteLossError, OutOfMemoryError, TrainingError
@@ -20,7 +21,7 @@ from tvaccine_core.methods import load_method
 from tvaccine_core.methods.base import Batch
 from tvaccine_core.methods.sft import SFT
 from tvaccine_core.records import Event, LayerDrawRecord, LayerScoreRecord, MessageRecord, StepRecord
-from tvaccine_core.training import collate, fit, learning_rate_at
+from tvaccine_core.training import fit, learning_rate_at
 
 MakeStates = Callable[..., ModelStates]
 CONFIG = OptimisationConfig(steps=6, batch_size=5, learning_rate=1e-2, weight_decay=0.1, checkpoint_every=0)
@@ -28,8 +29,9 @@ CONFIG = OptimisationConfig(steps=6, batch_size=5, learning_rate=1e-2, weight_de
 
 def run(states: ModelStates, encoded: list[Encoded], config: OptimisationConfig = CONFIG, **options: object) -> list:
     method = options.pop("method", None) or SFT(SFTConfig())
+    streams = {"alignment": encoded, "harmful": options.pop("probe", ())}
     settings = {"seed": 3, "pad_id": states.loaded.pad_id, **options}
-    return list(fit(states.model, method, encoded, config, **settings))  # pyright: ignore
+    return list(fit(states.model, method, streams, config, **settings))  # pyright: ignore
 
 
 def weights(states: ModelStates) -> dict[str, Tensor]:
@@ -148,11 +150,10 @@ def test_answers_between_steps_leave_training_as_it_was(
         events = fit(
             states.model,
             load_method(config),
-            encoded,
+            {"alignment": encoded, "harmful": probe},
             CONFIG,
             seed=3,
             pad_id=states.loaded.pad_id,
-            probe=probe,
         )
         for event in events:
             if isinstance(event, StepRecord):
@@ -185,7 +186,7 @@ def test_stop_is_honoured_within_one_step(make_states: MakeStates, encoded: list
     events = fit(
         (states := make_states()).model,
         SFT(SFTConfig()),
-        encoded,
+        {"alignment": encoded},
         CONFIG,
         seed=3,
         pad_id=states.loaded.pad_id,
@@ -196,7 +197,7 @@ def test_stop_is_honoured_within_one_step(make_states: MakeStates, encoded: list
 
 
 def test_a_consumer_may_leave(make_states: MakeStates, encoded: list[Encoded]) -> None:
-    events = fit((states := make_states()).model, SFT(SFTConfig()), encoded, CONFIG, seed=3, pad_id=4)
+    events = fit((states := make_states()).model, SFT(SFTConfig()), {"alignment": encoded}, CONFIG, seed=3, pad_id=4)
     assert isinstance(events, Iterator)
     next(events)
     events.close()  # type: ignore[attr-defined]
@@ -234,7 +235,7 @@ class _Breaks(SFT):
 def test_a_non_finite_step_stops_and_changes_nothing(make_states: MakeStates, encoded: list[Encoded], how: str) -> None:
     states = make_states()
     after_two: dict[str, Tensor] = {}
-    events = fit(states.model, _Breaks(how), encoded, CONFIG, seed=3, pad_id=4)
+    events = fit(states.model, _Breaks(how), {"user": encoded}, CONFIG, seed=3, pad_id=4)
 
     def consume() -> None:
         for event in events:

@@ -98,9 +98,11 @@ def train(model_folder: str, case: Case, ranks: Ranks = ALONE, **options: Any) -
         fit(
             states.model,
             case.method if isinstance(case.method, SAM) else load_method(case.method),
-            encode_all(tokenizer, examples, 200),
+            {
+                "alignment": encode_all(tokenizer, examples, 200),
+                "harmful": encode_all(tokenizer, data.probe[:7], 200),
+            },
             case.optimisation,
-            probe=encode_all(tokenizer, data.probe[:7], 200),
             **settings,
         )
     )

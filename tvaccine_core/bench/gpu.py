@@ -37,7 +37,7 @@ from tvaccine_core.config import (
     VaccineConfig,
 )
 from tvaccine_core.errors import OutOfMemoryError
-from tvaccine_core.methods import load_method, worst_case_of
+from tvaccine_core.methods import capabilities_of, load_method, worst_case_of
 from tvaccine_core.models import LoadedModel, load_model, pick_device
 from tvaccine_core.plan.planner import plan_run, workload_of
 from tvaccine_core.plan.pretend import ALIGNED, describe_model, storages, word_tokenizer
@@ -234,13 +234,14 @@ def _steps(states: ModelStates, config: LabConfig, method: MethodConfig) -> tupl
     """Median seconds of a step, the first one left out, and the peak of bytes."""
     workload = workload_of(config)
     rows = make_rows(workload, workload.batch_size)
+    worst = worst_case_of(method).settings
 
     def train(steps: int) -> list[float]:
         optimisation = config.alignment.optimisation.model_copy(update={"steps": steps})
         events = fit(
             states.model,
-            load_method(worst_case_of(method).settings),
-            rows,
+            load_method(worst),
+            {stream: rows for stream in ("alignment", *capabilities_of(worst).needs)},
             optimisation,
             seed=0,
             pad_id=0,

@@ -96,7 +96,6 @@ def set_up(method: Method[Any], model: PeftModel, settings: StepBenchSettings, m
     """`method` ready to step on `model`, in one process and without events."""
     context = MethodContext(
         generator=torch.Generator().manual_seed(settings.seed),
-        sample_harmful=None,
         reduce_sum=lambda tensor: tensor,
         emit=lambda event: None,
         activation_memory=mode,

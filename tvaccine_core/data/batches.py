@@ -1,17 +1,20 @@
 """Which examples make which step. Torch-free.
 
-`BatchStream` is a pure function of the step's index: to resume a run, nothing is replayed.
+Both `BatchStream` and `Schedule` are pure functions of the step's index: to resume a run, nothing is replayed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from random import Random
 
 from tvaccine_core.data.prompts import Encoded
-from tvaccine_core.errors import DataError
+from tvaccine_core.errors import ConfigError, DataError
+
+MAIN_STREAMS = ("user", "alignment")
+"""Names of what a step trains on unless a method picks another stream: the first of them that is there."""
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
@@ -27,34 +30,25 @@ class BatchStream:
     is dropped. A step's examples do not depend on how it is split into micro-batches.
 
     Within a step the examples are dealt to micro-batches by length, which saves padding and leaves the step's gradient
-    as it is. With `window` > 1 that many consecutive steps are sorted by length together and then shuffled: still less
-    padding, but refusals, recipes and task answers differ in length, so steps become one-sided and the gradient
-    noisier. Off by default for that reason.
+    as it is. (Sorting several steps together would save more, but refusals, recipes and task answers differ in length:
+    steps would become one-sided and the gradient noisier.)
     """
 
-    def __init__(
-        self, examples: Sequence[Encoded], batch_size: int, seed: int, *, accumulation: int = 1, window: int = 1
-    ) -> None:
+    def __init__(self, examples: Sequence[Encoded], batch_size: int, seed: int, *, accumulation: int = 1) -> None:
         if not examples:
             raise DataError("There is nothing to train on: no examples.", remedy="Choose data that is not empty.")
         self._examples = examples
         self._batch_size = batch_size
         self._step_size = batch_size * accumulation
         self._seed = seed
-        self._window = window
-        # Both are pure; cached because consecutive steps ask for the same round and the same window again and again.
+        # Pure; cached because consecutive steps ask for the same round again and again.
         self._round = lru_cache(maxsize=2)(self._shuffle_round)
-        self._steps = lru_cache(maxsize=1)(self._deal_window)
 
     def step_indices(self, step: int) -> list[int]:
-        """Indices of the examples of optimiser step `step` (0-based), in micro-batch order."""
-        return self._steps(step // self._window)[step % self._window]
-
-    def indices(self, index: int) -> list[int]:
-        """Indices of the examples of micro-batch `index`, counted from the first step on."""
-        per_step = self._step_size // self._batch_size
-        start = (index % per_step) * self._batch_size
-        return self.step_indices(index // per_step)[start : start + self._batch_size]
+        """Indices of the examples of step `step` (0-based), in micro-batch order."""
+        size, count = self._step_size, len(self._examples)
+        drawn = [self._round(position // count)[position % count] for position in range(step * size, (step + 1) * size)]
+        return sorted(drawn, key=lambda index: len(self._examples[index].input_ids))
 
     def micro_batches(self, step: int) -> list[list[Encoded]]:
         """The examples of step `step`, micro-batch by micro-batch."""
@@ -66,16 +60,73 @@ class BatchStream:
         Random(derive_seed(self._seed, "round", number)).shuffle(order)
         return order
 
-    def _deal_window(self, number: int) -> list[list[int]]:
-        size = self._step_size * self._window
-        count = len(self._examples)
-        drawn = [
-            self._round(position // count)[position % count] for position in range(number * size, (number + 1) * size)
-        ]
-        drawn.sort(key=lambda index: len(self._examples[index].input_ids))
-        steps = [drawn[start : start + self._step_size] for start in range(0, size, self._step_size)]
-        Random(derive_seed(self._seed, "window", number)).shuffle(steps)
-        return steps
+
+class Schedule:
+    """Which examples of which stream make which optimiser step.
+
+    Each stream goes on where its own last step left it, so that in it, too, every example occurs once a round.
+    """
+
+    def __init__(
+        self,
+        streams: Mapping[str, Sequence[Encoded]],
+        picks: Sequence[str | None],
+        batch_size: int,
+        seed: int,
+        *,
+        accumulation: int = 1,
+    ) -> None:
+        """
+        Args:
+            streams: examples by name.
+            picks: for each step the stream it trains on; None for the main one.
+            batch_size: examples in a micro-batch.
+            seed: of the order.
+            accumulation: micro-batches in a step.
+
+        Raises:
+            ConfigError: there is no main stream, or a step picks one that is not there.
+            DataError: a stream that steps train on is empty.
+        """
+        main = next((name for name in MAIN_STREAMS if name in streams), None)
+        if main is None:
+            raise ConfigError(
+                f"There is no stream to train on, only: {', '.join(streams) or 'none'}.",
+                remedy=f"Give examples as one of the streams: {', '.join(MAIN_STREAMS)}.",
+            )
+        self.main = main
+        """The stream that steps train on unless the method picks another one."""
+        self._turns: list[tuple[str, int]] = []
+        counts: dict[str, int] = {}
+        for name in (pick or main for pick in picks):
+            self._turns.append((name, counts.get(name, 0)))
+            counts[name] = self._turns[-1][1] + 1
+        missing = sorted(set(counts) - set(streams))
+        if missing:
+            raise ConfigError(
+                f"The method trains on the stream {missing[0]!r}, which is not there.",
+                remedy=f"Give examples for it beside those of: {', '.join(streams)}.",
+            )
+        self._examples = {name: streams[name] for name in {main, *counts}}
+        self._streams = {
+            name: BatchStream(
+                examples,
+                batch_size,
+                seed if name == main else derive_seed(seed, "stream", name),
+                accumulation=accumulation,
+            )
+            for name, examples in self._examples.items()
+        }
+
+    def examples(self) -> Iterator[Encoded]:
+        """Of all streams that steps train on."""
+        for examples in self._examples.values():
+            yield from examples
+
+    def micro_batches(self, step: int) -> list[list[Encoded]]:
+        """The examples of optimiser step `step` (0-based), micro-batch by micro-batch."""
+        name, turn = self._turns[step]
+        return self._streams[name].micro_batches(turn)
 
 
 def require_labels(examples: Sequence[Encoded]) -> None:

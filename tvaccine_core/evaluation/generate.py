@@ -143,7 +143,6 @@ def generate_answers(
     rows: Sequence[Row],
     max_new_tokens: int,
     batch_size: int,
-    on_tokens: Callable[[Sequence[tuple[int, int]]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[str]:
     """Answers in the order of `rows`, blanks around them stripped.
@@ -153,8 +152,6 @@ def generate_answers(
         rows: (state, prompt) each.
         max_new_tokens: longest answer.
         batch_size: rows at once, at most; batches are made equally large, and smaller when memory runs out.
-        on_tokens: called after every step with (row, new token) of each row that goes on; of a batch for which memory
-            runs out, once more from its start.
         should_stop: asked before every token.
 
     Raises:
@@ -171,8 +168,6 @@ def generate_answers(
         ):
             for index, token in step.tokens:
                 said[index].append(token)
-            if on_tokens is not None:
-                on_tokens([(batch[index], token) for index, token in step.tokens])
         for row, ids in zip(batch, said, strict=True):
             answers[row] = ids
 

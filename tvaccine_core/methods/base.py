@@ -8,7 +8,7 @@ untouched: all randomness, dropout masks included, comes from the method's own g
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tvaccine_core.activation_memory import Mode
 from tvaccine_core.config import Config
+from tvaccine_core.errors import ConfigError
 from tvaccine_core.losses import LabelledTokens
 from tvaccine_core.methods import MethodInfo, method_info
 from tvaccine_core.passes import Passes
@@ -68,14 +69,16 @@ class Batch:
         )
 
 
+Draw = Callable[[int, torch.Generator | None], Batch]
+"""Draws a batch of so many examples; see `MethodContext.sample`."""
+
+
 @dataclass(frozen=True)
 class MethodContext:
     """What the loop lends a method."""
 
     generator: torch.Generator
     """On the CPU; the method's only source of randomness."""
-    sample_harmful: Callable[[int, torch.Generator], Batch] | None
-    """A batch of so many harmful examples from the probe split; None where a run has none."""
     reduce_sum: Callable[[Tensor], Tensor]
     """Sum over processes; the identity in one."""
     emit: Callable[[Event], None]
@@ -84,10 +87,28 @@ class MethodContext:
     """Which of the processes this is; all draw the same layers, each has dropout masks of its own."""
     activation_memory: Mode = "speed"
     """What passes keep for their backward passes."""
+    streams: Mapping[str, Draw] = field(default_factory=dict)
+    """How batches are drawn from the streams that are there, by name."""
+
+    def sample(self, stream: str, count: int, generator: torch.Generator | None = None) -> Batch:
+        """A batch of `count` examples of a stream, on the model's device; of all, if there are fewer.
+
+        Without a generator the draw depends on the seed, the step and how many draws it had before. With several
+        processes each gets its share, as of the batch that is trained on; its `weight` is its share.
+
+        Raises:
+            ConfigError: there is no such stream.
+        """
+        if stream not in self.streams:
+            raise ConfigError(
+                f"There are no {stream} examples to draw from.",
+                remedy=f"Name one of the streams that are there: {', '.join(self.streams) or 'none'}.",
+            )
+        return self.streams[stream](count, generator)
 
 
 class Method(ABC, Generic[ConfigT]):
-    """One algorithm. Make it, `setup` once, then `training_step` for every micro-batch."""
+    """One algorithm. Make it, `setup` once, then `training_step` for every micro-batch, and `finish` once."""
 
     passes: Passes
     context: MethodContext
@@ -100,12 +121,28 @@ class Method(ABC, Generic[ConfigT]):
         """This method's entry in `METHODS`."""
         return method_info(getattr(self.config, "name", ""))
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Streams that must be there beside the one it trains on."""
+        return self.info.capabilities(self.config).needs
+
+    def stream_of(self, step: int) -> str | None:
+        """The stream that step `step` (0-based) trains on; None for the main one. A pure function of the step."""
+        return None
+
     def setup(self, model: nn.Module, context: MethodContext) -> None:
         """Look at the model once. What requires a gradient now is what this method may train.
 
         Raises:
             ModelError: the model's parts cannot be found by structure.
+            ConfigError: a stream that the method needs is not there.
         """
+        missing = [stream for stream in self.needs if stream not in context.streams]
+        if missing:
+            raise ConfigError(
+                f"{self.info.title} needs {missing[0]} examples, and there are none.",
+                remedy=f"Give a data set with {missing[0]} examples, or choose another method.",
+            )
         self.passes = Passes(model, context.activation_memory)
         self.context = context
 
@@ -116,6 +153,12 @@ class Method(ABC, Generic[ConfigT]):
         Returns:
             Detached 0-dim tensors; always `loss`, the clean loss, mean over the batch's labelled tokens. Where several
             processes divide a micro-batch, each is such a mean here, or the same in all of them.
+        """
+
+    def finish(self, model: nn.Module) -> None:
+        """Called once, after the last step; may change weights.
+
+        A checkpoint holds weights and `state_dict` from before: what this does must follow from them alone.
         """
 
     def scope(self) -> AbstractContextManager[None]:

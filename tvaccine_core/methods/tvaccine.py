@@ -51,14 +51,14 @@ class TVaccine(Method[TVaccineConfig]):
 
     def setup(self, model: nn.Module, context: MethodContext) -> None:
         """Raises `ConfigError` if more layers are to be drawn than there are, or scores have no harmful data."""
-        super().setup(model, context)
-        self._num_blocks = len(self.passes.blocks)
-        self.info.check(self.config, ModelFacts(folder=None, num_layers=self._num_blocks))
-        if self._uses_scores and context.sample_harmful is None:
+        if self._uses_scores and "harmful" not in context.streams:
             raise ConfigError(
                 f"layer_choice {self.config.layer_choice!r} scores layers on harmful data, and there is none.",
                 remedy="Give harmful probe data, or choose layers uniform, first, last or all.",
             )
+        super().setup(model, context)
+        self._num_blocks = len(self.passes.blocks)
+        self.info.check(self.config, ModelFacts(folder=None, num_layers=self._num_blocks))
         self._forced = False
         self._layers: tuple[int, ...] = ()
         self._scores: Tensor | None = None  # (L,)
@@ -145,9 +145,9 @@ class TVaccine(Method[TVaccineConfig]):
 
     def _schedule(self, step: int) -> None:
         """Score and draw if `step` is due; once a step, whatever the number of its micro-batches."""
-        sample = self.context.sample_harmful if self._uses_scores else None
-        if sample is not None and (self._scores is None or step % self.config.rescore_every == 0):
-            self._rescore(step, sample(self.config.probe_batch_size, self.context.generator))
+        if self._uses_scores and (self._scores is None or step % self.config.rescore_every == 0):
+            probe = self.context.sample("harmful", self.config.probe_batch_size, self.context.generator)
+            self._rescore(step, probe)
         if not self._layers or step % self.config.resample_every == 0:
             self._use(self._draw())
             self.context.emit(LayerDrawRecord(step=step, layers=self._layers))

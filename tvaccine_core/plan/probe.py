@@ -42,17 +42,16 @@ def _estimate(states: ModelStates, config: LabConfig, method: MethodConfig, work
     optimisation = config.alignment.optimisation
     steps = optimisation.model_copy(update={"steps": WARM_UP_STEPS + TIMED_STEPS, "checkpoint_every": 0})
     does = capabilities_of(method)
-    probe = make_rows(workload, does.scoring_rows)
+    beside = {stream: make_rows(workload, does.scoring_rows or workload.batch_size) for stream in does.needs}
     rows = make_rows(workload, workload.batch_size * optimisation.accumulation)
     elapsed = [0.0]
     for event in fit(
         states.model,
         load_method(method_info(method.name).typical(method)),
-        rows,
+        {"alignment": rows, **beside},
         steps,
         seed=config.seed,
         pad_id=states.loaded.pad_id,
-        probe=probe,
         activation_memory=config.model.activation_memory,
     ):
         if isinstance(event, StepRecord):

@@ -17,15 +17,16 @@ import torch
 
 from tvaccine_core.activation_memory import Mode
 from tvaccine_core.adapters import ModelStates
+from tvaccine_core.collate import collate
 from tvaccine_core.config import Config, OptimisationConfig
 from tvaccine_core.data.prompts import MASKED, Encoded, encode_prompts
 from tvaccine_core.evaluation.generate import stream_tokens
 from tvaccine_core.methods import capabilities_of, load_method, worst_case_of
-from tvaccine_core.methods.base import Batch, MethodContext
+from tvaccine_core.methods.base import MethodContext
 from tvaccine_core.plan.pretend import ALIGNED, WORD, storages, word_tokenizer
 from tvaccine_core.plan.tracker import Peak, Tracker
 from tvaccine_core.records import StepRecord
-from tvaccine_core.training import collate, fit
+from tvaccine_core.training import fit
 
 Scene = Literal["passes", "update", "score", "prompts", "tokens"]
 """Of a rehearsal: a step's passes, the optimiser's update, a scoring, the prompts of an evaluation, its last token."""
@@ -60,13 +61,14 @@ def rehearse(states: ModelStates, method: Config, workload: Workload) -> dict[Sc
     tracker.own(storages(model), "weights")
     tracker.own(trained, "adapters")
     worst = worst_case_of(method).settings
+    rows = make_rows(workload, workload.batch_size)
     steps = OptimisationConfig(steps=1, batch_size=workload.batch_size, max_length=max(workload.length, 8))
     peaks: dict[Scene, Peak] = {}
     with tracker, _nothing_ends(states):
         events = fit(
             model,
             load_method(worst),
-            make_rows(workload, workload.batch_size),
+            {stream: rows for stream in ("alignment", *capabilities_of(worst).needs)},
             steps,
             seed=0,
             pad_id=0,
@@ -98,18 +100,15 @@ def _score(model: Any, tracker: Tracker, config: Config, num_rows: int, workload
     method: Any = load_method(config)
     batch = collate(make_rows(workload, num_rows), 0)
 
-    def sample(count: int, generator: torch.Generator) -> Batch:
-        return batch
-
     model.train()
     method.setup(
         model,
         MethodContext(
             generator=torch.Generator().manual_seed(0),
-            sample_harmful=sample,
             reduce_sum=lambda tensor: tensor,
             emit=lambda event: None,
             activation_memory=workload.mode,
+            streams={"harmful": lambda count, generator: batch},
         ),
     )
     start = tracker.now + 1
