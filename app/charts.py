@@ -8,6 +8,8 @@ Methods differ by colour and marker, quantities by dash: no meaning is carried b
 
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
+from statistics import fmean
 from textwrap import wrap
 from typing import Any
 
@@ -125,6 +127,31 @@ def layer_heatmap(track: Track, num_steps: int, resample_every: int) -> Spec:
     }
     key = [{"text": text.HEATMAP_DRAWN, "colour": "--lab-ink", "symbol": "circle"}]
     return figure([heat, dots], layout, text.HEATMAP_LABEL, max(300, min(720, 150 + 26 * num_layers)), key=key)
+
+
+def layer_values(track: Track) -> Spec:
+    """Layers x steps of what a method measures in them, by its own name; of several heads their mean."""
+    if not track.values:
+        return empty(text.LAYER_VALUES_EMPTY, 160)
+    name = next(iter(track.values))[0]
+    steps = sorted(step for other, step in track.values if other == name)
+    columns = [[fmean(numbers) for numbers in track.values[name, step].values] for step in steps]
+    num_layers = len(columns[0])
+    heat = {
+        "type": "heatmap",
+        "x": steps,
+        "y": list(range(num_layers)),
+        "z": [rounded([column[layer] for column in columns]) for layer in range(num_layers)],
+        "colorscale": "Cividis",
+        "hovertemplate": "layer %{y}, step %{x}: %{z:.4g}<extra></extra>",
+        "colorbar": {"title": {"text": escape(name), "side": "right"}, "thickness": 10, "outlinewidth": 0},
+    }
+    layout = {
+        "xaxis": axis(text.AXIS_STEP, showgrid=False),
+        "yaxis": axis(text.AXIS_LAYER, dtick=1 if num_layers <= 16 else 4, showgrid=False, zeroline=False),
+    }
+    label = text.LAYER_VALUES_LABEL.format(name=name)
+    return figure([heat], layout, label, max(300, min(720, 150 + 26 * num_layers)))
 
 
 def layer_bars(track: Track) -> Spec:

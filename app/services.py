@@ -60,6 +60,7 @@ from tvaccine_core.records import (
     Example,
     LayerDrawRecord,
     LayerScoreRecord,
+    LayerValuesRecord,
     MessageRecord,
     Proportion,
     StateRecord,
@@ -90,6 +91,7 @@ __all__ = [
     "LabData",
     "LayerDrawRecord",
     "LayerScoreRecord",
+    "LayerValuesRecord",
     "MemoryPlan",
     "MessageRecord",
     "MethodInfo",
@@ -130,7 +132,7 @@ __all__ = [
 ]
 
 ASSETS = Path(__file__).parents[1] / "assets"
-VIEW_KINDS = ("step", "layer_scores", "layer_draw", "eval", "drift", "state", "message")
+VIEW_KINDS = ("step", "layer_scores", "layer_draw", "layer_values", "eval", "drift", "state", "message")
 """Events the screens draw; streamed answers are read by the one who asked."""
 
 

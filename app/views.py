@@ -19,6 +19,7 @@ from app.services import (
     LabConfig,
     LayerDrawRecord,
     LayerScoreRecord,
+    LayerValuesRecord,
     MessageRecord,
     RunRow,
     StateRecord,
@@ -42,6 +43,8 @@ class Track:
     scores: dict[int, LayerScoreRecord] = field(default_factory=dict)
     draws: dict[int, LayerDrawRecord] = field(default_factory=dict)
     messages: list[MessageRecord] = field(default_factory=list)
+    values: dict[tuple[str, int], LayerValuesRecord] = field(default_factory=dict)
+    """By name and step."""
 
     @property
     def last(self) -> StepRecord | None:
@@ -50,7 +53,7 @@ class Track:
 
     def copy(self) -> "Track":
         """A snapshot that later events do not change."""
-        return Track(dict(self.steps), dict(self.scores), dict(self.draws), list(self.messages))
+        return Track(dict(self.steps), dict(self.scores), dict(self.draws), list(self.messages), dict(self.values))
 
     def seconds_left(self) -> float | None:
         """Time the remaining steps will take at the pace of the last fifty; None before two steps are known."""
@@ -227,6 +230,9 @@ class _Fold:
             case LayerDrawRecord() as event:
                 track.draws[event.step] = event
                 return "layers"
+            case LayerValuesRecord() as event:
+                track.values[event.name, event.step] = event
+                return "layers"
             case EvalRecord() as event:
                 key = (event.state, event.step, event.eval_set)
                 self._evals[key], self._reported[key] = event, stored.job_id
@@ -249,6 +255,8 @@ class _Fold:
         for reported in (track.steps, track.scores, track.draws):
             for later in [number for number in reported if number >= step]:
                 del reported[later]
+        for key in [key for key in track.values if key[1] >= step]:
+            del track.values[key]
         for key in [key for key, owner in self._reported.items() if owner == job_id and key[1] >= step]:
             del self._evals[key], self._reported[key]
 

@@ -44,6 +44,7 @@ LAYERS = (
         "randomness",
         "ranks",
         "short_attention",
+        "sinks",
     },
     {"models", "model_files", "model_sizes", "adapters", "adapter_files", "targets", "checkpoints", "data", "sandbox"},
     {"methods"},
@@ -94,6 +95,7 @@ METHOD_FILE_MAY_IMPORT = {
     "methods",
     "methods.base",
     "model_files",
+    "sinks",
 }
 STORE_READERS = {
     *("store", "orders", "export", "engine", "job_report", "worker", "supervisor", "launch"),

@@ -3,7 +3,8 @@
 config.yaml      alignment and first attack, to the same numbers: `python -m tvaccine_core demo --config config.yaml`
 attacks.yaml     the settings of every attack, by its id
 steps.csv        one row a training step          scores.csv    one row a state, set and score
-events.jsonl     what the engine reported         answers.csv   every judged generation
+from tvaccine_core.records import EvalRecord, Event, LayerValuesRecord, StateRecord, StepRecord
+from tvaccine_core.safe_yaml import write_yaml
 states/…         peft adapters, as `PeftModel.from_pretrained(base, folder)` reads them
 
 What visitors asked of the run's models, and what they were answered, is theirs and stays out.
@@ -18,7 +19,7 @@ from pathlib import Path
 from tvaccine_core import __version__
 from tvaccine_core.config import AttackConfig, LabConfig, parse_config
 from tvaccine_core.errors import StoreError
-from tvaccine_core.records import EvalRecord, Event, StateRecord, StepRecord
+from tvaccine_core.records import EvalRecord, Event, LayerValuesRecord, StateRecord, StepRecord
 from tvaccine_core.safe_yaml import write_yaml
 from tvaccine_core.store import JobRow, RunRow, Store, StoredEvent
 
@@ -44,6 +45,7 @@ def export_run(store: Store, run_id: str, folder: Path) -> Path:
         (folder / "attacks.yaml").write_text(write_yaml(settings), encoding="utf-8")
         _write_csv(folder / "steps.csv", STEP_COLUMNS, step_rows(events, jobs))
         _write_csv(folder / "scores.csv", SCORE_COLUMNS, score_rows(events))
+        _write_csv(folder / "layers.csv", LAYER_COLUMNS, layer_rows(events, jobs))
         _write_csv(folder / "answers.csv", ANSWER_COLUMNS, _answer_rows(store, run_id))
         with (folder / "events.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(f"{_placeless(stored.event).model_dump_json()}\n" for stored in events)
@@ -96,6 +98,7 @@ def _leaves(value: object, path: str = "") -> Iterator[tuple[str, str]]:
 
 STEP_COLUMNS = ("job", "step", "num_steps", "loss", "learning_rate", "grad_norm", "elapsed_s", "num_tokens")
 SCORE_COLUMNS = ("state", "state_hash", "step", "eval_set", "judge", "score", "percent", "low", "high", "count", "n")
+LAYER_COLUMNS = ("job", "step", "name", "layer", "head", "value")
 ANSWER_COLUMNS = (
     *("state", "state_hash", "step", "eval_set", "example_id", "category", "prompt", "reference", "text"),
     *("harmful", "refused", "exact", "coherent"),
@@ -108,6 +111,17 @@ def step_rows(events: Iterable[StoredEvent], jobs: Iterable[JobRow]) -> Iterable
     for stored in events:
         if isinstance(record := stored.event, StepRecord):
             yield titles[stored.job_id], *(getattr(record, column) for column in STEP_COLUMNS[1:])
+
+
+def layer_rows(events: Iterable[StoredEvent], jobs: Iterable[JobRow]) -> Iterable[Sequence[object]]:
+    """Rows of `LAYER_COLUMNS`; the head is empty where there is one number per layer."""
+    titles = {job.id: job.title for job in jobs}
+    for stored in events:
+        if isinstance(record := stored.event, LayerValuesRecord):
+            for layer, numbers in enumerate(record.values):
+                for head, value in enumerate(numbers):
+                    number = head if len(numbers) > 1 else ""
+                    yield titles[stored.job_id], record.step, record.name, layer, number, value
 
 
 def score_rows(events: Iterable[StoredEvent]) -> Iterable[Sequence[object]]:

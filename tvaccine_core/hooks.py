@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tvaccine_core.errors import ModelError
 
@@ -355,6 +356,35 @@ def on_entry(module: nn.Module, action: Callable[[], None] | None, *, first: boo
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def watch_attention(modules: Mapping[int, nn.Module], look: Callable[..., None]) -> Iterator[None]:
+    """Call `look(index, query, key, mask, **settings)` before each of `modules` attends; keep it open until backward.
+
+    Query (B, H, T, D) and key (B, K, T, D) are as they are multiplied, positions in them; mask and settings are what
+    transformers hands to its attention function, `implementation` (its name) besides.
+    """
+    owners = {part: index for index, module in modules.items() for part in module.modules()}
+    find = ALL_ATTENTION_FUNCTIONS.get_interface
+
+    def find_watched(implementation: str, default: Callable[..., Any]) -> Callable[..., Any]:
+        attend = find(implementation, default)
+
+        def watched(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **settings: Any) -> Any:
+            if module in owners:
+                look(owners[module], query, key, mask, implementation=implementation, **settings)
+            return attend(module, query, key, value, mask, **settings)
+
+        return watched
+
+    ALL_ATTENTION_FUNCTIONS.__dict__["get_interface"] = find_watched
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS.__dict__["get_interface"] = find
+        if getattr(find, "__self__", None) is ALL_ATTENTION_FUNCTIONS:
+            del ALL_ATTENTION_FUNCTIONS.__dict__["get_interface"]
 
 
 @contextmanager

@@ -29,6 +29,7 @@ class LabelledTokens:
     attention_mask: Tensor | None  # (B, T') long, None where causality alone hides the padding
     positions: Tensor  # (N,) long, into the (B * T') flattened tokens: where the next token is labelled
     targets: Tensor  # (N,) long, that next token
+    real: Tensor  # (B, T') bool, False on padding; stays on the device it came from
 
     @classmethod
     def of(cls, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> LabelledTokens:
@@ -53,6 +54,7 @@ class LabelledTokens:
             attention_mask=None if padded_right else mask,
             positions=labelled.flatten().nonzero().squeeze(1),
             targets=labels[:, 1 : num_columns + 1][labelled],
+            real=mask.bool(),
         )
 
     def to(self, device: torch.device | str) -> LabelledTokens:
@@ -62,6 +64,7 @@ class LabelledTokens:
             attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
             positions=self.positions.to(device),
             targets=self.targets.to(device),
+            real=self.real,
         )
 
 

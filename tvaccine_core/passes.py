@@ -21,7 +21,7 @@ A method that looks at other weights takes a gradient as a value (`gradients`), 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +38,10 @@ from tvaccine_core.merged import mergeable
 from tvaccine_core.norms import lean_norms
 from tvaccine_core.randomness import RandomState, isolated_randomness
 from tvaccine_core.short_attention import short_attentions
+
+ExtraTerm = Callable[[Sequence[nn.Module], Tensor], AbstractContextManager[Callable[[], Tensor]]]
+"""Looks at a pass while it runs, and adds to its loss: a context for attention modules, lowest first, and which tokens
+are real, (B, T'); it gives what computes the term, 0-dim, once the loss is there. See `sinks.sink_term`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +83,7 @@ class Passes:
         """Of torch's generators at the start of the last pass."""
         self._weights = object()
         """Another object for other weights, see `moved`."""
+        self._own_attention = {block.attention: block.attention.forward for block in self.blocks}
         self._lean = lean_norms(model)
         if mode == "speed":
             self._lean |= short_attentions(self.blocks)
@@ -167,27 +172,30 @@ class Passes:
             self._run(tokens)
         return self._chunked_loss(tokens, *diverted[0])
 
-    def descend(self, tokens: LabelledTokens, frozen: Sequence[nn.Parameter], weight: float) -> Tensor:
+    def descend(
+        self, tokens: LabelledTokens, frozen: Sequence[nn.Parameter], weight: float, extra: ExtraTerm | None = None
+    ) -> Tensor:
         """Add `weight` times the loss's gradient to `.grad` of all parameters but `frozen`; only these record a graph.
 
-        Returns the loss, 0-dim, detached.
+        With `extra` it is the gradient of the loss and that term. Returns the loss alone, 0-dim, detached.
         """
-        with hooks.frozen(frozen), self._last_mlp_at(tokens):
+        with hooks.frozen(frozen), self._last_mlp_at(tokens), self._watching(extra, tokens) as term:
             loss = self.loss(tokens)
-            (loss * weight).backward()
+            (_plus(loss, term) * weight).backward()
         return loss.detach()
 
     def gradients(
-        self, tokens: LabelledTokens, parameters: Sequence[nn.Parameter]
+        self, tokens: LabelledTokens, parameters: Sequence[nn.Parameter], extra: ExtraTerm | None = None
     ) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
         """The loss, 0-dim, detached, and its gradient with respect to each of `parameters`; no `.grad` changes.
 
+        With `extra` the loss is the sum of both.
         Each is of the mean over the tokens here, see `grads.sum_over_processes`; zeros where the loss does not reach.
         """
         wanted = set(parameters)
         others = [parameter for parameter in self.parameters if parameter not in wanted]
-        with hooks.frozen(others), self._last_mlp_at(tokens):
-            loss = self.loss(tokens)
+        with hooks.frozen(others), self._last_mlp_at(tokens), self._watching(extra, tokens) as term:
+            loss = _plus(self.loss(tokens), term)
             if not loss.requires_grad:
                 return loss, {parameter: torch.zeros_like(parameter) for parameter in parameters}
             found = torch.autograd.grad(loss, list(parameters), allow_unused=True, materialize_grads=True)
@@ -248,6 +256,16 @@ class Passes:
         scope.enter_context(lean_adapters(self._adapted, self._mergeable))
         self._must_read_again = False
 
+    @contextmanager
+    def _watching(self, extra: ExtraTerm | None, tokens: LabelledTokens) -> Iterator[Callable[[], Tensor] | None]:
+        """What gives the extra term once the pass has run. Attention runs the model's own code: it is looked at."""
+        if extra is None:
+            yield None
+            return
+        attentions = [block.attention for block in self.blocks]
+        with hooks.replace_forwards(self._own_attention), extra(attentions, tokens.real) as term:
+            yield term
+
     def _last_mlp_at(self, tokens: LabelledTokens) -> AbstractContextManager[None]:
         mlp = self.blocks[-1].mlp
         return nullcontext() if mlp is None or hooks.mixes_tokens(mlp) else hooks.run_at(mlp, tokens.positions)
@@ -291,3 +309,7 @@ class Passes:
                 found.add(id(variable))
             nodes.extend(following for following, _ in node.next_functions)
         return found & {id(parameter) for parameter in self.parameters}
+
+
+def _plus(loss: Tensor, term: Callable[[], Tensor] | None) -> Tensor:
+    return loss if term is None else loss + term()

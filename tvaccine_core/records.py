@@ -102,6 +102,17 @@ class LayerDrawRecord(Record):
     layers: tuple[int, ...]
 
 
+class LayerValuesRecord(Record):
+    """One number of a method's own for every layer, or for every head of every layer, at a step."""
+
+    kind: Literal["layer_values"] = "layer_values"
+    step: int
+    name: str
+    """What is measured, as a title; e.g. `sink divergence`."""
+    values: tuple[tuple[float, ...], ...]
+    """Layer by layer, lowest first; one number per head, or one alone."""
+
+
 class EvalRecord(Record):
     """One model state measured on one evaluation set."""
 
@@ -173,6 +184,7 @@ Event = Annotated[
     StepRecord
     | LayerScoreRecord
     | LayerDrawRecord
+    | LayerValuesRecord
     | EvalRecord
     | DriftRecord
     | CheckpointRecord

@@ -36,6 +36,9 @@ def build(page: Page, draft: Draft) -> None:
             gr.HTML(section(text.HEATMAP_TITLE, text.HEATMAP_NOTE), apply_default_css=False)
             dominance = news_block("dominance")
             heatmap = figure("heatmap")
+            with gr.Column(min_width=0, visible=False) as measured:
+                gr.HTML(section(text.LAYER_VALUES_TITLE), apply_default_css=False)
+                values = figure("layer-values")
             with gr.Row(elem_classes="lab-pair"):
                 with gr.Column(min_width=0):
                     gr.HTML(section(text.LOSS_TITLE), apply_default_css=False)
@@ -74,6 +77,12 @@ def build(page: Page, draft: Draft) -> None:
     page.show(cards, jobs_and("align"), draw_cards)
     page.show(said, lambda glance: glance.stamp("message", "jobs_made"), draw_messages)
     page.show(heatmap, lambda glance: glance.stamp("layers"), draw_heatmap)
+    page.show(measured, has_values, lambda glance: gr.Column(visible=has_values(glance)))
+    page.show(
+        values,
+        lambda glance: glance.stamp("layers"),
+        lambda glance: charts.layer_values(measuring_track(glance.view)),
+    )
     page.show(bars, lambda glance: glance.stamp("layers"), lambda glance: charts.layer_bars(scored_track(glance.view)))
     page.show(dominance, lambda glance: glance.stamp("layers"), draw_dominance)
     page.show(loss, lambda glance: glance.stamp("align"), draw_loss, every_s=LOSS_EVERY_S)
@@ -127,6 +136,17 @@ def scored_track(view: RunView | None) -> Track:
     """What the layer-scoring method reported; empty if the run has none."""
     method = scoring_method(view) if view else None
     return view.track(view.align_job(method)) if view and method else EMPTY_TRACK
+
+
+def measuring_track(view: RunView | None) -> Track:
+    """Of the first method that reported a number per layer; empty if none did."""
+    tracks = [view.track(view.align_job(method)) for method in view.methods] if view else []
+    return next((track for track in tracks if track.values), EMPTY_TRACK)
+
+
+def has_values(glance: Glance) -> bool:
+    """True if a method of the run reported a number per layer."""
+    return bool(measuring_track(glance.view).values)
 
 
 def draw_cards(glance: Glance) -> str:

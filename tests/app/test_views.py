@@ -3,9 +3,12 @@
 import pytest
 from written_runs import alignment_events, eval_record, finish_job, small_config, step_record
 
+from app import charts
 from app import views as views_module
 from app.services import Lab, RunNotFoundError
 from app.views import EMPTY_TRACK, Track, Views, aligned, attacked, progress_of
+from tvaccine_core.export import layer_rows
+from tvaccine_core.records import LayerValuesRecord
 
 
 @pytest.fixture(autouse=True)
@@ -145,3 +148,38 @@ def test_scores_of_a_later_report_count(lab: Lab) -> None:
     record = Views(lab).view(run_id).final("aligned/sft", "unseen_names")
     assert record is not None
     assert record.scores["harmful_score"].percent == 20
+
+
+def test_numbers_per_layer_are_folded_taken_back_exported_and_drawn(lab: Lab) -> None:
+    run_id = lab.start_alignment(small_config())
+    job = lab.store.jobs(run_id)[0]
+    views = Views(lab)
+    heads, alone = ((0.5, 0.25), (1.0, 0.0)), ((3.0,), (4.0,))
+    for step in (1, 2):
+        lab.store.append(
+            job.id,
+            [
+                LayerValuesRecord(step=step, name="sink <b>", values=heads),
+                LayerValuesRecord(step=step, name="norm", values=alone),
+                step_record(step, 40, 2.0),
+            ],
+        )
+    before = views.view(run_id)
+    assert set(before.tracks[job.id].values) == {("sink <b>", 1), ("norm", 1), ("sink <b>", 2), ("norm", 2)}
+    (heat,) = charts.layer_values(before.tracks[job.id])["data"]
+    assert (heat["x"], heat["y"]) == ([1, 2], [0, 1])
+    assert heat["z"] == [[0.375, 0.375], [0.5, 0.5]]
+    assert heat["colorbar"]["title"]["text"] == "sink &lt;b&gt;"
+    assert charts.layer_values(EMPTY_TRACK)["data"] == []
+
+    rows = list(layer_rows(lab.store.events(run_id), lab.store.jobs(run_id)))
+    assert rows[:6] == [
+        (job.title, 1, "sink <b>", 0, 0, 0.5),
+        (job.title, 1, "sink <b>", 0, 1, 0.25),
+        (job.title, 1, "sink <b>", 1, 0, 1.0),
+        (job.title, 1, "sink <b>", 1, 1, 0.0),
+        (job.title, 1, "norm", 0, "", 3.0),
+        (job.title, 1, "norm", 1, "", 4.0),
+    ]
+    lab.store.append(job.id, [step_record(2, 40, 2.0)])  # its checkpoint was of step 1
+    assert set(views.view(run_id).tracks[job.id].values) == {("sink <b>", 1), ("norm", 1)}
