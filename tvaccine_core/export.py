@@ -3,8 +3,8 @@
 config.yaml      alignment and first attack, to the same numbers: `python -m tvaccine_core demo --config config.yaml`
 attacks.yaml     the settings of every attack, by its id
 steps.csv        one row a training step          scores.csv    one row a state, set and score
-from tvaccine_core.records import EvalRecord, Event, LayerValuesRecord, StateRecord, StepRecord
-from tvaccine_core.safe_yaml import write_yaml
+layers.csv       one row per number that a method reported of a layer or a head
+events.jsonl     what the engine reported         answers.csv   every judged generation
 states/…         peft adapters, as `PeftModel.from_pretrained(base, folder)` reads them
 
 What visitors asked of the run's models, and what they were answered, is theirs and stays out.
