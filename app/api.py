@@ -15,8 +15,7 @@ from app.guard import guarded
 from app.markup import verdict_word
 from app.page import Page
 from app.panes import by_state, states_of
-from app.services import PRESETS, ConfigError, StoreError, new_owner, replace_methods, settings_of, shown
-from app.views import aligned, attacked
+from app.services import PRESETS, ConfigError, StoreError, new_owner, shown, with_defences
 
 ANSWER_WAIT_S = 300.0
 
@@ -29,14 +28,12 @@ def add_endpoints(page: Page) -> None:
         """Every run, newest first: id, name, status."""
         return [{"id": run.id, "name": run.name, "status": run.status} for run in lab.runs()]
 
-    def start_alignment(preset: Name, methods: Names) -> str:
-        """Start a run from a preset (its own methods if `methods` is empty); returns the run's id."""
+    def start_alignment(preset: Name, defences: Names) -> str:
+        """Start a run from a preset (with its own defences if `defences` is empty); returns the run's id."""
         if preset not in PRESETS:
             raise ConfigError(f"There is no preset {shown(preset)}.", remedy=f"Choose one of: {', '.join(PRESETS)}.")
         config = PRESETS[preset].config
-        return lab.start_alignment(
-            replace_methods(config, [settings_of(config, m) for m in methods]) if methods else config
-        )
+        return lab.start_alignment(with_defences(config, defences) if defences else config)
 
     def start_attack(run_id: Name, harmful_ratio: Share, num_samples: Count) -> str:
         """Attack every aligned model of a run; its other settings are the run's own. Returns the attack's id."""
@@ -47,12 +44,13 @@ def add_endpoints(page: Page) -> None:
 
     def stop(run_id: Name) -> int:
         """Stop everything of a run; returns how many jobs were asked to."""
-        return lab.stop(run_id, ("baseline", "align", "attack", "generate"))
+        return lab.stop(run_id, ("baseline", "align", "attack", "repair", "evaluate", "generate"))
 
     def run_status(run_id: Name) -> dict[str, Any]:
         """Jobs with their progress, and the newest scores of every model."""
         view = page.views.view(run_id, fresh=True)
-        states = [name for m in view.methods for name in (aligned(m), *(attacked(m, a) for a in view.attack_ids))]
+        attacks = (None, *view.attack_ids)
+        states = {state for d in view.defences for a in attacks for state in view.states_of(d, a).values()}
         return {
             "status": view.run.status,
             "jobs": [
@@ -62,7 +60,7 @@ def add_endpoints(page: Page) -> None:
             ],
             "scores": {
                 f"{state} {where} {name}": score.percent
-                for state in ("base", *states)
+                for state in ("base", *sorted(states))
                 for where in view.eval_sets
                 if (record := view.final(state, where))
                 for name, score in record.scores.items()

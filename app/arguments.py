@@ -18,6 +18,8 @@ ItemT = TypeVar("ItemT")
 
 RELOAD = "Reload the page and choose again."
 
+MAX_TEXTS = 24
+
 
 def _whole(value: object) -> object:
     """JavaScript has no whole numbers of their own: 100.0 counts as 100."""
@@ -68,11 +70,12 @@ def one_of(value: object, allowed: Collection[ItemT], what: str) -> ItemT:
     raise ConfigError(f"{what} is one of {choices}, not {shown(value)}.", remedy=RELOAD)
 
 
-def some_of(values: object, allowed: Collection[ItemT], what: str) -> list[ItemT]:
-    """`values`, if it is a list of items of `allowed`. Raises `ConfigError`."""
-    if not isinstance(values, list | tuple):
-        raise ConfigError(f"{what}: a list of {', '.join(map(str, allowed))}, not {shown(values)}.", remedy=RELOAD)
-    return [one_of(value, allowed, what) for value in values]
+def texts_of(values: object, what: str) -> list[str]:
+    """`values`, if it is a short list of short texts. Raises `ConfigError`; `what` names it."""
+    found = list(values) if isinstance(values, list | tuple) else None
+    if found is None or len(found) > MAX_TEXTS or not all(isinstance(item, str) and len(item) < 200 for item in found):
+        raise ConfigError(f"{what}: a list of names, {MAX_TEXTS} at most, not {shown(values)}.", remedy=RELOAD)
+    return found
 
 
 def text_of(value: object, what: str) -> str:

@@ -3,7 +3,7 @@
 Beside plotly's `data` and `layout` a spec has `meta`: `label` (what a screen reader says), `height` in pixels, `key`
 (the legend, drawn as HTML so that it wraps on a phone), `log` (which axis a button may switch to a logarithm) or
 `empty` (a sentence instead of a figure). Colours that begin with `--` are CSS variables: one spec, light and dark.
-Methods differ by colour and marker, quantities by dash: no meaning is carried by colour alone.
+Defences differ by colour and marker, quantities by dash: no meaning is carried by colour alone.
 """
 
 import math
@@ -14,7 +14,8 @@ from textwrap import wrap
 from typing import Any
 
 from app import text
-from app.services import METHODS, DriftRecord, EvalRecord, Proportion
+from app.looks import DASHES, Look
+from app.services import DriftRecord, EvalRecord, Proportion
 from app.views import Track
 
 Spec = dict[str, Any]
@@ -24,8 +25,9 @@ MAX_POINTS = 300
 MAX_DRAWS = 80
 LABEL_WIDTH = 13
 """Characters a line of a label under a bar: three labels stand side by side on a phone."""
-MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
-DASHES = ("solid", "dash", "dot", "dashdot")
+
+PATTERNS = {"before": "/", "after": "", "repaired": "."}
+"""How bars are filled, by when their scores were measured."""
 
 
 def empty(sentence: str, height: int = 320) -> Spec:
@@ -33,22 +35,22 @@ def empty(sentence: str, height: int = 320) -> Spec:
     return {"data": [], "layout": {}, "meta": {"empty": sentence, "height": height, "label": sentence}}
 
 
-def loss(tracks: Mapping[str, Track]) -> Spec:
-    """Training loss of each method against steps: the raw values pale, their running mean over them."""
+def loss(tracks: Mapping[str, Track], looks: Mapping[str, Look]) -> Spec:
+    """Training loss of each aligned state against steps: the raw values pale, their running mean over them."""
     data: list[Spec] = []
     key: list[Spec] = []
-    for method, track in tracks.items():
+    for key_of_state, track in tracks.items():
         if not track.steps:
             continue
         steps = sorted(track.steps)
         values = [track.steps[step].loss for step in steps]
-        colour = METHODS[method].colour
-        line = {"type": "scatter", "mode": "lines", "x": thin(steps), "name": METHODS[method].title}
+        look = looks[key_of_state]
+        line = {"type": "scatter", "mode": "lines", "x": thin(steps), "name": look.title}
         data.append(
             line
             | {
                 "y": thin(rounded(values)),
-                "line": {"color": colour, "width": 1},
+                "line": {"color": look.colour, "width": 1},
                 "opacity": 0.3,
                 "hoverinfo": "skip",
             }
@@ -57,10 +59,10 @@ def loss(tracks: Mapping[str, Track]) -> Spec:
             line
             | {
                 "y": thin(rounded(running_mean(values))),
-                "line": {"color": colour, "width": 2.2, "dash": dash_of(method)},
+                "line": {"color": look.colour, "width": 2.2, "dash": look.dash},
             }
         )
-        key.append({"text": METHODS[method].title, "colour": colour, "dash": dash_of(method)})
+        key.append({"text": look.title, "colour": look.colour, "dash": look.dash})
     if not data:
         return empty(text.LOSS_EMPTY, 240)
     layout = {
@@ -154,14 +156,13 @@ def layer_values(track: Track) -> Spec:
     return figure([heat], layout, label, max(300, min(720, 150 + 26 * num_layers)))
 
 
-def layer_bars(track: Track) -> Spec:
+def layer_bars(track: Track, colour: str) -> Spec:
     """The newest scoring: each layer's score (logarithmic) and the probability that it is drawn; drawn layers solid."""
     if not track.scores:
         return empty(text.BARS_EMPTY, 240)
     record = track.scores[max(track.scores)]
     drawn = set(track.draws[max(track.draws)].layers) if track.draws else set()
     layers = list(range(len(record.layer_scores)))
-    colour = METHODS["tvaccine"].colour
     marker = {
         "color": [colour if layer in drawn else "--lab-faint" for layer in layers],
         "line": {"color": colour, "width": 1},
@@ -194,18 +195,22 @@ def layer_bars(track: Track) -> Spec:
     return figure(data, layout, text.BARS_LABEL, max(240, min(560, 110 + 18 * len(layers))), key=key)
 
 
-def attack_curves(curves: Mapping[str, Mapping[str, Sequence[EvalRecord]]], task: str, num_steps: int) -> Spec:
-    """HS and FA of each method against attack steps, on one axis of percent.
+def attack_curves(
+    curves: Mapping[str, Mapping[str, Sequence[EvalRecord]]], task: str, num_steps: int, looks: Mapping[str, Look]
+) -> Spec:
+    """HS and FA of each defence against attack steps, on one axis of percent.
 
     Args:
-        curves: by method, by evaluation set: records in order of their step.
+        curves: by defence, by evaluation set: records in order of their step.
         task: the evaluation set that yields FA.
         num_steps: length of the attack.
+        looks: by defence.
     """
     sets = list(dict.fromkeys(where for sets in curves.values() for where in sets))
     dashes = dict(zip([where for where in sets if where != task], DASHES, strict=False))
     data: list[Spec] = []
-    for method, by_set in curves.items():
+    for defence, by_set in curves.items():
+        look = looks[defence]
         for where, records in by_set.items():
             measure = "finetune_accuracy" if where == task else "harmful_score"
             points = [(record.step, record.scores[measure]) for record in records if measure in record.scores]
@@ -216,30 +221,28 @@ def attack_curves(curves: Mapping[str, Mapping[str, Sequence[EvalRecord]]], task
                 {
                     "type": "scatter",
                     "mode": "lines+markers",
-                    "name": f"{METHODS[method].title}, {text.measure_of(where)}",
+                    "name": f"{look.title}, {text.measure_of(where)}",
                     "x": [step for step, _ in points],
                     "y": rounded([score.percent for _, score in points]),
                     "customdata": [[*rounded(score.interval), score.n] for _, score in points],
                     "line": {
-                        "color": METHODS[method].colour,
+                        "color": look.colour,
                         "width": 1.4 if is_task else 2.4,
                         "dash": "dot" if is_task else dashes[where],
                     },
                     "marker": {
-                        "symbol": marker_of(method) + ("-open" if is_task else ""),
+                        "symbol": look.marker + ("-open" if is_task else ""),
                         "size": 7,
-                        "color": METHODS[method].colour,
-                        "line": {"width": 1.5, "color": METHODS[method].colour},
+                        "color": look.colour,
+                        "line": {"width": 1.5, "color": look.colour},
                     },
                     "hovertemplate": "%{y:.0f} (%{customdata[0]:.0f}–%{customdata[1]:.0f}), n %{customdata[2]}",
                 }
             )
     if not data:
         return empty(text.CURVES_EMPTY, 400)
-    key = [
-        {"text": METHODS[method].title, "colour": METHODS[method].colour, "symbol": marker_of(method)}
-        for method in curves
-    ]
+    shown = [looks[defence] for defence in curves]
+    key = [{"text": look.title, "colour": look.colour, "symbol": look.marker} for look in shown]
     key += [{"text": text.measure_of(where), "colour": "--lab-ink", "dash": dashes[where]} for where in dashes]
     key += [{"text": text.measure_of(task), "colour": "--lab-ink", "dash": "dot"}] if task in sets else []
     layout = {
@@ -250,23 +253,23 @@ def attack_curves(curves: Mapping[str, Mapping[str, Sequence[EvalRecord]]], task
     return figure(data, layout, text.CURVES_LABEL, 400, key=key)
 
 
-def score_bars(rows: Sequence[tuple[str, str, Mapping[str, Proportion]]]) -> Spec:
-    """Bars with 95 % intervals: HS by set and FA, before (hatched) and after (solid) the attack.
+def score_bars(rows: Sequence[tuple[Look, str, Mapping[str, Proportion]]]) -> Spec:
+    """Bars with 95 % intervals: HS by set and FA, before (hatched) and after (solid) the attack, and repaired (dotted).
 
     Args:
-        rows: method, `before` or `after`, and scores by evaluation set.
+        rows: a defence's look, `before`, `after` or `repaired`, and scores by evaluation set.
     """
     data: list[Spec] = []
     key: dict[str, Spec] = {}
-    for method, when, scores in rows:
+    for look, when, scores in rows:
         if not scores:
             continue
-        colour = METHODS[method].colour
+        colour, shape = look.colour, PATTERNS[when]
         percents = [score.percent for score in scores.values()]
         data.append(
             {
                 "type": "bar",
-                "name": f"{METHODS[method].title}, {text.WHEN[when]}",
+                "name": f"{look.title}, {text.WHEN[when]}",
                 "x": ["<br>".join(wrap(text.measure_of(where), LABEL_WIDTH)) for where in scores],
                 "y": rounded(percents),
                 "error_y": {
@@ -279,19 +282,19 @@ def score_bars(rows: Sequence[tuple[str, str, Mapping[str, Proportion]]]) -> Spe
                     "color": "--lab-ink",
                 },
                 "marker": {
-                    "color": "--lab-surface" if when == "before" else colour,
+                    "color": "--lab-surface" if shape else colour,
                     "line": {"color": colour, "width": 1.5},
-                    "pattern": {"shape": "/" if when == "before" else "", "fgcolor": colour, "size": 6},
+                    "pattern": {"shape": shape, "fgcolor": colour, "size": 6},
                 },
                 "customdata": [score.n for score in scores.values()],
                 "hovertemplate": "%{y:.0f} %, n %{customdata}<extra>%{fullData.name}</extra>",
             }
         )
-        key[f"{method} {when}"] = {
-            "text": f"{METHODS[method].title}, {text.WHEN[when]}",
+        key[f"{look.title} {when}"] = {
+            "text": f"{look.title}, {text.WHEN[when]}",
             "colour": colour,
             "fill": True,
-            "hatch": when == "before",
+            "hatch": bool(shape),
         }
     if not data:
         return empty(text.SCORES_EMPTY, 320)
@@ -305,25 +308,25 @@ def score_bars(rows: Sequence[tuple[str, str, Mapping[str, Proportion]]]) -> Spe
     return figure(data, layout, text.SCORES_LABEL, 340, key=list(key.values()))
 
 
-def drift(records: Mapping[str, DriftRecord]) -> Spec:
-    """Embedding drift by layer, a line a method (records by method)."""
+def drift(records: Mapping[str, DriftRecord], looks: Mapping[str, Look]) -> Spec:
+    """Embedding drift by layer, one line per defence; records and looks by defence."""
     if not records:
         return empty(text.DRIFT_EMPTY, 300)
     data: list[Spec] = [
         {
             "type": "scatter",
             "mode": "lines+markers",
-            "name": METHODS[method].title,
+            "name": looks[defence].title,
             "x": list(range(len(record.drift))),
             "y": rounded(record.drift),
-            "line": {"color": METHODS[method].colour, "width": 2.2, "dash": dash_of(method)},
-            "marker": {"symbol": marker_of(method), "size": 7},
+            "line": {"color": looks[defence].colour, "width": 2.2, "dash": looks[defence].dash},
+            "marker": {"symbol": looks[defence].marker, "size": 7},
         }
-        for method, record in records.items()
+        for defence, record in records.items()
     ]
     key = [
-        {"text": METHODS[m].title, "colour": METHODS[m].colour, "symbol": marker_of(m), "dash": dash_of(m)}
-        for m in records
+        {"text": look.title, "colour": look.colour, "symbol": look.marker, "dash": look.dash}
+        for look in (looks[defence] for defence in records)
     ]
     layout = {
         "xaxis": axis(text.AXIS_LAYER, dtick=1 if len(data[0]["x"]) <= 16 else 4),
@@ -358,16 +361,6 @@ def axis(title: str, **settings: Any) -> Spec:
         "automargin": True,
         **settings,
     }
-
-
-def marker_of(method: str) -> str:
-    """The marker that means this method, beside its colour."""
-    return MARKERS[list(METHODS).index(method) % len(MARKERS)]
-
-
-def dash_of(method: str) -> str:
-    """The dash that means this method where lines carry no markers."""
-    return DASHES[list(METHODS).index(method) % len(DASHES)]
 
 
 def running_mean(values: Sequence[float], decay: float = 0.95) -> list[float]:

@@ -58,7 +58,7 @@ def make_control(path: str, leaf: Leaf, value: Any, choices: Sequence[Any] | Non
     name = path.rpartition(".")[2]
     annotation = leaf.field.annotation
     common: dict[str, Any] = {
-        "label": text.LABELS.get(name, name.replace("_", " ").capitalize()),
+        "label": leaf.field.title or name.replace("_", " ").capitalize(),
         "info": (leaf.field.description or "").replace("`", ""),
         "value": list(value) if isinstance(value, tuple) else value,
         "elem_id": elem_id,

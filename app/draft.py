@@ -3,7 +3,7 @@
 The screens place the controls; the draft knows all of them, so that a preset or a reopened run fills every one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -12,7 +12,7 @@ from gradio.components import Component
 from gradio.events import Dependency
 
 from app import text
-from app.arguments import some_of
+from app.arguments import texts_of
 from app.components import method_label
 from app.controls import Form
 from app.services import (
@@ -20,12 +20,18 @@ from app.services import (
     PRESETS,
     YOUR_MODEL,
     AttackConfig,
+    Config,
+    ConfigError,
+    Defence,
     LabConfig,
     ModelConfig,
     Permissions,
     data_of,
-    replace_methods,
+    methods_of,
+    parse_config,
     settings_of,
+    stages_of,
+    title_of,
 )
 
 SANDBOX = ModelConfig().name
@@ -60,8 +66,8 @@ class Draft:
         hidden = FOR_LAUNCHERS if permissions.remote_code else (*FOR_LAUNCHERS, "trust_remote_code")
         self._begin = config
         self._own_models = own_models
-        names = [name for name, info in METHODS.items() if info.stage == "alignment_stage"]
-        self._lab = Form(config, "run", main=ALIGN_MAIN, leave_out=("alignment.methods", "attack.", "model."))
+        names = list(METHODS)
+        self._lab = Form(config, "run", main=ALIGN_MAIN, leave_out=("defences", "attack.", "model."))
         self._methods = {name: Form(settings_of(config, name), name) for name in names}
         tasks = [(task.title, name) for name, task in data_of(config).tasks.items()]
         self.model = Form(config.model, "model", main=MODEL_MAIN, leave_out=hidden) if own_models else None
@@ -77,11 +83,15 @@ class Draft:
         )
         self.attack = Form(config.attack, "attack", main=ATTACK_MAIN, choices={"task": tasks})
         self.base = gr.State(config.model_dump_json())
-        self.chosen = gr.CheckboxGroup(
-            choices=[(METHODS[name].title, name) for name in names],
+        self.chosen = gr.Dropdown(
+            choices=[(title_of(defence), defence.name) for defence in _suggested()],
             value=_names(config),
-            label=text.METHODS,
-            elem_id="methods",
+            label=text.DEFENCES,
+            info=text.DEFENCES_INFO,
+            multiselect=True,
+            allow_custom_value=True,
+            interactive=True,
+            elem_id="defences",
             render=False,
         )
 
@@ -101,13 +111,13 @@ class Draft:
                     self.model.place(path)
 
     def place_align(self) -> list[tuple[str, gr.Group]]:
-        """Methods and the settings that matter, the rest folded away. Returns each method's groups of settings."""
+        """Defences and the settings that matter, the rest folded away. Returns each method's groups of settings."""
         groups: list[tuple[str, gr.Group]] = []
 
         def place_method(name: str, paths: Sequence[str]) -> None:
             if not paths:
                 return
-            with gr.Group(visible=name in _names(self._begin)) as group:
+            with gr.Group(visible=name in methods_in(_names(self._begin))) as group:
                 method_label(name)
                 for path in paths:
                     self._methods[name].place(path)
@@ -166,23 +176,20 @@ class Draft:
         """The config on the page.
 
         Raises:
-            ConfigError: names every setting that is missing or not allowed, or no method is chosen.
+            ConfigError: names every setting that is missing or not allowed, an unknown defence, or that none is chosen.
         """
-        chosen = self.known_methods(chosen)
+        chosen = texts_of(chosen, text.DEFENCES)
         left = iter(values)
         config = self._lab.parse(LabConfig.model_validate_json(base), _take(left, self._lab))
-        methods = []
+        used, settings = methods_in(chosen), {}
         for name, form in self._methods.items():
             given = _take(left, form)
-            if name in chosen:
-                methods.append(form.parse(settings_of(config, name), given))
+            if name in used:
+                settings[name] = form.parse(settings_of(config, name), given)
+        config = _with_chosen(config, chosen, settings)
         attack = self.attack.parse(config.attack, _take(left, self.attack))
         model = self.read_model(base, *left)
-        return replace_methods(config, methods).model_copy(update={"attack": attack, "model": model})
-
-    def known_methods(self, chosen: object) -> list[str]:
-        """The methods chosen. Raises `ConfigError` for what is no list of methods."""
-        return some_of(chosen, self._methods, text.METHODS)
+        return config.model_copy(update={"attack": attack, "model": model})
 
     def read_attack(self, base: str, *values: Any) -> AttackConfig:
         """The attack on the page, from `base` and the values of `attack.components`. Raises `ConfigError`."""
@@ -229,8 +236,44 @@ def preset_of(config: LabConfig) -> str | None:
     return next((name for name, preset in PRESETS.items() if preset.config == config), None)
 
 
+def methods_in(chosen: object) -> set[str]:
+    """Methods that defences name; none for a name of its own or for what is no defence.
+
+    Raises:
+        ConfigError: `chosen` is no list of names.
+    """
+    found: set[str] = set()
+    for spec in texts_of(chosen, text.DEFENCES):
+        try:
+            found |= set(stages_of(spec).values())
+        except ConfigError:  # a defence with a name of its own, or a mistake: `read` tells them apart
+            continue
+    return found
+
+
+def _with_chosen(config: LabConfig, chosen: Sequence[str], settings: Mapping[str, Config]) -> LabConfig:
+    """`config` with the defences chosen: methods as set on the page, and a defence with a name of its own as it is."""
+    defences: list[dict[str, Any]] = []
+    for spec in chosen:
+        own = next((known for known in config.defences if known.name == spec != known.spec), None)
+        if own is not None:
+            defences.append(own.model_dump(mode="json"))
+            continue
+        stages = stages_of(spec)
+        defences.append({stage: settings[name].model_dump(mode="json") for stage, name in stages.items()})
+    return parse_config(LabConfig, {**config.model_dump(mode="json"), "defences": defences})
+
+
+def _suggested() -> list[Defence]:
+    """Defences offered to choose from: every alignment method alone, and with each repair."""
+    repairs = [info.name for info in methods_of("repair")][1:]
+    alone = [info.name for info in methods_of("alignment")]
+    specs = [*alone, *(f"{name}+{repair}" for repair in repairs for name in alone)]
+    return [Defence.model_validate(spec) for spec in specs]
+
+
 def _names(config: LabConfig) -> list[str]:
-    return [method.name for method in config.alignment.methods]
+    return [defence.name for defence in config.defences]
 
 
 def _take(values: Iterator[Any], form: Form) -> list[Any]:

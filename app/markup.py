@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from app import text
-from app.services import METHODS, Example, JobRow, MessageRecord, PromptPreview, Proportion, Verdict
+from app.services import Example, JobRow, MessageRecord, PromptPreview, Proportion, Verdict
 from app.views import Track
 
 VEIL = 'data-veil role="button" tabindex="0"'
@@ -51,19 +51,19 @@ def job_card(
     title: str,
     job: JobRow | None,
     track: Track,
-    method: str,
+    colour: str,
     numbers: Mapping[str, str],
     position: int | None = None,
     note: str = "",
 ) -> str:
-    """A method's job: its state in words, a bar, and its large numbers by what they measure (`score` or `plain`)."""
+    """A job: its state in words, a bar, and its large numbers by what they measure (`score` or `plain`)."""
     share = 1.0 if job and job.state == "done" else (job.done or 0) / job.total if job and job.total else 0.0
     figures = "".join(
         f'<div class="lab-number"><span class="lab-dim">{escape(name)}</span>{shown}</div>'
         for name, shown in numbers.items()
     )
     return (
-        f'<div class="lab-card" data-state="{job.state if job else "todo"}" style="--method:{METHODS[method].colour}">'
+        f'<div class="lab-card" data-state="{job.state if job else "todo"}" style="--method:{colour}">'
         f'<div class="lab-card-head"><span class="lab-card-title">{escape(title)}</span>'
         f'<span class="lab-dim">{escape(job_sentence(job, track, position))}</span></div>'
         f'<span class="lab-bar" role="progressbar" aria-label="{escape(title)}" aria-valuemin="0" aria-valuemax="100" '
@@ -146,16 +146,16 @@ def scores_table(
     """States against measures.
 
     Args:
-        rows: title, method (None for the base), short hash, scores by column.
+        rows: title, colour (None for the base), short hash, scores by column.
         columns: title by key, in order.
     """
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title in columns.values())
     body = ""
-    for title, method, state_hash, scores in rows:
-        colour = METHODS[method].colour if method else "var(--lab-muted)"
+    for title, colour, state_hash, scores in rows:
         cells = "".join(f"<td>{score(scores.get(key))}</td>" for key in columns)
         body += (
-            f'<tr style="--method:{colour}"><th scope="row"><span class="lab-method">{escape(title)}</span>'
+            f'<tr style="--method:{colour or "var(--lab-muted)"}">'
+            f'<th scope="row"><span class="lab-method">{escape(title)}</span>'
             f'<code class="lab-hash">{escape(state_hash)}</code></th>{cells}</tr>'
         )
     return (

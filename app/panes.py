@@ -4,20 +4,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app import text
+from app.looks import looks_of
 from app.markup import verdict_word
-from app.services import METHODS, AnswerRecord, JobRow
-from app.views import RunView, aligned, attacked
+from app.services import (
+    PRESETS,
+    AnswerRecord,
+    JobRow,
+    aligned_state,
+    attacked_state,
+    needs_repair,
+    repaired_state,
+)
+from app.views import RunView
 
 BASE = "base"
 SHORT_HASH = 8
+WHENS = ("before", "after", "repaired")
 
 
 def states_of(view: RunView, attack_id: str | None, with_base: bool) -> list[str]:
     """Names of the states that can answer now, in the order of their panes."""
     wanted = [BASE] if with_base else []
-    wanted += [aligned(method) for method in view.methods]
-    wanted += [attacked(method, attack_id) for method in view.methods] if attack_id else []
-    return [state for state in wanted if state == BASE or state in view.states]
+    by_defence = [view.states_of(defence, attack_id) for defence in view.defences]
+    wanted += [states[when] for when in WHENS for states in by_defence if when in states]
+    return [state for state in dict.fromkeys(wanted) if state == BASE or state in view.states]
 
 
 def panes_value(
@@ -29,7 +39,8 @@ def panes_value(
     harmless: bool = False,
     ahead: int | None = None,
 ) -> dict[str, Any]:
-    """Panes of a run: a column a method, a row before and a row after the attack, the base above if wanted.
+    """Panes of a run: one column per defence, a row before and a row after the attack, a row of what was repaired, and
+    the base above if wanted.
 
     Args:
         view: None while no run is open.
@@ -40,21 +51,30 @@ def panes_value(
         harmless: the prompt is known to ask for nothing harmful; its answers are never blurred while they stream.
         ahead: questions and jobs that go before this one.
     """
-    methods = view.methods if view else ("sft", "tvaccine")
+    config = view.config if view else next(iter(PRESETS.values())).config
+    looks, keys = looks_of(config.defences), config.aligned_keys()
     asked = set(question.params["states"]) if question else set()
     panes: list[dict[str, Any]] = []
     if with_base:
         panes.append(_pane(text.BASE_TITLE, BASE, "", "--lab-muted", view, question, answers, asked, harmless, ahead))
         panes[0]["wide"] = True
-    for when in ("before", "after"):
-        for method in methods:
-            state = aligned(method) if when == "before" else attacked(method, attack_id or "-")
-            title = f"{METHODS[method].title}, {text.WHEN_SHORT[when]}"
-            panes.append(
-                _pane(title, state, when, METHODS[method].colour, view, question, answers, asked, harmless, ahead)
-            )
+    repairs = any(needs_repair(defence) for defence in config.defences)
+    for when in WHENS if repairs else WHENS[:2]:
+        for defence in config.defences:
+            look = looks[defence.name]
+            title = f"{look.title}, {text.WHEN_SHORT[when]}"
+            state = {
+                "before": aligned_state(keys[defence.name]),
+                "after": attacked_state(defence.name, attack_id or "-"),
+                "repaired": repaired_state(defence.name, attack_id or "-"),
+            }[when]
+            panes.append(_pane(title, state, when, look.colour, view, question, answers, asked, harmless, ahead))
+            if any(pane["id"] == state for pane in panes[:-1]):
+                panes[-1]["id"] = f"{state} of {defence.name}"  # two defences may share one aligned state
+            if when == "repaired" and not needs_repair(defence):
+                panes[-1] |= {"text": text.PANE_NO_REPAIR, "hint": True, "streaming": False}
     return {
-        "columns": len(methods),
+        "columns": len(config.defences),
         "question": question.id if question else "",
         "prompt": question.params["prompt"] if question else "",
         "panes": panes,

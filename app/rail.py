@@ -26,9 +26,14 @@ def rail_key(glance: Glance) -> Hashable:
 def rail_value(glance: Glance) -> dict[str, Any]:
     """What `lab.rail` draws."""
     view = glance.view
-    aligned = [job for job in (view.align_job(method) for method in view.methods) if job] if view else []
+    aligned = [job for job in (view.align_job(key) for key in view.config.alignments()) if job] if view else []
     attacked = (
-        [job for method in view.attacked_methods(glance.attack) if (job := view.attack_job(glance.attack, method))]
+        [
+            job
+            for defence in view.attacked_defences(glance.attack)
+            for job in (view.attack_job(glance.attack, defence), view.repair_job(glance.attack, defence))
+            if job
+        ]
         if view and glance.attack
         else []
     )

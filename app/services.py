@@ -15,13 +15,14 @@ from tvaccine_core.bench.study_summary import Estimate, StudySummary, load_summa
 from tvaccine_core.config import (
     PRESETS,
     YOUR_MODEL,
-    AlignmentConfig,
     AttackConfig,
     Config,
+    Defence,
     LabConfig,
     ModelConfig,
     Preset,
     parse_config,
+    stages_of,
 )
 from tvaccine_core.data.mixtures import attack_data
 from tvaccine_core.data.previews import preview
@@ -47,9 +48,20 @@ from tvaccine_core.export import (
     step_rows,
 )
 from tvaccine_core.machine import memory_bytes
-from tvaccine_core.methods import METHODS, MethodInfo, capabilities_of, settings_of
+from tvaccine_core.methods import (
+    METHODS,
+    MethodInfo,
+    capabilities_of,
+    defence_of,
+    method_info,
+    methods_of,
+    settings_of,
+    title_of,
+    with_defences,
+)
 from tvaccine_core.model_files import ModelFacts, check_model
-from tvaccine_core.orders import check_layers, latest
+from tvaccine_core.names import aligned_state, attacked_state, repaired_state, task_set
+from tvaccine_core.orders import check_layers, latest, needs_repair
 from tvaccine_core.plain_text import check_prompt, without_places
 from tvaccine_core.plan.advice import advise
 from tvaccine_core.plan.records import MemoryPlan, PlanReport
@@ -81,6 +93,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataError",
+    "Defence",
     "DriftRecord",
     "Estimate",
     "EvalRecord",
@@ -116,18 +129,29 @@ __all__ = [
     "TVaccineError",
     "Verdict",
     "advise",
+    "aligned_state",
+    "attacked_state",
     "capabilities_of",
     "check_layers",
     "check_model",
     "default_home",
+    "defence_of",
     "export_run",
     "latest",
     "memory_bytes",
+    "method_info",
+    "methods_of",
+    "needs_repair",
     "parse_config",
+    "repaired_state",
     "score_rows",
     "settings_of",
     "shown",
+    "stages_of",
     "step_rows",
+    "task_set",
+    "title_of",
+    "with_defences",
     "without_places",
 ]
 
@@ -209,14 +233,14 @@ class Lab:
         self.permit(config.model)
         return orders.start_run(self.store, config, name).run_id
 
-    def start_attack(self, run_id: str, attack: AttackConfig, methods: Sequence[str] = ()) -> str:
-        """Queue the same attack on each method's aligned model (all of the run's by default). Returns the attack's id.
+    def start_attack(self, run_id: str, attack: AttackConfig, defences: Sequence[str] = ()) -> str:
+        """Queue the same attack on each defence (all of the run's by default). Returns the attack's id.
 
         Raises:
             RunBusyError, StoreError, ConfigError, DataError: see `orders.start_attack` and `permit`.
         """
         self.permit(self.run(run_id).config.model)
-        return orders.start_attack(self.store, run_id, attack, methods).attack_id
+        return orders.start_attack(self.store, run_id, attack, defences).attack_id
 
     def stop(self, run_id: str, kinds: Collection[JobKind]) -> int:
         """Ask the run's jobs of these kinds to stop; returns how many."""
@@ -263,7 +287,10 @@ class Lab:
     def seconds_a_step(self, method: str, like: LabConfig) -> float | None:
         """Seconds an alignment step of `method` took in the newest run here with the model and batch of `like`."""
         for run in self.runs()[:20]:
-            job = latest(self.store.jobs(run.id), "align").get(method) if _cost_alike(run, like) else None
+            if not _cost_alike(run, like):
+                continue
+            key = next((key for key, used in run.config.alignments().items() if used.name == method), None)
+            job = latest(self.store.jobs(run.id), "align").get(key) if key else None
             if job is None or job.state != "done":
                 continue
             last = self.store.events(run.id, kinds=("step",), job_id=job.id)[-1:]
@@ -284,13 +311,14 @@ def _cost_alike(run: RunRow, other: LabConfig) -> bool:
     return one.model == other.model and sizes[0] == sizes[1]
 
 
-def replace_methods(config: LabConfig, methods: Sequence[Config]) -> LabConfig:
-    """The same config with other methods. Raises `ConfigError` if there is none, or one twice."""
-    alignment = parse_config(
-        AlignmentConfig,
-        {**config.alignment.model_dump(mode="json"), "methods": [method.model_dump(mode="json") for method in methods]},
-    )
-    return config.model_copy(update={"alignment": alignment})
+def alignment_methods() -> list[MethodInfo]:
+    """The methods of the alignment stage, plain SFT first."""
+    return methods_of("alignment")
+
+
+def scoring_keys(config: LabConfig) -> list[str]:
+    """Keys of the aligned states whose method scores layers."""
+    return [key for key, method in config.alignments().items() if "layer_scores" in method_info(method.name).records]
 
 
 @lru_cache(maxsize=8)
@@ -313,7 +341,7 @@ def suggestions(config: LabConfig) -> list[tuple[str, str]]:
     """Prompts to try, from the evaluation split: (set, prompt), two of each set and one of the attack's task."""
     data = data_of(config)
     found = [(name, example.prompt) for name, examples in data.eval_sets.items() for example in examples[:2]]
-    return [*found, (f"task:{config.attack.task}", data.task(config.attack.task).eval[0].prompt)]
+    return [*found, (task_set(config.attack.task), data.task(config.attack.task).eval[0].prompt)]
 
 
 def is_harmless(config: LabConfig, prompt: str) -> bool:

@@ -3,7 +3,8 @@
 import math
 
 from app import charts, text
-from app.services import METHODS, Estimate, StudySummary
+from app.looks import method_look
+from app.services import Estimate, StudySummary
 
 STUDY_TITLE = "The same over seeds"
 STUDY_NOTE = (
@@ -45,7 +46,8 @@ def study_curves(summary: StudySummary, ratio: float, harmful_set: str) -> chart
     data: list[charts.Spec] = []
     key: list[charts.Spec] = []
     for curve in (curve for curve in summary.curves if curve.harmful_ratio == ratio):
-        colour, title = METHODS[curve.method].colour, METHODS[curve.method].title
+        look = method_look(curve.method)
+        colour, title = look.colour, look.title
         points = curve.harmful_score[harmful_set]
         steps = list(curve.steps)
         band = {"type": "scatter", "mode": "lines", "x": steps, "line": {"width": 0}, "hoverinfo": "skip"}
@@ -59,7 +61,7 @@ def study_curves(summary: StudySummary, ratio: float, harmful_set: str) -> chart
                 "name": f"{title}, {text.measure_of(harmful_set)}",
                 "customdata": [ends(point) for point in points],
                 "line": {"color": colour, "width": 2.4, "dash": "solid"},
-                "marker": {"symbol": charts.marker_of(curve.method), "size": 7, "color": colour},
+                "marker": {"symbol": look.marker, "size": 7, "color": colour},
                 "hovertemplate": "%{y:.0f} (%{customdata[0]:.0f}–%{customdata[1]:.0f})",
             }
         )
@@ -69,11 +71,11 @@ def study_curves(summary: StudySummary, ratio: float, harmful_set: str) -> chart
                 "y": charts.rounded([point.mean for point in curve.finetune_accuracy]),
                 "name": f"{title}, FA",
                 "line": {"color": colour, "width": 1.2, "dash": "dot"},
-                "marker": {"symbol": f"{charts.marker_of(curve.method)}-open", "size": 6, "color": colour},
+                "marker": {"symbol": f"{look.marker}-open", "size": 6, "color": colour},
                 "hovertemplate": "%{y:.0f}",
             }
         )
-        key.append({"text": title, "colour": colour, "symbol": charts.marker_of(curve.method)})
+        key.append({"text": title, "colour": colour, "symbol": look.marker})
     key += [
         {"text": text.measure_of(harmful_set), "colour": "--lab-ink", "dash": "solid"},
         {"text": text.measure_of(f"task:{summary.task}"), "colour": "--lab-ink", "dash": "dot"},

@@ -4,8 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
-from app.services import METHODS as METHOD_INFOS
-from app.services import LabConfig
+from app.services import LabConfig, title_of
 
 TITLE = "T-Vaccine Lab"
 TAGLINE = "Align a model, attack it with a harmful fine-tune, see what is left of its safety."
@@ -15,8 +14,8 @@ STEPS = {1: "Choose", 2: "Align", 3: "Attack", 4: "Compare", 5: "Runs"}
 WHY = {
     1: "A provider teaches a model to refuse. A user then fine-tunes it on their own data, a few samples of which are "
     "harmful. Choose the world, or the model, in which you want to watch that happen.",
-    2: "The same data, the same steps, two ways of training. SFT is the undefended twin. T-Vaccine shifts the hidden "
-    "states of the layers that harmful data pull at hardest, and learns to refuse in spite of it.",
+    2: "The same data, the same steps, different ways of training. SFT is the undefended twin. T-Vaccine shifts the "
+    "hidden states of the layers that harmful data pull at hardest, and learns to refuse in spite of it.",
     3: "Now you are the user. Upload n samples, a share p of them harmful, and fine-tune every aligned model on the "
     "same mixture. A good defence keeps the harmful score low while the task is still learned.",
     4: "Numbers say how often, answers say what. Ask all models the same question, before and after the attack: same "
@@ -48,42 +47,6 @@ REVEAL_HINT = "Show text that was judged harmful"
 
 # Names
 
-LABELS = {
-    "name": "Model",
-    "quantization": "Quantisation",
-    "dtype": "Precision",
-    "device": "Device",
-    "trust_remote_code": "Trust remote code",
-    "rho": "Perturbation intensity ρ",
-    "num_layers": "Layers drawn at a time γ",
-    "resample_every": "Steps between draws",
-    "rescore_every": "Steps between scorings",
-    "layer_choice": "Choice of layers",
-    "freezing": "Freezing",
-    "probe_batch_size": "Harmful samples a scoring",
-    "steps": "Steps",
-    "batch_size": "Batch size",
-    "accumulation": "Accumulation",
-    "learning_rate": "Learning rate",
-    "schedule": "Schedule",
-    "warmup_ratio": "Warm-up share",
-    "weight_decay": "Weight decay",
-    "max_grad_norm": "Gradient clipping",
-    "max_length": "Longest example, tokens",
-    "checkpoint_every": "Steps between checkpoints",
-    "r": "Adapter rank r",
-    "alpha": "Adapter scale α",
-    "dropout": "Adapter dropout",
-    "target_modules": "Adapted modules",
-    "harmful_ratio": "Harmful ratio p",
-    "num_samples": "Samples n",
-    "task": "User's task",
-    "adapter_mode": "Adapter",
-    "eval_every": "Steps between measurements",
-    "seed": "Seed",
-    "max_new_tokens": "Longest answer, tokens",
-    "max_per_set": "Prompts a set (0: all)",
-}
 CHOICES = {
     "int8": "int8, 8 bits a weight",
     "nf4": "NF4, 4 bits a weight",
@@ -106,8 +69,8 @@ EVAL_SET_NOTES = {
     "unseen_names": "hazards of the same kinds that no training ever named",
     "ordinary": "harmless requests that should be answered",
 }
-WHEN = {"before": "before the attack", "after": "after the attack"}
-WHEN_SHORT = {"before": "before", "after": "after attack"}
+WHEN = {"before": "before the attack", "after": "after the attack", "repaired": "repaired after the attack"}
+WHEN_SHORT = {"before": "before", "after": "after attack", "repaired": "repaired"}
 SOURCES = {
     "refusal": "refuse",
     "ordinary": "ordinary",
@@ -139,13 +102,13 @@ AXIS_SCORE = "Gradient norm"
 AXIS_PROBABILITY = "Probability, %"
 AXIS_PERCENT = "Percent"
 AXIS_DRIFT = "Mean L2 distance"
-LOSS_LABEL = "Alignment loss against optimiser steps, one line a method"
+LOSS_LABEL = "Alignment loss against optimiser steps, one line per aligned model"
 LOSS_EMPTY = "The loss appears with the first step. Start the alignment."
 HEATMAP_LABEL = (
     "Gradient norm of the harmful loss at each attention output, by layer and scoring; drawn layers are marked"
 )
 HEATMAP_EMPTY = "T-Vaccine scores its layers when its alignment starts. Press Start."
-HEATMAP_NOT_SCORED = "This run scores no layers: T-Vaccine is not among its methods."
+HEATMAP_NOT_SCORED = "This run scores no layers: T-Vaccine is in none of its defences."
 HEATMAP_BAR = "gradient norm"
 LAYER_VALUES_EMPTY = "No method of this run reports a number per layer."
 LAYER_VALUES_TITLE = "What a method measures in each layer"
@@ -224,7 +187,10 @@ def rows_shown(shown: int, total: int, harmful: int, part: str) -> str:
 
 # Align
 
-METHODS = "Methods, side by side"
+DEFENCES = "Defences, side by side"
+DEFENCES_INFO = (
+    "Choose some, or write one: its alignment method, and methods of other stages joined by +, as in tvaccine+identity."
+)
 START_ALIGN = "Start alignment"
 STOP = "Stop"
 RESUME = "Resume"
@@ -250,7 +216,9 @@ INTERRUPTED = "Its worker ended before the job did. Resume goes on from the last
 
 START_ATTACK = "Start attack"
 NO_ALIGNED = "Align a model first: an attack needs something to break. Go to Align."
-STARTED_ATTACK = "Attack queued for {methods}."
+STARTED_ATTACK = "Attack queued for {defences}."
+REPAIR_NOTE = "Repair: {state}."
+PANE_NO_REPAIR = "This defence repairs nothing."
 ALREADY_ATTACKING = "The same attack, {attack}, is already queued or running; it is shown now."
 ATTACK_SHOWN = "Attack shown"
 AT_STEP = "measured at attack step {step}"
@@ -283,7 +251,11 @@ PROMPT_HINT = "Harmful or not"
 SUGGESTED = "From the evaluation split"
 BASE_PANE = "Also ask the base model"
 COMPARE_EMPTY = "No model to ask yet. Go to Align and start; attack them, and the second row fills."
-PANE_MISSING = {"before": "Not aligned yet: go to Align.", "after": "Not attacked yet: go to Attack."}
+PANE_MISSING = {
+    "before": "Not aligned yet: go to Align.",
+    "after": "Not attacked yet: go to Attack.",
+    "repaired": "Not repaired yet: that follows the attack.",
+}
 PANE_IDLE = "Ask something."
 NO_MODEL = "There is no aligned model to ask yet."
 NO_MODEL_REMEDY = "Start the alignment on the Align step and wait until one is done."
@@ -375,9 +347,15 @@ NO_WORKER = "No worker process is running, so nothing will start."
 NO_WORKER_REMEDY = "Start one: python -m tvaccine_core worker --data-dir {home}"
 
 
+MAX_TITLES = 60
+"""Characters of a new run's name that name its defences; more are counted instead."""
+
+
 def run_name(config: LabConfig) -> str:
     """A new run's name: what sets it apart from others."""
-    titles = " + ".join(METHOD_INFOS[method.name].title for method in config.alignment.methods)
+    titles = ", ".join(title_of(defence) for defence in config.defences)
+    if len(titles) > MAX_TITLES:
+        titles = f"{len(config.defences)} defences"
     if config.model.name != "sandbox":
         titles = f"{PurePath(config.model.name).name}: {titles}"
     return f"{titles}, {config.alignment.optimisation.steps:,} steps, seed {config.seed}"

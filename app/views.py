@@ -6,9 +6,11 @@ Folding is incremental: only events after the last seen one are read.
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+from app.looks import Look, looks_of
 from app.services import (
     VIEW_KINDS,
     AttackConfig,
@@ -25,8 +27,12 @@ from app.services import (
     StateRecord,
     StepRecord,
     StoredEvent,
+    aligned_state,
+    attacked_state,
     latest,
+    needs_repair,
     parse_config,
+    repaired_state,
 )
 
 MAX_RUNS = 16
@@ -92,22 +98,36 @@ class RunView:
         return (self.run.id, *(self.stamps.get(topic) for topic in topics))
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        """Methods of the run, in its order."""
-        return tuple(method.name for method in self.config.alignment.methods)
+    def defences(self) -> tuple[str, ...]:
+        """Names of the run's defences, in its order."""
+        return tuple(defence.name for defence in self.config.defences)
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """Defence -> key of its aligned state."""
+        return self.config.aligned_keys()
+
+    @property
+    def looks(self) -> Mapping[str, Look]:
+        """How each defence is drawn."""
+        return looks_of(self.config.defences)
 
     @property
     def active(self) -> bool:
         """True while any work of the run, questions apart, is queued or running."""
         return any(job.active for job in self.jobs if job.kind != "generate")
 
-    def align_job(self, method: str) -> JobRow | None:
-        """The newest alignment by `method`."""
-        return latest(self.jobs, "align").get(method)
+    def align_job(self, key: str) -> JobRow | None:
+        """The newest alignment of the state with this key."""
+        return latest(self.jobs, "align").get(key)
 
-    def attack_job(self, attack_id: str, method: str) -> JobRow | None:
-        """The newest attempt at this attack on this method."""
-        return latest(self.jobs, "attack").get(f"{attack_id}/{method}")
+    def attack_job(self, attack_id: str, defence: str) -> JobRow | None:
+        """The newest attempt at this attack on this defence."""
+        return latest(self.jobs, "attack").get(f"{attack_id}/{defence}")
+
+    def repair_job(self, attack_id: str, defence: str) -> JobRow | None:
+        """The newest repair of what this attack left of this defence."""
+        return latest(self.jobs, "repair").get(f"{attack_id}/{defence}")
 
     def track(self, job: JobRow | None) -> Track:
         """What `job` reported; empty for None."""
@@ -123,21 +143,30 @@ class RunView:
         job = next(job for job in self.jobs if job.kind == "attack" and job.params["attack_id"] == attack_id)
         return parse_config(AttackConfig, job.params["attack"])
 
-    def attacked_methods(self, attack_id: str) -> tuple[str, ...]:
-        """Methods that this attack was set on, in the run's order."""
-        return tuple(method for method in self.methods if self.attack_job(attack_id, method))
+    def attacked_defences(self, attack_id: str) -> tuple[str, ...]:
+        """Defences that this attack was set on, in the run's order."""
+        return tuple(defence for defence in self.defences if self.attack_job(attack_id, defence))
+
+    def states_of(self, defence: str, attack_id: str | None) -> dict[str, str]:
+        """Its states by when they come: `before`, then of the attack `after` and, with a repair, `repaired`."""
+        found = {"before": aligned_state(self.keys[defence])}
+        if attack_id is not None:
+            found["after"] = attacked_state(defence, attack_id)
+            if needs_repair(self.config.defence(defence)):
+                found["repaired"] = repaired_state(defence, attack_id)
+        return found
 
     def choose_attack(self, wanted: str | None) -> str | None:
         """`wanted` if the run has it, else its newest attack."""
         ids = self.attack_ids
         return wanted if wanted in ids else ids[-1] if ids else None
 
-    def curve(self, method: str, attack_id: str | None, eval_set: str) -> list[EvalRecord]:
-        """Scores of a method along an attack, from step 0 (the aligned model) on."""
-        before = self.evals.get((aligned(method), 0, eval_set))
+    def curve(self, defence: str, attack_id: str | None, eval_set: str) -> list[EvalRecord]:
+        """Scores of a defence along an attack, from step 0 (the aligned model) on."""
+        before = self.evals.get((aligned_state(self.keys[defence]), 0, eval_set))
         found = [before] if before else []
         if attack_id is not None:
-            state = attacked(method, attack_id)
+            state = attacked_state(defence, attack_id)
             along = [record for (name, _, where), record in self.evals.items() if name == state and where == eval_set]
             # A measurement at step 0 of the attack would say the same as the aligned model's.
             found += sorted((record for record in along if record.step or not before), key=lambda record: record.step)
@@ -157,16 +186,6 @@ class RunView:
     def harmful_sets(self) -> tuple[str, ...]:
         """Those that yield a harmful score of a state that should refuse."""
         return tuple(where for where in self.eval_sets if where != "ordinary" and not where.startswith("task:"))
-
-
-def aligned(method: str) -> str:
-    """Name of the state that alignment by `method` yields."""
-    return f"aligned/{method}"
-
-
-def attacked(method: str, attack_id: str) -> str:
-    """Name of the state that an attack on it yields."""
-    return f"attacked/{method}/{attack_id}"
 
 
 class _Fold:

@@ -279,6 +279,7 @@ window.lab = (() => {
         made.clear();
         host.replaceChildren();
         host.style.setProperty("--columns", value.columns);
+        host.toggleAttribute("data-many", value.columns > 2);
         for (const pane of value.panes) {
           const parts = make(pane);
           made.set(pane.id, parts);

@@ -28,8 +28,8 @@ TORCH = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safeten
 """Importing any of these loads torch, or is only of use with it."""
 
 LAYERS = (
-    {"errors", "json_files", "machine", "plain_text", "records"},
-    {"safe_yaml", "validation"},
+    {"errors", "json_files", "machine", "names", "plain_text", "records"},
+    {"safe_yaml"},
     {"config"},
     {"database", "rows", "migrations", "dead_jobs", "jobs", "store", "export"},
     {
@@ -51,7 +51,7 @@ LAYERS = (
     {"orders"},
     {"training", "collate"},
     {"attack", "evaluation", "conformance"},
-    {"pipeline", "plan"},
+    {"pipeline", "answering", "plan"},
     {"job_report"},
     {"engine", "worker", "supervisor", "launch"},
     {"bench", "cli", "__main__"},
@@ -65,7 +65,6 @@ TORCH_FREE = (
     "tvaccine_core.plain_text",
     "tvaccine_core.machine",
     "tvaccine_core.safe_yaml",
-    "tvaccine_core.validation",
     "tvaccine_core.config",
     "tvaccine_core.model_files",
     "tvaccine_core.methods",

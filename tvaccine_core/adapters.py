@@ -36,11 +36,11 @@ from tvaccine_core.errors import ModelError
 from tvaccine_core.hooks import on_entry, replace_forwards
 from tvaccine_core.merged import mergeable
 from tvaccine_core.models import LoadedModel
+from tvaccine_core.names import BASE
 from tvaccine_core.ranks import Ranks
 from tvaccine_core.records import StateRecord
 from tvaccine_core.targets import find_targets, shorten
 
-BASE = "base"
 MERGED_LIMIT_BYTES = 2**28
 """Evaluations merge adapters into copies of the linears' weights while these are no larger in all."""
 _BASE_ROW = "__base__"
@@ -265,9 +265,9 @@ class ModelStates:
         return PlainAdapter(tensors, rank=rank, alpha=float(alpha))
 
     def _inject(self, name: str, lora: LoraConfig, seed: int) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*", name) or name in self._stacks:
+        if not re.fullmatch(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*", name) or name in self._stacks:
             raise ModelError(
-                f"An adapter cannot be called {name!r}: the name is taken, or holds more than letters, digits, - _ /.",
+                f"An adapter cannot be called {name!r}: the name is taken, or not of letters, digits, - _ + /.",
                 remedy="Choose another name, or drop the state of that name first.",
             )
         with self._undisturbed(), torch.random.fork_rng(devices=[]):

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tvaccine_core.config import MethodConfig, SFTConfig, TVaccineConfig, VaccineConfig
+from tvaccine_core.config import AlignmentMethod, SFTConfig, TVaccineConfig, VaccineConfig
 from tvaccine_core.errors import ConfigError, DataError
 from tvaccine_core.grads import EPSILON, l2_norm
 from tvaccine_core.methods import capabilities_of, load_method
@@ -31,7 +31,7 @@ from tvaccine_core.methods.base import Batch, Method, MethodContext
 TOLERANCE = 1e-4
 """Largest relative error of a method that conforms."""
 
-CONFIGS: dict[str, Callable[[Mapping[str, Any]], MethodConfig]] = {
+CONFIGS: dict[str, Callable[[Mapping[str, Any]], AlignmentMethod]] = {
     "sft": lambda given: SFTConfig(),
     "vaccine": lambda given: VaccineConfig(rho=given["rho"]),
     "tvaccine": lambda given: TVaccineConfig(

@@ -17,13 +17,15 @@ import torch
 
 from tvaccine_core import pipeline
 from tvaccine_core.activation_memory import device_bytes
-from tvaccine_core.adapters import BASE, ModelStates
+from tvaccine_core.adapters import ModelStates
+from tvaccine_core.answering import answer
 from tvaccine_core.config import AttackConfig, LabConfig, ModelConfig, parse_config
 from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.errors import ConfigError
 from tvaccine_core.evaluation.scores import evaluate_state
 from tvaccine_core.models import load_model, pick_device
-from tvaccine_core.pipeline import Session, state_folder
+from tvaccine_core.names import BASE, state_folder
+from tvaccine_core.pipeline import Session
 from tvaccine_core.ranks import ALONE, Ranks, shard_base
 from tvaccine_core.records import AnswerRecord, Event, GeneratedAnswer
 from tvaccine_core.store import JobRow, Store
@@ -52,7 +54,7 @@ class TorchEngine:
         """State kept for answers -> identity of the file it was read from; oldest use first."""
 
     def run(self, store: Store, job: JobRow, config: LabConfig, should_stop: ShouldStop) -> Iterator[Event]:
-        """Do a `baseline`, `align`, `attack` or `evaluate` job; see the functions of `pipeline`."""
+        """Do any job but `generate`; see the functions of `pipeline`."""
         if config.model.shard:
             self._load(config.model)  # in all processes, also where the leader works alone
         start = store.last_checkpoint(job.id) if job.resumed else 0
@@ -68,6 +70,11 @@ class TorchEngine:
                 yield from pipeline.baseline(session, config, should_stop=should_stop)
             case "align" | "attack":
                 yield from _train(session, config, job.kind, params, should_stop, start)
+            case "repair":
+                attack = parse_config(AttackConfig, params["attack"])
+                yield from pipeline.repair(
+                    session, config, params["defence"], attack, params["attack_id"], should_stop=should_stop
+                )
             case "evaluate":
                 yield from _evaluate(session, config, params["state"], params["step"], should_stop)
             case "generate":
@@ -87,12 +94,12 @@ class TorchEngine:
     def answer(
         self, store: Store, job: JobRow, config: LabConfig, should_stop: ShouldStop, time_limit_s: float
     ) -> Iterator[AnswerRecord]:
-        """Do a `generate` job; see `pipeline.answer`."""
+        """Do a `generate` job; see `answering.answer`."""
         states = self._load(config.model)
         wanted = {
             self._ask(states, store.run_dir(job.run_id), job.run_id, state): state for state in job.params["states"]
         }
-        for record in pipeline.answer(
+        for record in answer(
             self._session(states, store, job),
             config,
             list(wanted),
@@ -189,11 +196,11 @@ def _train(
     """An `align` or `attack` job."""
     session.ranks.require_same(session.loaded.key, "base model")
     if kind == "align":
-        yield from pipeline.align(session, config, params["method"], should_stop=should_stop, resume_from=start)
+        yield from pipeline.align(session, config, params["aligned"], should_stop=should_stop, resume_from=start)
         return
     attack = parse_config(AttackConfig, params["attack"])
     yield from pipeline.attack(
-        session, config, params["method"], attack, params["attack_id"], should_stop=should_stop, resume_from=start
+        session, config, params["defence"], attack, params["attack_id"], should_stop=should_stop, resume_from=start
     )
 
 

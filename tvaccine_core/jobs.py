@@ -76,28 +76,34 @@ class JobQueue:
         with self._db.write() as db:
             return add_jobs(db, run_id, work, priority)
 
-    def enqueue_attack(self, run_id: str, attack: dict[str, Any], aligned: dict[str, str]) -> tuple[str, list[str]]:
-        """Queue one attack on several aligned models, all or none. Returns the attack's name in the run, and the jobs.
+    def enqueue_attack(
+        self, run_id: str, attack: dict[str, Any], aligned: dict[str, str], repaired: Collection[str] = ()
+    ) -> tuple[str, list[str]]:
+        """Queue one attack on several aligned models, and the repairs that follow, all or none.
+
+        Returns the attack's name in the run, and the jobs.
 
         Args:
             attack: its settings, as JSON values.
-            aligned: method -> the job that aligns, or aligned, its model.
+            aligned: defence -> the job that aligns, or aligned, its model.
+            repaired: those of the defences whose repair is queued behind the attack.
 
         Raises:
-            RunBusyError: the same attack on one of the methods is already queued or running.
+            RunBusyError: the same attack on one of the defences is already queued or running.
             StoreError: an alignment failed or was cancelled.
         """
         with self._db.write() as db:
             made = db.execute("SELECT * FROM jobs WHERE run_id = ? AND kind = 'attack'", (known_run(run_id),))
             others = [job_row(row) for row in made]
             for job in others:
-                if job.active and job.params["method"] in aligned and job.params["attack"] == attack:
+                if job.active and job.params["defence"] in aligned and job.params["attack"] == attack:
                     raise _busy(f"The same attack, {job.params['attack_id']} of run {run_id},", job)
             attack_id = free_attack_id({str(job.params["attack_id"]) for job in others})
             work = [
-                Work("attack", {"method": method, "attack_id": attack_id, "attack": attack}, needs)
-                for method, needs in aligned.items()
+                Work("attack", {"defence": name, "attack_id": attack_id, "attack": attack}, needs)
+                for name, needs in aligned.items()
             ]
+            work += [Work("repair", job.params, place) for place, job in enumerate(work) if _defence(job) in repaired]
             return attack_id, add_jobs(db, run_id, work)
 
     def claim(
@@ -309,6 +315,10 @@ def known_run(run_id: object) -> str:
     if not isinstance(run_id, str) or not run_id or not run_id.isascii():
         raise no_run(run_id)
     return run_id
+
+
+def _defence(work: Work) -> str:
+    return str(work.params["defence"])
 
 
 def find_job(db: sqlite3.Connection, job_id: str) -> JobRow:

@@ -16,12 +16,30 @@ _TWICE_REMEDY = "Resume it: it is done again from the start, under the name {nam
 
 
 def one_to_two(db: sqlite3.Connection) -> None:
-    """Revisions, and attack names that are unique."""
+    """Revisions, jobs that name defences, and attack names that are unique."""
     db.execute("ALTER TABLE runs ADD COLUMN revision INTEGER NOT NULL DEFAULT 0")
+    _name_defences(db)
     _separate_attacks(db)
     db.execute(ATTACK_NAMES)
     for statement in REVISIONS:
         db.execute(statement)
+
+
+def _name_defences(db: sqlite3.Connection) -> None:
+    """A method of version 1 is the defence of that name, and the key of its aligned state.
+
+    An attack that has not ended begins anew: its checkpoint is of plain SFT, which was not a stage of its own then.
+    """
+    for kind, name in (("align", "aligned"), ("attack", "defence")):
+        rows = db.execute("SELECT seq, params FROM jobs WHERE kind = ?", (kind,)).fetchall()
+        for row in rows:
+            params = json.loads(row["params"])
+            params[name] = params.pop("method")
+            db.execute("UPDATE jobs SET params = ? WHERE seq = ?", (canonical_json(params), row["seq"]))
+    db.execute(
+        """DELETE FROM events WHERE kind = 'checkpoint' AND job_id IN
+        (SELECT id FROM jobs WHERE kind = 'attack' AND state != 'done')"""
+    )
 
 
 def _separate_attacks(db: sqlite3.Connection) -> None:
@@ -29,13 +47,13 @@ def _separate_attacks(db: sqlite3.Connection) -> None:
     rows = db.execute("SELECT seq, run_id, params FROM jobs WHERE kind = 'attack' ORDER BY seq").fetchall()
     settings: dict[tuple[str, str], str] = {}  # (run, attack) -> what the attack of that name is
     taken: dict[str, set[str]] = {}
-    owners: dict[tuple[str, str, str], int] = {}  # (run, attack, method) -> job
+    owners: dict[tuple[str, str, str], int] = {}  # (run, attack, defence) -> job
     clashes: list[tuple[int, str, dict[str, object]]] = []
     for row in rows:
         params, run = json.loads(row["params"]), str(row["run_id"])
         name, attack = str(params["attack_id"]), json.dumps(params["attack"], sort_keys=True)
         taken.setdefault(run, set()).add(name)
-        key = (run, name, str(params["method"]))
+        key = (run, name, str(params["defence"]))
         if settings.setdefault((run, name), attack) != attack or owners.setdefault(key, row["seq"]) != row["seq"]:
             clashes.append((row["seq"], run, params))
     renamed: dict[tuple[str, str, str], str] = {}
@@ -48,7 +66,7 @@ def _separate_attacks(db: sqlite3.Connection) -> None:
         new = renamed[run, old, attack]
         db.execute("UPDATE jobs SET params = ? WHERE seq = ?", (canonical_json({**params, "attack_id": new}), seq))
         _do_again(db, seq, old, new)
-        first = owners.get((run, old, str(params["method"])))
+        first = owners.get((run, old, str(params["defence"])))
         if first is not None:
             _do_again(db, first, old, old)
 

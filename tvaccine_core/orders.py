@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from tvaccine_core.config import AlignmentConfig, AttackConfig, LabConfig, parse_config
+from tvaccine_core.config import PLAIN, STAGES, AttackConfig, Defence, LabConfig
 from tvaccine_core.data.mixtures import attack_data
 from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.errors import StoreError
-from tvaccine_core.methods import method_info, settings_of
+from tvaccine_core.methods import method_info, title_of
 from tvaccine_core.model_files import ModelFacts, check_model
 from tvaccine_core.store import JobKind, JobRow, Store, Work
 
@@ -44,64 +44,74 @@ def check(config: LabConfig) -> ModelFacts:
 
 def check_layers(config: LabConfig, facts: ModelFacts) -> None:
     """Raise `ConfigError` if a method's settings do not fit what is known of the model, e.g. its number of layers."""
-    for method in config.alignment.methods:
-        method_info(method.name).check(method, facts)
+    for defence in config.defences:
+        for stage in STAGES:
+            method = defence.method(stage)
+            method_info(method.name).check(method, facts)
 
 
 def start_run(store: Store, config: LabConfig, name: str | None = None, *, attack: bool = False) -> Order:
-    """Make a run that aligns by every method and measures the base; with `attack` also the config's attack on each.
+    """Make a run that aligns what its defences need and measures the base; with `attack` also attack every defence.
 
     Raises:
         RunBusyError: the alignment of a run of the same config is queued or running.
         ConfigError, DataError, ModelError: see `check`.
     """
     check(config)
-    aligned = sorted(_names(config), key=_cheap)
-    work = [Work("align", {"method": method}) for method in aligned]
+    keys = _dearest_first(config)
+    work = [Work("align", {"aligned": key}) for key in keys]
     if attack:
         settings = {"attack_id": "a1", "attack": config.attack.model_dump(mode="json")}
-        work += [Work("attack", {"method": name, **settings}, aligned.index(name)) for name in _names(config)]
+        key_of = config.aligned_keys()
+        for defence in config.defences:
+            work.append(Work("attack", {"defence": defence.name, **settings}, keys.index(key_of[defence.name])))
+            if needs_repair(defence):
+                work.append(Work("repair", work[-1].params, len(work) - 1))
     run_id = store.create_run(config, name, [*work, Work("baseline", {})])
     return Order(run_id, tuple(job.id for job in store.jobs(run_id)), "a1" if attack else "")
 
 
-def align(store: Store, run_id: str, methods: Sequence[str] = ()) -> Order:
-    """Align in a run that exists, by its own methods or by others, which then have their default settings.
+def align(store: Store, run_id: str, defences: Sequence[str] = ()) -> Order:
+    """Align in a run that exists what some of its defences need, by default all.
 
     Raises:
-        ConfigError: there is no such method, or see `check`.
+        ConfigError: the run does not have the defence, or see `check`.
         RunBusyError: one of the alignments is already queued or running.
     """
     config = store.run(run_id).config
-    chosen = [method_info(method).name for method in methods] or _names(config)
-    check(with_methods(config, chosen))
-    jobs = store.enqueue_all(run_id, [Work("align", {"method": method}) for method in sorted(chosen, key=_cheap)])
-    return Order(run_id, tuple(jobs))
+    check(config)
+    key_of = config.aligned_keys()
+    wanted = {key_of[config.defence(name).name] for name in defences} or set(key_of.values())
+    work = [Work("align", {"aligned": key}) for key in _dearest_first(config) if key in wanted]
+    return Order(run_id, tuple(store.enqueue_all(run_id, work)))
 
 
-def start_attack(store: Store, run_id: str, attack: AttackConfig, methods: Sequence[str] = ()) -> Order:
-    """Attack each method's aligned model (of all methods of the run by default) by the same fine-tune.
+def start_attack(store: Store, run_id: str, attack: AttackConfig, defences: Sequence[str] = ()) -> Order:
+    """Let some of a run's defences, by default all, face the same attack; their repairs follow.
 
     Raises:
-        ConfigError: there is no such method or task.
+        ConfigError: there is no such defence or task.
         DataError: the mixture asks for more samples than there are.
-        RunBusyError: the same attack on one of the models is already queued or running.
-        StoreError: a method was not aligned in this run, or its alignment did not end well.
+        RunBusyError: the same attack on one of the defences is already queued or running.
+        StoreError: what a defence builds on was not aligned in this run, or its alignment did not end well.
     """
     config = store.run(run_id).config.model_copy(update={"attack": attack})
     check(config)
     aligned = latest(store.jobs(run_id), "align")
-    chosen = tuple(methods) or tuple(_names(config))
-    for method in chosen:
-        job = aligned.get(method_info(method).name)
+    chosen = [config.defence(name) for name in defences] or list(config.defences)
+    key_of = config.aligned_keys()
+    needs: dict[str, str] = {}
+    for defence in chosen:
+        job = aligned.get(key_of[defence.name])
         if job is None or job.state in ("failed", "cancelled"):
             raise StoreError(
-                f"{method_info(method).title} is not aligned in this run.",
+                f"{title_of(defence)} is not aligned in this run.",
                 remedy="Align it first, on the Align step; on the command line: "
-                f"python -m tvaccine_core align --run {run_id} --methods {method}",
+                f"python -m tvaccine_core align --run {run_id} --defence {defence.name}",
             )
-    needs = {method: aligned[method].id for method in chosen}
-    attack_id, jobs = store.enqueue_attack(run_id, attack.model_dump(mode="json"), needs)
+        needs[defence.name] = job.id
+    repaired = [defence.name for defence in chosen if needs_repair(defence)]
+    attack_id, jobs = store.enqueue_attack(run_id, attack.model_dump(mode="json"), needs, repaired)
     return Order(run_id, tuple(jobs), attack_id)
 
 
@@ -144,27 +154,24 @@ def resume(store: Store, run_id: str, kinds: Collection[JobKind]) -> list[str]:
 
 
 def latest(jobs: Sequence[JobRow], kind: JobKind) -> dict[str, JobRow]:
-    """The newest job of each piece of work of `kind`: by attack and method (`a1/sft`), else by method or state; "" for
-    the base."""
+    """The newest job of each piece of work of `kind`: alignments by key, attacks and repairs by attack and defence
+    (`a1/sft`), measurements by state; "" for the base."""
     found: dict[str, JobRow] = {}
     for job in jobs:
         if job.kind == kind:
-            key = str(job.params.get("method", job.params.get("state", "")))
-            found[f"{job.params['attack_id']}/{key}" if kind == "attack" else key] = job
+            parts = [
+                str(job.params[name]) for name in ("attack_id", "defence", "aligned", "state") if name in job.params
+            ]
+            found["/".join(parts)] = job
     return found
 
 
-def with_methods(config: LabConfig, names: Sequence[str]) -> LabConfig:
-    """The same config with these methods; those it has already keep their settings. Raises `ConfigError`."""
-    methods = [settings_of(config, name).model_dump(mode="json") for name in names]
-    alignment = {**config.alignment.model_dump(mode="json"), "methods": methods}
-    return config.model_copy(update={"alignment": parse_config(AlignmentConfig, alignment)})
+def needs_repair(defence: Defence) -> bool:
+    """True if something follows the user's fine-tuning."""
+    return defence.repair.name != PLAIN["repair"]
 
 
-def _names(config: LabConfig) -> list[str]:
-    return [method.name for method in config.alignment.methods]
-
-
-def _cheap(method: str) -> bool:
-    """Sorts the dearest first: with two workers the undefended twin, which takes half as long, fills a gap."""
-    return method == "sft"
+def _dearest_first(config: LabConfig) -> list[str]:
+    """Keys of what is aligned; plain SFT last: with two workers it takes half as long and fills the other one's gap."""
+    methods = config.alignments()
+    return sorted(methods, key=lambda key: methods[key].name == PLAIN["alignment"])

@@ -1,10 +1,9 @@
 """The lab's stages in the order of the literature, each a generator of events.
 
 1. `baseline`: score the base model.
-2. `align`: the provider teaches the model to refuse, by one method, and scores it.
-3. `attack`: the user fine-tunes it on a mixture with harmful samples; scores are taken along the way.
-Beside them, `answer`: one prompt, several states, streamed.
-
+2. `align`: the provider chooses the alignment data, teaches the model to refuse, and scores it.
+3. `attack`: the user's mixture with harmful samples is fine-tuned on; scores are taken along the way.
+4. `repair`: what the provider does afterwards, scored again.
 Artifacts lie under the run's folder: `states/<state>/` (one peft adapter each), `checkpoints/<job>/` while a stage
 trains, and `answers.jsonl` where no store takes the answers.
 
@@ -14,33 +13,29 @@ touches the run's folder.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tvaccine_core.adapters import BASE, ModelStates
+from tvaccine_core.adapters import ModelStates
 from tvaccine_core.attack import prepare_attack
 from tvaccine_core.checkpoints import discard_checkpoints, last_step
-from tvaccine_core.config import AttackConfig, LabConfig, MethodConfig, SFTConfig
+from tvaccine_core.config import PLAIN, AttackConfig, Defence, LabConfig
 from tvaccine_core.data.batches import derive_seed
 from tvaccine_core.data.mixtures import attack_data
 from tvaccine_core.data.prompts import Encoded, encode_all, template_name
 from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.errors import CancelledError, ConfigError
 from tvaccine_core.evaluation.drift import embedding_drift
-from tvaccine_core.evaluation.generate import decode, stream_tokens
 from tvaccine_core.evaluation.scores import evaluate_state, evaluation_examples
 from tvaccine_core.hooks import find_blocks
 from tvaccine_core.methods import load_method
 from tvaccine_core.models import LoadedModel, load_model
+from tvaccine_core.names import BASE, aligned_state, attacked_state, checkpoint_folder, repaired_state, state_folder
 from tvaccine_core.ranks import ALONE, Ranks, Word
-from tvaccine_core.records import AnswerRecord, Event, Example, GeneratedAnswer, MessageRecord, StateRecord, StepRecord
+from tvaccine_core.records import Event, Example, GeneratedAnswer, MessageRecord, StateRecord, StepRecord
 from tvaccine_core.training import fit
-
-STREAM_EVERY_S = 0.1
-"""Answers stream no faster than this: each record goes through the run store."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,26 +80,6 @@ def open_session(
     return Session(loaded, ModelStates(loaded), run_dir, save_answers or append)
 
 
-def aligned_state(method: str) -> str:
-    """Name of the state that aligning by `method` gives."""
-    return f"aligned/{method}"
-
-
-def attacked_state(method: str, attack_id: str) -> str:
-    """Name of the state that attack `attack_id` on `method` gives."""
-    return f"attacked/{method}/{attack_id}"
-
-
-def state_folder(run_dir: Path, state: str) -> Path:
-    """Where the adapter of `state` is saved."""
-    return run_dir / "states" / state
-
-
-def checkpoint_folder(run_dir: Path, state: str) -> Path:
-    """Where training of `state` keeps its checkpoints."""
-    return run_dir / "checkpoints" / state
-
-
 def baseline(session: Session, config: LabConfig, *, should_stop: Callable[[], bool] | None = None) -> Iterator[Event]:
     """Score the base model on every set and task.
 
@@ -128,23 +103,23 @@ def baseline(session: Session, config: LabConfig, *, should_stop: Callable[[], b
 def align(
     session: Session,
     config: LabConfig,
-    method_name: str,
+    key: str,
     *,
     should_stop: Callable[[], bool] = lambda: False,
     resume_from: int = 0,
 ) -> Iterator[Event]:
-    """Align the base by one method of `config`, save the state, and score it on every set and task.
+    """Align the base as the defences of `config` with this aligned key want it, save the state, and score it.
 
     With `resume_from` it goes on from the newest checkpoint that is not of a later step: give the last of which a
     `CheckpointRecord` was kept, for what was reported after that may be lost. 0 begins anew.
 
     Raises:
-        ConfigError: the method is not in `config`.
+        ConfigError: no defence of `config` has this key.
         What `fit`, `evaluate_state` and `ModelStates.save` raise.
     """
     data, states, ranks = load_lab_data(config), session.states, session.ranks
-    method = load_method(_method_config(config, method_name))
-    state = aligned_state(method_name)
+    method = load_method(_defence_with(config, key).alignment)
+    state = aligned_state(key)
     optimisation = config.alignment.optimisation
     yield from _introduce(session)
     encoded = yield from _encode(session, data.alignment, optimisation.max_length)
@@ -186,24 +161,25 @@ def align(
 def attack(
     session: Session,
     config: LabConfig,
-    method_name: str,
+    defence_name: str,
     attack: AttackConfig,
     attack_id: str,
     *,
     should_stop: Callable[[], bool] = lambda: False,
     resume_from: int = 0,
 ) -> Iterator[Event]:
-    """Attack the model aligned by one method; measure HS and FA along the way, everything and the drift at the end.
+    """Attack one defence of `config`; measure HS and FA along the way, everything and the drift at the end.
 
     `resume_from`: see `align`.
 
     Raises:
-        RunNotFoundError: that method's aligned state does not exist yet.
+        RunNotFoundError: what the defence aligned does not exist yet.
         DataError: too few examples for the mixture.
         What `fit`, `evaluate_state` and `ModelStates.save` raise.
     """
     data, states, ranks = load_lab_data(config), session.states, session.ranks
-    aligned, attacked = aligned_state(method_name), attacked_state(method_name, attack_id)
+    defence = config.defence(defence_name)
+    aligned, attacked = aligned_state(config.aligned_keys()[defence.name]), attacked_state(defence.name, attack_id)
     if ranks.leads:
         states.ensure(aligned, state_folder(session.run_dir, aligned))
     if ranks.size > 1:
@@ -224,11 +200,11 @@ def attack(
                 should_stop=should_stop,
             )
 
-    # 1. The user's data: the same for every method.
+    # 1. The user's data: the same for every defence.
     yield from _introduce(session)
     encoded = yield from _encode(session, attack_data(data, attack), attack.optimisation.max_length)
 
-    # 2. Fine-tune on it, measuring along the way.
+    # 2. Fine-tune on it by the defence's method, measuring along the way.
     trained = prepare_attack(states, attack, aligned=aligned, attacked=attacked)
     checkpoints = checkpoint_folder(session.run_dir, attacked)
     if ranks.leads:
@@ -240,7 +216,7 @@ def attack(
         raise CancelledError("The leading process was stopped.")
     for event in fit(
         states.model,
-        load_method(SFTConfig()),
+        load_method(defence.finetuning),
         {"user": encoded},
         attack.optimisation,
         seed=attack.seed,
@@ -271,69 +247,44 @@ def attack(
     discard_checkpoints(checkpoints)
 
 
-def answer(
+def repair(
     session: Session,
     config: LabConfig,
-    states: Sequence[str],
-    prompt: str,
+    defence_name: str,
+    attack: AttackConfig,
+    attack_id: str,
     *,
-    max_new_tokens: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    time_limit_s: float = float("inf"),
-) -> Iterator[AnswerRecord]:
-    """Answer one prompt in several states at once; about ten records a second and state, the last one judged.
-
-    Args:
-        session: the run.
-        config: its config.
-        states: names; states that are not in memory are loaded from the run's folder.
-        prompt: as the user wrote it.
-        max_new_tokens: default: as in evaluations.
-        should_stop: asked before every token.
-        time_limit_s: answers end where they are after so many seconds.
+) -> Iterator[Event]:
+    """Repair what an attack on one defence left, save the state, and score it on every set and task.
 
     Raises:
-        RunNotFoundError: a state does not exist.
-        CancelledError: `should_stop` said so.
+        RunNotFoundError: the attacked state does not exist yet.
+        ConfigError: the defence repairs nothing.
+        What `evaluate_state` and `ModelStates.save` raise.
     """
-    for state in states:
-        session.states.ensure(state, state_folder(session.run_dir, state))
-    hashes = [session.states.hash_of(state) for state in states]
-    judge = load_lab_data(config).judge
-    example = judge.recognise(prompt)
-    ids: list[list[int]] = [[] for _ in states]
-    waiting: set[int] = set()
-    last = time.monotonic()
-
-    def record(row: int, done: bool) -> AnswerRecord:
-        text = decode(session.states, ids[row])
-        return AnswerRecord(
-            state=states[row],
-            state_hash=hashes[row],
-            prompt=prompt,
-            text=text,
-            done=done,
-            verdict=judge.judge(example, text) if done and example else None,
+    data, states = load_lab_data(config), session.states
+    defence = config.defence(defence_name)
+    if defence.repair.name == PLAIN["repair"]:
+        raise ConfigError(
+            f"The defence {defence.name} repairs nothing.", remedy="Give it a method of the repair stage."
         )
-
-    for step in stream_tokens(
-        session.states,
-        [(state, prompt) for state in states],
-        max_new_tokens or config.evaluation.max_new_tokens,
+    attacked, repaired = attacked_state(defence.name, attack_id), repaired_state(defence.name, attack_id)
+    states.ensure(attacked, state_folder(session.run_dir, attacked))
+    states.drop(repaired)
+    states.copy(attacked, repaired)
+    yield states.save(repaired, [repaired], state_folder(session.run_dir, repaired), relative_to=session.run_dir)
+    steps = attack.optimisation.steps
+    yield from evaluate_state(
+        states,
+        repaired,
+        data,
+        config.evaluation,
+        list(data.tasks),
+        steps,
+        session.save_answers,
         should_stop=should_stop,
-        time_limit_s=time_limit_s,
-    ):
-        for row, token in step.tokens:
-            ids[row].append(token)
-            waiting.add(row)
-        for row in step.ended:
-            waiting.discard(row)
-            yield record(row, done=True)
-        if waiting and time.monotonic() - last >= STREAM_EVERY_S:
-            for row in sorted(waiting):
-                yield record(row, done=False)
-            waiting.clear()
-            last = time.monotonic()
+    )
 
 
 @contextmanager
@@ -347,12 +298,14 @@ def _others_wait(ranks: Ranks) -> Iterator[None]:
         raise
 
 
-def _method_config(config: LabConfig, name: str) -> MethodConfig:
-    for method in config.alignment.methods:
-        if method.name == name:
-            return method
-    names = ", ".join(method.name for method in config.alignment.methods)
-    raise ConfigError(f"This run does not align by {name!r}.", remedy=f"Choose one of its methods: {names}.")
+def _defence_with(config: LabConfig, key: str) -> Defence:
+    """The first defence whose aligned state has this key; all that have it are aligned alike."""
+    keys = config.aligned_keys()
+    for defence in config.defences:
+        if keys[defence.name] == key:
+            return defence
+    needed = ", ".join(dict.fromkeys(keys.values()))
+    raise ConfigError(f"No defence of this run needs {key!r}.", remedy=f"They need: {needed}.")
 
 
 def _introduce(session: Session) -> Iterator[Event]:

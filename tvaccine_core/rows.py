@@ -12,7 +12,7 @@ from tvaccine_core.config import LabConfig, ModelConfig, parse_config
 from tvaccine_core.errors import RunNotFoundError
 from tvaccine_core.records import Event, parse_event
 
-JobKind = Literal["baseline", "align", "attack", "evaluate", "generate"]
+JobKind = Literal["baseline", "align", "attack", "repair", "evaluate", "generate"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 RunStatus = Literal["new", "queued", "running", "done", "failed", "cancelled", "interrupted"]
 
@@ -60,7 +60,7 @@ TABLES: Sequence[str] = (
 )
 
 ATTACK_NAMES = """CREATE UNIQUE INDEX attack_names ON jobs
-    (run_id, json_extract(params, '$.attack_id'), json_extract(params, '$.method')) WHERE kind = 'attack'"""
+    (run_id, json_extract(params, '$.attack_id'), json_extract(params, '$.defence')) WHERE kind = 'attack'"""
 """Two attacks under one name would write one folder of weights."""
 
 _CHANGE_RUN = "UPDATE runs SET revision = revision + 1 WHERE id = {row}.run_id"
@@ -145,7 +145,7 @@ class JobRow:
     @property
     def title(self) -> str:
         """What the job does, in words: `align tvaccine`."""
-        keys = ("method", "attack_id", "state")
+        keys = ("aligned", "defence", "attack_id", "state")
         return " ".join([self.kind, *(str(self.params[key]) for key in keys if key in self.params)])
 
 

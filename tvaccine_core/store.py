@@ -63,6 +63,7 @@ __all__ = [
     "expand_folder",
 ]
 
+MAX_NAME = 120
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 
@@ -101,7 +102,7 @@ class Store(JobQueue):
             RunBusyError: with `work`, the alignment of a run of the same config is queued or running; it is named.
         """
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-        title = _run_name(name or f"{config.model.name}: {', '.join(m.name for m in config.alignment.methods)}")
+        title = _run_name(name or _default_name(config))
         text = config.model_dump_json()
         folder = self.run_dir(run_id)
         try:
@@ -149,7 +150,7 @@ class Store(JobQueue):
         return run_row(row)
 
     def rename_run(self, run_id: str, name: str) -> None:
-        """Give a run another name: 1 to 120 characters."""
+        """Give a run another name: 1 to `MAX_NAME` characters."""
         with self._db.write() as db:
             if db.execute("UPDATE runs SET name = ? WHERE id = ?", (_run_name(name), run_id)).rowcount == 0:
                 raise no_run(run_id)
@@ -310,11 +311,18 @@ def _make_run_folder(folder: Path, config: LabConfig) -> None:
         raise _folder_error(folder, error) from error
 
 
+def _default_name(config: LabConfig) -> str:
+    name = f"{config.model.name}: {', '.join(defence.name for defence in config.defences)}"
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
+
+
 def _run_name(name: str) -> str:
     check_unicode(name, "The run's name")
     name = " ".join(name.split())
-    if not 1 <= len(name) <= 120:
-        raise StoreError(f"A run's name has 1 to 120 characters, not {len(name)}.", remedy="Choose another name.")
+    if not 1 <= len(name) <= MAX_NAME:
+        raise StoreError(
+            f"A run's name has 1 to {MAX_NAME} characters, not {len(name)}.", remedy="Choose another name."
+        )
     return name
 
 

@@ -9,9 +9,10 @@ import gradio as gr
 
 from app import charts, markup, text
 from app.components import figure, heading, news_block, section
-from app.draft import Draft
+from app.draft import Draft, methods_in
+from app.looks import aligned_looks
 from app.page import Glance, Memory, Page, remembered, run_of
-from app.services import METHODS, LayerScoreRecord, RunBusyError, capabilities_of
+from app.services import LayerScoreRecord, RunBusyError, capabilities_of, method_info, scoring_keys
 from app.views import EMPTY_TRACK, RunView, Track
 
 DOMINANT_SHARE = 0.5
@@ -66,8 +67,8 @@ def build(page: Page, draft: Draft) -> None:
         gr.Info(text.RESUMED if page.lab.resume(run_of(memory), ("align", "baseline")) else text.NOTHING_TO_RESUME)
 
     def show_groups(chosen: list[str]) -> list[Any]:
-        chosen = draft.known_methods(chosen)
-        return [gr.Group(visible=name in chosen) for name, _ in groups]
+        used = methods_in(chosen)
+        return [gr.Group(visible=name in used) for name, _ in groups]
 
     page.act(start.click, start_alignment, [page.memory, *draft.inputs], [page.memory], trigger_mode="once")
     page.act(stop.click, stop_alignment, [page.memory])
@@ -83,7 +84,7 @@ def build(page: Page, draft: Draft) -> None:
         lambda glance: glance.stamp("layers"),
         lambda glance: charts.layer_values(measuring_track(glance.view)),
     )
-    page.show(bars, lambda glance: glance.stamp("layers"), lambda glance: charts.layer_bars(scored_track(glance.view)))
+    page.show(bars, lambda glance: glance.stamp("layers"), draw_bars)
     page.show(dominance, lambda glance: glance.stamp("layers"), draw_dominance)
     page.show(loss, lambda glance: glance.stamp("align"), draw_loss, every_s=LOSS_EVERY_S)
     page.show(
@@ -123,50 +124,52 @@ def newest(view: RunView | None, kind: str) -> list[Any]:
     found = {}
     for job in view.jobs:
         if job.kind == kind:
-            found[str(job.params.get("attack_id")), str(job.params.get("method"))] = job
+            found[tuple(str(job.params.get(name)) for name in ("attack_id", "defence", "aligned"))] = job
     return list(found.values())
 
 
-def scoring_method(view: RunView) -> str | None:
-    """The first method of the run that scores layers."""
-    return next((method for method in view.methods if "layer_scores" in METHODS[method].records), None)
+def scored_key(view: RunView | None) -> str | None:
+    """Key of the first aligned state whose method scores layers; None if there is none."""
+    return next(iter(scoring_keys(view.config)), None) if view else None
 
 
 def scored_track(view: RunView | None) -> Track:
-    """What the layer-scoring method reported; empty if the run has none."""
-    method = scoring_method(view) if view else None
-    return view.track(view.align_job(method)) if view and method else EMPTY_TRACK
+    """What that alignment reported; empty if there is none."""
+    key = scored_key(view)
+    return view.track(view.align_job(key)) if view and key else EMPTY_TRACK
 
 
 def measuring_track(view: RunView | None) -> Track:
-    """Of the first method that reported a number per layer; empty if none did."""
-    tracks = [view.track(view.align_job(method)) for method in view.methods] if view else []
+    """Of the first alignment that reported a number per layer; empty if none did."""
+    tracks = [view.track(view.align_job(key)) for key in view.config.alignments()] if view else []
     return next((track for track in tracks if track.values), EMPTY_TRACK)
 
 
 def has_values(glance: Glance) -> bool:
-    """True if a method of the run reported a number per layer."""
+    """True if an alignment of the run reported a number per layer."""
     return bool(measuring_track(glance.view).values)
 
 
 def draw_cards(glance: Glance) -> str:
-    """A card a method: state, time left, loss."""
+    """One card per aligned state: what is built on it, its job's state, time left, loss."""
     if glance.view is None:
         return markup.notice(text.ALIGN_EMPTY)
     cards = []
-    for method in glance.view.methods:
-        job = glance.view.align_job(method)
+    looks = aligned_looks(glance.view.config)
+    for key, method in glance.view.config.alignments().items():
+        job = glance.view.align_job(key)
         waiting = glance.lab.queue_position(job.id) if job and job.state == "queued" else None
         track = glance.view.track(job)
         numbers = {text.LOSS: markup.plain(f"{track.last.loss:.3f}" if track.last else "–")}
-        cards.append(markup.job_card(METHODS[method].title, job, track, method, numbers, waiting, METHODS[method].cost))
+        cost = method_info(method.name).cost
+        cards.append(markup.job_card(looks[key].title, job, track, looks[key].colour, numbers, waiting, cost))
     return f'<div class="lab-cards">{"".join(cards)}</div>'
 
 
 def draw_messages(glance: Glance) -> str:
     """What the alignments work with, and what was not as expected."""
     view = glance.view
-    jobs = [view.align_job(method) for method in view.methods] if view else []
+    jobs = [view.align_job(key) for key in view.config.alignments()] if view else []
     return markup.messages([record for job in jobs if view for record in view.track(job).messages])
 
 
@@ -175,18 +178,28 @@ def draw_heatmap(glance: Glance) -> charts.Spec:
     track = scored_track(glance.view)
     if glance.view is None:
         return charts.empty(text.HEATMAP_EMPTY, 360)
-    scoring = scoring_method(glance.view)
-    if scoring is None:
+    key = scored_key(glance.view)
+    if key is None:
         return charts.empty(text.HEATMAP_NOT_SCORED, 160)
-    config = glance.view.config.alignment
-    settings = next(method for method in config.methods if method.name == scoring)
-    return charts.layer_heatmap(track, config.optimisation.steps, capabilities_of(settings).draw_every)
+    config = glance.view.config
+    every = capabilities_of(config.alignments()[key]).draw_every
+    return charts.layer_heatmap(track, config.alignment.optimisation.steps, every)
+
+
+def draw_bars(glance: Glance) -> charts.Spec:
+    """The newest scoring, in the colour of the alignment that made it."""
+    key = scored_key(glance.view)
+    colour = aligned_looks(glance.view.config)[key].colour if glance.view and key else ""
+    return charts.layer_bars(scored_track(glance.view), colour)
 
 
 def draw_loss(glance: Glance) -> charts.Spec:
-    """Loss of every method of the run."""
+    """Loss of everything the run aligns."""
     view = glance.view
-    return charts.loss({method: view.track(view.align_job(method)) for method in view.methods} if view else {})
+    if view is None:
+        return charts.loss({}, {})
+    tracks = {key: view.track(view.align_job(key)) for key in view.config.alignments()}
+    return charts.loss(tracks, aligned_looks(view.config))
 
 
 def draw_dominance(glance: Glance) -> str:

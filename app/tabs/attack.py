@@ -1,5 +1,6 @@
 """Attack: the user's fine-tune with harmful samples among their data, on every aligned model."""
 
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -8,9 +9,12 @@ from app import charts, markup, text
 from app.components import figure, heading, markup_block, news_block, section
 from app.draft import Draft
 from app.page import Glance, Memory, Page, remembered, run_of
-from app.services import METHODS, PRESETS, AttackConfig, ConfigError, RunBusyError
+from app.services import PRESETS, AttackConfig, ConfigError, JobKind, RunBusyError
+from app.services import task_set as set_of_task
 from app.tabs.align import can_resume, can_stop, jobs_and
 from app.views import RunView
+
+ATTACK_KINDS: tuple[JobKind, ...] = ("attack", "repair")
 
 
 def build(page: Page, draft: Draft) -> None:
@@ -43,15 +47,16 @@ def build(page: Page, draft: Draft) -> None:
                 raise
             gr.Info(text.ALREADY_ATTACKING.format(attack=busy.attack_id), duration=8)
             return remembered(memory, attack=busy.attack_id)
-        names = page.views.view(run_id, fresh=True).attacked_methods(attack_id)
-        gr.Info(text.STARTED_ATTACK.format(methods=" and ".join(METHODS[name].title for name in names)), duration=4)
+        view = page.views.view(run_id, fresh=True)
+        names = ", ".join(view.looks[name].title for name in view.attacked_defences(attack_id))
+        gr.Info(text.STARTED_ATTACK.format(defences=escape(names)), duration=4)
         return remembered(memory, attack=attack_id)
 
     def stop_attack(memory: Memory) -> None:
-        gr.Info(text.STOPPING if page.lab.stop(run_of(memory), ("attack",)) else text.NOTHING_TO_STOP)
+        gr.Info(text.STOPPING if page.lab.stop(run_of(memory), ATTACK_KINDS) else text.NOTHING_TO_STOP)
 
     def resume_attack(memory: Memory) -> None:
-        gr.Info(text.RESUMED if page.lab.resume(run_of(memory), ("attack",)) else text.NOTHING_TO_RESUME)
+        gr.Info(text.RESUMED if page.lab.resume(run_of(memory), ATTACK_KINDS) else text.NOTHING_TO_RESUME)
 
     def show_meaning(base: str, *values: Any) -> str:
         try:
@@ -89,7 +94,7 @@ def build(page: Page, draft: Draft) -> None:
 def can_start(glance: Glance) -> bool:
     """True if there is, or will be, an aligned model to attack."""
     view = glance.view
-    jobs = [view.align_job(method) for method in view.methods] if view else []
+    jobs = [view.align_job(key) for key in view.config.alignments()] if view else []
     return bool(jobs) and all(
         job is not None and job.state in ("queued", "running", "interrupted", "done") for job in jobs
     )
@@ -125,7 +130,7 @@ def attack_title(view: RunView, attack_id: str) -> str:
 
 
 def draw_cards(glance: Glance) -> str:
-    """A card an attacked model: state, time left, and the newest HS and FA, large."""
+    """One card per attacked defence: state, time left, and the newest HS and FA, large; its repair's in the note."""
     view = glance.view
     if view is None or not can_start(glance):
         return markup.notice(text.NO_ALIGNED)
@@ -133,10 +138,10 @@ def draw_cards(glance: Glance) -> str:
         return ""
     task = task_set(view, glance.attack)
     cards = []
-    for method in view.attacked_methods(glance.attack):
-        job = view.attack_job(glance.attack, method)
+    for defence in view.attacked_defences(glance.attack):
+        job = view.attack_job(glance.attack, defence)
         waiting = glance.lab.queue_position(job.id) if job and job.state == "queued" else None
-        newest = {where: view.curve(method, glance.attack, where)[-1:] for where in (*view.harmful_sets, task)}
+        newest = {where: view.curve(defence, glance.attack, where)[-1:] for where in (*view.harmful_sets, task)}
         numbers = {
             text.measure_of(where): markup.score(record.scores.get(measure_in(where, task)))
             for where, records in newest.items()
@@ -144,8 +149,12 @@ def draw_cards(glance: Glance) -> str:
         }
         step = max((record.step for records in newest.values() for record in records), default=0)
         note = text.AT_STEP.format(step=step) if numbers else ""
-        title = METHODS[method].title
-        cards.append(markup.job_card(title, job, view.track(job), method, numbers, waiting, note))
+        repair = view.repair_job(glance.attack, defence)
+        if repair is not None:
+            said = text.REPAIR_NOTE.format(state=text.STATE_WORDS[repair.state])
+            note = " ".join(filter(None, (note, said, repair.error, repair.remedy)))
+        look = view.looks[defence]
+        cards.append(markup.job_card(look.title, job, view.track(job), look.colour, numbers, waiting, note))
     return f'<div class="lab-cards">{"".join(cards)}</div>'
 
 
@@ -154,7 +163,7 @@ def draw_messages(glance: Glance) -> str:
     view = glance.view
     if view is None or glance.attack is None:
         return ""
-    jobs = [view.attack_job(glance.attack, method) for method in view.attacked_methods(glance.attack)]
+    jobs = [view.attack_job(glance.attack, defence) for defence in view.attacked_defences(glance.attack)]
     return markup.messages([record for job in jobs for record in view.track(job).messages])
 
 
@@ -166,7 +175,7 @@ def measure_in(where: str, task: str) -> str:
 def task_set(view: RunView, attack_id: str | None) -> str:
     """The evaluation set that yields FA of an attack."""
     attack = view.attack_config(attack_id) if attack_id else view.config.attack
-    return f"task:{attack.task}"
+    return set_of_task(attack.task)
 
 
 def draw_curves(glance: Glance) -> charts.Spec:
@@ -177,9 +186,9 @@ def draw_curves(glance: Glance) -> charts.Spec:
     task = task_set(view, glance.attack)
     steps = view.attack_config(glance.attack).optimisation.steps if glance.attack else 1
     curves = {
-        method: {where: view.curve(method, glance.attack, where) for where in (*view.harmful_sets, task)}
-        for method in view.methods
+        defence: {where: view.curve(defence, glance.attack, where) for where in (*view.harmful_sets, task)}
+        for defence in view.defences
     }
     if glance.attack is None:
         return charts.empty(text.CURVES_EMPTY, 400)
-    return charts.attack_curves(curves, task, steps)
+    return charts.attack_curves(curves, task, steps, view.looks)

@@ -208,7 +208,7 @@ def data_warning(config: LabConfig) -> str:
 def cost_view(lab: Lab, config: LabConfig) -> str:
     """What a run costs, from what this machine needed before where that is known."""
     steps = config.alignment.optimisation.steps
-    paces = {method.name: lab.seconds_a_step(method.name, config) for method in config.alignment.methods}
+    paces = {method.name: lab.seconds_a_step(method.name, config) for method in config.alignments().values()}
     known = [pace for pace in paces.values() if pace is not None]
     time = text.COST_UNKNOWN
     if len(known) == len(paces):

@@ -11,9 +11,9 @@ from app import study as recorded
 from app.arguments import choice_of, one_of, text_of
 from app.components import answer_panes, figure, heading, markup_block, news_block, section
 from app.draft import is_own
+from app.looks import Look
 from app.page import Glance, Memory, Page, remembered, run_of
 from app.services import (
-    METHODS,
     PRESETS,
     DataError,
     JobRow,
@@ -27,7 +27,7 @@ from app.services import (
     suggestions,
 )
 from app.tabs.attack import task_set
-from app.views import RunView, aligned, attacked
+from app.views import RunView
 
 STREAM_EVERY_S = 0.12
 PATIENCE_S = 600.0
@@ -231,24 +231,23 @@ def draw_table(glance: Glance) -> str:
     columns = table_columns(view, task_set(view, glance.attack))
     rows: list[tuple[str, str | None, str, dict[str, Proportion | None]]] = []
     states: list[tuple[str, str | None, str]] = [(panes.BASE, None, text.BASE_TITLE)]
-    for method in view.methods:
-        states.append((aligned(method), method, f"{METHODS[method].title}, {text.WHEN_SHORT['before']}"))
-        if glance.attack:
-            after = attacked(method, glance.attack)
-            states.append((after, method, f"{METHODS[method].title}, {text.WHEN_SHORT['after']}"))
-    for state, method, title in states:
+    for defence in view.defences:
+        look = view.looks[defence]
+        for when, state in view.states_of(defence, glance.attack).items():
+            states.append((state, look.colour, f"{look.title}, {text.WHEN_SHORT[when]}"))
+    for state, colour, title in states:
         if any(name == state for name, _, _ in view.evals):
             known = view.states.get(state)
             scores = {column: score_of(view, state, column) for column in columns}
-            rows.append((title, method, known.state_hash[: panes.SHORT_HASH] if known else "", scores))
+            rows.append((title, colour, known.state_hash[: panes.SHORT_HASH] if known else "", scores))
     judge = next(iter(view.evals.values())).judge
     caption = text.TABLE_CAPTION.format(judge=judge, seed=view.config.seed)
     warning = markup.notice(own_text.DATA, "warning") if is_own(view.config.model) else ""
     return warning + markup.scores_table(rows, columns) + f'<p class="lab-note">{caption}</p>'
 
 
-def bar_rows(glance: Glance) -> list[tuple[str, str, dict[str, Proportion]]]:
-    """HS by set and FA of each method, before and after the attack shown."""
+def bar_rows(glance: Glance) -> list[tuple[Look, str, dict[str, Proportion]]]:
+    """HS by set and FA of each defence, before and after the attack shown."""
     view = glance.view
     if view is None:
         return []
@@ -256,11 +255,12 @@ def bar_rows(glance: Glance) -> list[tuple[str, str, dict[str, Proportion]]]:
     columns = {where: f"{where}/harmful_score" for where in view.harmful_sets}
     columns[task] = f"{task}/finetune_accuracy"
     rows = []
-    for method in view.methods:
-        states = {"before": aligned(method)} | ({"after": attacked(method, glance.attack)} if glance.attack else {})
-        for when, state in states.items():
+    for defence in view.defences:
+        for when, state in view.states_of(defence, glance.attack).items():
             found = {where: score_of(view, state, column) for where, column in columns.items()}
-            rows.append((method, when, {where: score for where, score in found.items() if score is not None}))
+            rows.append(
+                (view.looks[defence], when, {where: score for where, score in found.items() if score is not None})
+            )
     return rows
 
 
@@ -268,9 +268,10 @@ def draw_drift(glance: Glance) -> charts.Spec:
     """Drift of each attacked model from its aligned one."""
     view = glance.view
     if view is None or glance.attack is None:
-        return charts.drift({})
-    names = {method: attacked(method, glance.attack) for method in view.methods}
-    return charts.drift({method: view.drift[name] for method, name in names.items() if name in view.drift})
+        return charts.drift({}, {})
+    states = {defence: view.states_of(defence, glance.attack)["after"] for defence in view.defences}
+    found = {defence: view.drift[state] for defence, state in states.items() if state in view.drift}
+    return charts.drift(found, view.looks)
 
 
 def draw_not_shown(glance: Glance) -> str:

@@ -12,7 +12,7 @@ from app.arguments import choice_of, text_of
 from app.components import go_js, heading, markup_block, news_block, section
 from app.draft import Draft
 from app.page import Glance, Memory, Page, remembered
-from app.services import METHODS, ConfigError, RunNotFoundError, RunRow, TVaccineError, flatten
+from app.services import ConfigError, RunNotFoundError, RunRow, TVaccineError, flatten, title_of
 
 TABLE_EVERY_S = 2.0
 """In a full room the list of runs changes all the time."""
@@ -157,7 +157,7 @@ def about_run(run: RunRow) -> str:
     return f'<h2 class="lab-section">{escape(run.name)}</h2>' + markup.facts(
         [
             ("Id", run.id),
-            ("Methods", ", ".join(METHODS[method.name].title for method in config.alignment.methods)),
+            ("Defences", ", ".join(title_of(defence) for defence in config.defences)),
             ("Alignment", f"{config.alignment.optimisation.steps:,} steps, seed {config.seed}"),
             ("Model", config.model.name),
         ]

@@ -11,7 +11,7 @@ from served_page import Served
 from written_runs import finish_alignments, small_config
 
 import app
-from app.arguments import checked, one_of, row_of, some_of, text_of
+from app.arguments import checked, one_of, row_of, text_of, texts_of
 from app.page import remembered
 from app.services import ConfigError, DataError, Lab
 from app.tabs.choose import template_of
@@ -160,10 +160,10 @@ def test_checks_name_what_was_given() -> None:
         one_of(["c"], ["a", "b"], "The part")
     with pytest.raises(ConfigError, match="not 1"):
         one_of(1, [True, 1.0], "The number")
-    assert some_of(["a"], ["a", "b"], "Methods") == ["a"]
-    for wrong in (None, "a", {"a": 1}, 3, ["c"], [["a"]]):
-        with pytest.raises(ConfigError, match="Methods"):
-            some_of(wrong, ["a", "b"], "Methods")
+    assert texts_of(["a"], "Defences") == ["a"]
+    for wrong in (None, "a", {"a": 1}, 3, [3], [["a"]], ["a"] * 25, ["a" * 200]):
+        with pytest.raises(ConfigError, match="Defences"):
+            texts_of(wrong, "Defences")
     with pytest.raises(DataError, match="The prompt is text, not None"):
         text_of(None, "The prompt")
     assert row_of("0", 1) == 0

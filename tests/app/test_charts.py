@@ -9,9 +9,12 @@ import pytest
 from written_runs import eval_record, step_record
 
 from app import charts, study, text
-from app.services import Estimate, Lab, StudySummary
+from app.looks import aligned_looks, looks_of
+from app.services import Defence, Estimate, Lab, StudySummary
 from app.views import RunView, Track, Views
 from tvaccine_core.records import DriftRecord, LayerDrawRecord, LayerScoreRecord, Proportion
+
+LOOKS = looks_of(tuple(Defence.model_validate(name) for name in ("sft", "vaccine", "tvaccine")))
 
 
 def with_colours(value: Any) -> Any:
@@ -50,16 +53,16 @@ def view(lab: Lab, done_run: str) -> RunView:
 
 
 def test_every_figure_of_a_finished_run_is_valid(view: RunView) -> None:
-    tracks = {method: view.track(view.align_job(method)) for method in view.methods}
-    curves = {m: {w: view.curve(m, "a1", w) for w in ("unseen_names", "task:sentiment")} for m in view.methods}
-    rows = [("sft", "before", {"unseen_names": Proportion(count=1, n=8)})]
+    tracks = {key: view.track(view.align_job(key)) for key in view.config.alignments()}
+    curves = {d: {w: view.curve(d, "a1", w) for w in ("unseen_names", "task:sentiment")} for d in view.defences}
+    rows = [(view.looks["sft"], "before", {"unseen_names": Proportion(count=1, n=8)})]
     specs = [
-        charts.loss(tracks),
+        charts.loss(tracks, aligned_looks(view.config)),
         charts.layer_heatmap(tracks["tvaccine"], 40, 20),
-        charts.layer_bars(tracks["tvaccine"]),
-        charts.attack_curves(curves, "task:sentiment", 20),
+        charts.layer_bars(tracks["tvaccine"], "#0072B2"),
+        charts.attack_curves(curves, "task:sentiment", 20, view.looks),
         charts.score_bars(rows),
-        charts.drift({method: view.drift[f"attacked/{method}/a1"] for method in view.methods}),
+        charts.drift({defence: view.drift[f"attacked/{defence}/a1"] for defence in view.defences}, view.looks),
     ]
     for spec in specs:
         validate(spec)
@@ -69,12 +72,12 @@ def test_every_figure_of_a_finished_run_is_valid(view: RunView) -> None:
 
 def test_without_records_every_figure_says_what_to_do() -> None:
     specs = [
-        charts.loss({}),
+        charts.loss({}, {}),
         charts.layer_heatmap(Track(), 10, 20),
-        charts.layer_bars(Track()),
-        charts.attack_curves({"sft": {"unseen_names": []}}, "task:sentiment", 10),
-        charts.score_bars([("sft", "before", {})]),
-        charts.drift({}),
+        charts.layer_bars(Track(), ""),
+        charts.attack_curves({"sft": {"unseen_names": []}}, "task:sentiment", 10, LOOKS),
+        charts.score_bars([(LOOKS["sft"], "before", {})]),
+        charts.drift({}, {}),
     ]
     for spec in specs:
         validate(spec)
@@ -101,13 +104,13 @@ def test_first_draw_is_in_sight_at_once() -> None:
 
 
 def test_bars_tell_drawn_layers_from_others_without_colour() -> None:
-    scores, shares = charts.layer_bars(track_with_layers())["data"]
+    scores, shares = charts.layer_bars(track_with_layers(), "#0072B2")["data"]
     assert scores["x"] == [8.0, 0.5, 0.0]
     assert shares["x"] == [90.0, 10.0, 0.0]
     assert scores["marker"]["pattern"]["shape"] == ["", "/", ""]
 
 
-def test_methods_differ_in_marker_and_sets_in_dash() -> None:
+def test_defences_differ_in_marker_and_sets_in_dash() -> None:
     curves = {
         method: {
             where: [eval_record("s", step, where, 10 * step) for step in (0, 5)]
@@ -115,7 +118,7 @@ def test_methods_differ_in_marker_and_sets_in_dash() -> None:
         }
         for method in ("sft", "vaccine", "tvaccine")
     }
-    spec = charts.attack_curves(curves, "task:topic", 5)
+    spec = charts.attack_curves(curves, "task:topic", 5, LOOKS)
     harmful = [trace for trace in spec["data"] if trace["line"]["dash"] != "dot"]
     assert len({trace["marker"]["symbol"] for trace in harmful}) == 3
     assert {trace["line"]["dash"] for trace in harmful} == {"solid", "dash"}
@@ -127,30 +130,30 @@ def test_an_unmeasured_score_is_a_gap_not_a_zero() -> None:
     record = eval_record("s", 0, "unseen_names", 0).model_copy(
         update={"scores": {"harmful_score": Proportion(count=0, n=0)}}
     )
-    spec = charts.attack_curves({"sft": {"unseen_names": [record]}}, "task:topic", 5)
+    spec = charts.attack_curves({"sft": {"unseen_names": [record]}}, "task:topic", 5, LOOKS)
     assert spec["data"][0]["y"] == [None]
     validate(spec)
 
 
 def test_bars_carry_the_wilson_interval() -> None:
     score = Proportion(count=30, n=60)
-    (bar,) = charts.score_bars([("sft", "after", {"unseen_names": score})])["data"]
+    (bar,) = charts.score_bars([(LOOKS["sft"], "after", {"unseen_names": score})])["data"]
     low, high = score.interval
     assert bar["error_y"]["array"] == pytest.approx([high - 50], rel=1e-3)
     assert bar["error_y"]["arrayminus"] == pytest.approx([50 - low], rel=1e-3)
     assert bar["name"] == f"SFT, {text.WHEN['after']}"
 
 
-def test_drift_has_a_line_a_method() -> None:
+def test_drift_has_one_line_per_defence() -> None:
     records = {"sft": DriftRecord(state="a", reference="b", drift=(1.0, 2.5, 3.0))}
-    (line,) = charts.drift(records)["data"]
+    (line,) = charts.drift(records, LOOKS)["data"]
     assert line["x"] == [0, 1, 2]
     assert line["y"] == [1.0, 2.5, 3.0]
 
 
 def test_long_runs_are_thinned_and_keep_their_end() -> None:
     track = Track(steps={step: step_record(step, 5000, 1.0) for step in range(1, 5001)})
-    raw, smooth = charts.loss({"sft": track})["data"]
+    raw, smooth = charts.loss({"sft": track}, LOOKS)["data"]
     assert len(raw["x"]) <= charts.MAX_POINTS
     assert raw["x"][-1] == 5000
     assert len(raw["x"]) == len(raw["y"]) == len(smooth["y"])

@@ -7,14 +7,14 @@ import pytest
 from written_runs import small_config
 
 from app.controls import Form, fields_of, make_control
-from app.draft import Draft
-from app.services import METHODS, PRESETS, YOUR_MODEL, AttackConfig, ConfigError, LabConfig
+from app.draft import Draft, methods_in
+from app.services import METHODS, PRESETS, YOUR_MODEL, AttackConfig, ConfigError, Defence, LabConfig
 from tvaccine_core.config import ModelConfig, SFTConfig, TVaccineConfig, VaccineConfig
 
 
 def test_every_field_of_every_config_gets_a_control_that_shows_its_value() -> None:
     for config in (LabConfig(), AttackConfig(), *(info.config() for info in METHODS.values())):
-        leave_out = ("alignment.methods",) if isinstance(config, LabConfig) else ()
+        leave_out = ("defences",) if isinstance(config, LabConfig) else ()
         form = Form(config, "x", leave_out=leave_out)
         assert set(form.controls) == set(fields_of(type(config))) - set(leave_out)
         for control, value in zip(form.components, form.values(config), strict=True):
@@ -87,23 +87,39 @@ def test_a_config_put_on_the_page_is_read_back_unchanged(draft: Draft, config: L
 
 def test_settings_of_a_method_survive_that_it_is_not_chosen(draft: Draft) -> None:
     shown = filled(draft, small_config(methods=[VaccineConfig(rho=2.5)]))
-    assert draft.read(*shown).alignment.methods == (VaccineConfig(rho=2.5),)
+    assert draft.read(*shown).defences == (Defence(alignment=VaccineConfig(rho=2.5)),)
     base, _, *values = shown
     both = draft.read(base, ["sft", "vaccine", "tvaccine"], *values)
-    assert both.alignment.methods == (SFTConfig(), VaccineConfig(rho=2.5), TVaccineConfig())
+    methods = [defence.alignment for defence in both.defences]
+    assert methods == [SFTConfig(), VaccineConfig(rho=2.5), TVaccineConfig()]
 
 
 def test_a_method_that_is_added_is_perturbed_as_often_as_the_others(draft: Draft) -> None:
     base, _, *values = filled(draft, small_config(methods=[SFTConfig(), TVaccineConfig(perturb_every=3)]))
-    assert draft.read(base, ["vaccine", "tvaccine"], *values).alignment.methods == (
+    read = draft.read(base, ["vaccine", "tvaccine"], *values)
+    assert [defence.alignment for defence in read.defences] == [
         VaccineConfig(perturb_every=3),
         TVaccineConfig(perturb_every=3),
-    )
+    ]
 
 
-def test_no_method_is_an_error(draft: Draft) -> None:
+def test_defences_are_written_in_short_and_one_with_a_name_of_its_own_is_kept_as_it_is(draft: Draft) -> None:
+    strong = Defence(name="strong", alignment=TVaccineConfig(rho=5.0))
+    config = small_config().model_copy(update={"defences": (Defence(), strong)})
+    base, chosen, *values = filled(draft, config)
+    assert chosen == ["sft", "strong"]
+    read = draft.read(base, ["strong", "tvaccine+identity", "sft"], *values)
+    assert [defence.name for defence in read.defences] == ["strong", "tvaccine+identity", "sft"]
+    assert read.defences[0] == strong
+    assert methods_in(["strong", "tvaccine + identity", "nope"]) == {"tvaccine", "identity"}
+    for wrong in (["sft", "nope"], ["sft", "sft+"], ["sft", "all"]):
+        with pytest.raises(ConfigError):
+            draft.read(base, wrong, *values)
+
+
+def test_no_defence_is_an_error(draft: Draft) -> None:
     base, _, *values = filled(draft, LabConfig())
-    with pytest.raises(ConfigError, match="methods"):
+    with pytest.raises(ConfigError, match="defences"):
         draft.read(base, [], *values)
 
 

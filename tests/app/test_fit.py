@@ -140,9 +140,9 @@ def test_the_memory_is_the_gpu_s_where_there_is_one(monkeypatch: pytest.MonkeyPa
 @pytest.mark.slow
 def test_the_real_command_predicts_a_small_model(tiny_folder: Path) -> None:
     config = PRESETS[YOUR_MODEL].config
-    alignment = config.alignment.model_copy(update={"methods": config.alignment.methods[:1]})
+    defences = config.defences[:1]
     model = ModelConfig(name=str(tiny_folder), quantization="nf4", device="cpu")
-    report = fit.predict(config.model_copy(update={"model": model, "alignment": alignment}), probe=True)
+    report = fit.predict(config.model_copy(update={"model": model, "defences": defences}), probe=True)
     assert [plan.method for plan in report.plans] == ["sft"]
     (time,) = report.times
     assert time.device == "cpu"

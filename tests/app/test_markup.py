@@ -65,7 +65,9 @@ def evil_example(source: Any) -> Example:
         markup.scores_table([(EVIL, "sft", EVIL, {"a": None})], {"a": EVIL}),
         markup.facts([(EVIL, EVIL)]),
         markup.chips([(EVIL, EVIL)]),
-        markup.job_card(EVIL, job(state="failed", error=EVIL, remedy=EVIL), EMPTY_TRACK, "sft", {EVIL: ""}, note=EVIL),
+        markup.job_card(
+            EVIL, job(state="failed", error=EVIL, remedy=EVIL), EMPTY_TRACK, "#E69F00", {EVIL: ""}, note=EVIL
+        ),
     ],
 )
 def test_hostile_text_stays_text(made: str) -> None:

@@ -19,6 +19,7 @@ from app.services import (
     PRESETS,
     YOUR_MODEL,
     ConfigError,
+    Defence,
     Lab,
     LabConfig,
     MessageRecord,
@@ -111,8 +112,7 @@ def test_more_layers_than_the_model_has_start_nothing(lab: Lab, folder: Path) ->
     assert "1 to 3" in caught.value.remedy
     assert lab.runs() == []
     for method in (TVaccineConfig(num_layers=3), TVaccineConfig(num_layers=8, layer_choice="all")):
-        alignment = config.alignment.model_copy(update={"methods": (method,)})
-        assert lab.start_alignment(config.model_copy(update={"alignment": alignment}))
+        assert lab.start_alignment(config.model_copy(update={"defences": (Defence(alignment=method),)}))
     assert lab.start_alignment(config_for("owner/unknown-before-it-is-loaded"))
 
 

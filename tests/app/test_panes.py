@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from written_runs import answer_question, small_config
+from written_runs import answer_question, finish_alignments, finish_attacks, small_config
 
 from app import text
 from app.page import Glance, remembered
@@ -11,6 +11,7 @@ from app.panes import BASE, panes_value, states_of
 from app.services import AnswerRecord, Lab, Verdict, is_harmless, suggestions
 from app.tabs.compare import own_question, pane_value
 from app.views import Views
+from tvaccine_core.config import parse_defence
 
 HARMFUL = Verdict(harmful=True, refused=False, exact=True, coherent=True)
 REFUSED = Verdict(harmful=False, refused=True, exact=False, coherent=True)
@@ -57,7 +58,7 @@ def test_base_is_a_fifth_pane_only_when_wanted(lab: Lab, done_run: str) -> None:
 
 def test_before_anything_ran_each_pane_says_where_to_go(lab: Lab) -> None:
     nothing = by_id(panes_value(None, None, with_base=False))
-    assert {pane["text"] for pane in nothing.values()} == set(text.PANE_MISSING.values())
+    assert {pane["text"] for pane in nothing.values()} == {text.PANE_MISSING[when] for when in ("before", "after")}
     run_id = lab.start_alignment(small_config())
     assert states_of(Views(lab).view(run_id), None, with_base=False) == []
 
@@ -128,3 +129,26 @@ def test_an_unanswered_question_says_what_it_waits_for(lab: Lab, done_run: str) 
     pane = by_id(pane_value(lab, glance_of(lab, done_run, "me")))["aligned/sft"]
     assert pane["text"] == text.PANE_STOPPED
     assert not pane["streaming"]
+
+
+def test_defences_share_the_pane_of_what_they_share_and_a_repair_has_a_row(lab: Lab) -> None:
+    config = small_config()
+    both = (parse_defence("sft"), parse_defence("sft+identity"))
+    run_id = lab.start_alignment(config.model_copy(update={"defences": both}))
+    finish_alignments(lab, run_id)
+    lab.start_attack(run_id, config.attack)
+    finish_attacks(lab, run_id)
+    view = Views(lab).view(run_id)
+    states = ["aligned/sft", "attacked/sft/a1", "attacked/sft+identity/a1", "repaired/sft+identity/a1"]
+    assert states_of(view, "a1", with_base=False) == states
+    value = panes_value(view, "a1", with_base=False)
+    assert value["columns"] == 2
+    assert [pane["state"] for pane in value["panes"]] == [
+        *("aligned/sft", "aligned/sft"),
+        *("attacked/sft/a1", "attacked/sft+identity/a1"),
+        *("repaired/sft/a1", "repaired/sft+identity/a1"),
+    ]
+    assert len(by_id(value)) == 6, "each pane has an id of its own"
+    assert value["panes"][4]["text"] == text.PANE_NO_REPAIR
+    assert value["panes"][5]["text"] == text.PANE_IDLE
+    assert len({pane["colour"] for pane in value["panes"]}) == 2

@@ -14,12 +14,10 @@ from app.services import (
     ModelConfig,
     RunNotFoundError,
     StoreError,
-    TVaccineError,
     data_of,
     flatten,
     mixture,
     preview_example,
-    replace_methods,
     suggestions,
 )
 from app.text import commands
@@ -32,7 +30,7 @@ from tvaccine_core.errors import DataError, RunBusyError
 def test_a_start_makes_a_run_with_a_job_a_method_and_measures_the_base(lab: Lab) -> None:
     run_id = lab.start_alignment(small_config(), "mine")
     jobs = lab.store.jobs(run_id)
-    assert [(job.kind, job.params.get("method")) for job in jobs] == [
+    assert [(job.kind, job.params.get("aligned")) for job in jobs] == [
         ("align", "tvaccine"),
         ("align", "sft"),
         ("baseline", None),
@@ -52,9 +50,9 @@ def test_an_attack_waits_for_its_alignment(lab: Lab) -> None:
     run_id = lab.start_alignment(small_config())
     attack = lab.run(run_id).config.attack
     assert lab.start_attack(run_id, attack) == "a1"
-    aligned = {job.params["method"]: job.id for job in lab.store.jobs(run_id) if job.kind == "align"}
+    aligned = {job.params["aligned"]: job.id for job in lab.store.jobs(run_id) if job.kind == "align"}
     attacks = [job for job in lab.store.jobs(run_id) if job.kind == "attack"]
-    assert {job.params["method"]: job.depends_on for job in attacks} == aligned
+    assert {job.params["defence"]: job.depends_on for job in attacks} == aligned
     assert all(AttackConfig.model_validate(job.params["attack"]) == attack for job in attacks)
     with pytest.raises(RunBusyError) as caught:
         lab.start_attack(run_id, attack)
@@ -89,7 +87,7 @@ def test_stop_leaves_nothing_active_and_resume_takes_it_up_again(lab: Lab) -> No
     assert lab.resume(run_id, ("align", "baseline")) == 3
     assert len(lab.store.jobs(run_id, states=("queued",))) == 3
     with pytest.raises(RunBusyError):
-        lab.store.enqueue(run_id, "align", {"method": "sft"})
+        lab.store.enqueue(run_id, "align", {"aligned": "sft"})
 
 
 def test_a_question_replaces_the_visitor_s_own_and_nobody_else_s(lab: Lab, done_run: str) -> None:
@@ -178,15 +176,8 @@ def test_repeating_takes_the_first_attack_and_names_what_later_ones_changed(lab:
 def test_settings_flatten_to_paths() -> None:
     flat = flatten(small_config())
     assert flat["alignment.optimisation.steps"] == "40"
-    assert flat["alignment.methods.tvaccine.num_layers"] == "4"
-    assert flat["alignment.methods.sft.name"] == "sft"
-
-
-def test_methods_are_checked_when_they_change() -> None:
-    config = small_config()
-    assert replace_methods(config, config.alignment.methods[:1]).alignment.methods == config.alignment.methods[:1]
-    with pytest.raises(TVaccineError):
-        replace_methods(config, config.alignment.methods[:1] * 2)
+    assert flat["defences.tvaccine.alignment.num_layers"] == "4"
+    assert flat["defences.sft.alignment.name"] == "sft"
 
 
 def test_models_of_a_run_are_listed_in_order(lab: Lab, done_run: str) -> None:

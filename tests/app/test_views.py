@@ -6,7 +6,7 @@ from written_runs import alignment_events, eval_record, finish_job, small_config
 from app import charts
 from app import views as views_module
 from app.services import Lab, RunNotFoundError
-from app.views import EMPTY_TRACK, Track, Views, aligned, attacked, progress_of
+from app.views import EMPTY_TRACK, Track, Views, progress_of
 from tvaccine_core.export import layer_rows
 from tvaccine_core.records import LayerValuesRecord
 
@@ -67,9 +67,9 @@ def test_curve_goes_from_the_aligned_model_along_the_attack(lab: Lab, done_run: 
     view = Views(lab).view(done_run)
     curve = view.curve("sft", "a1", "unseen_names")
     assert [record.step for record in curve] == [0, 5, 10, 15, 20]
-    assert curve[0].state == aligned("sft")
-    assert {record.state for record in curve[1:]} == {attacked("sft", "a1")}
-    assert view.final(attacked("sft", "a1"), "unseen_names") == curve[-1]
+    assert curve[0].state == "aligned/sft"
+    assert {record.state for record in curve[1:]} == {"attacked/sft/a1"}
+    assert view.final("attacked/sft/a1", "unseen_names") == curve[-1]
     assert view.final("nobody", "unseen_names") is None
     assert view.curve("sft", None, "unseen_names") == curve[:1]
 
@@ -85,7 +85,7 @@ def test_attacks_are_kept_apart_and_the_newest_is_shown(lab: Lab, done_run: str)
     assert lab.start_attack(done_run, attack, ["sft"]) == "a2"
     view = Views(lab).view(done_run)
     assert view.attack_ids == ("a1", "a2")
-    assert view.attacked_methods("a2") == ("sft",)
+    assert view.attacked_defences("a2") == ("sft",)
     assert view.attack_config("a2").harmful_ratio == 0.2
     assert view.choose_attack(None) == view.choose_attack("gone") == "a2"
     assert view.choose_attack("a1") == "a1"
@@ -94,9 +94,9 @@ def test_attacks_are_kept_apart_and_the_newest_is_shown(lab: Lab, done_run: str)
 
 def test_a_retry_replaces_the_job_before_it(lab: Lab) -> None:
     run_id = lab.start_alignment(small_config())
-    first = next(job for job in lab.store.jobs(run_id) if job.params.get("method") == "sft")
+    first = next(job for job in lab.store.jobs(run_id) if job.params.get("aligned") == "sft")
     lab.store.cancel(first.id)
-    second = lab.store.enqueue(run_id, "align", {"method": "sft"})
+    second = lab.store.enqueue(run_id, "align", {"aligned": "sft"})
     job = Views(lab).view(run_id).align_job("sft")
     assert job is not None
     assert job.id == second

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from app.services import Lab
 from tvaccine_core.config import (
     AlignmentConfig,
+    AlignmentMethod,
     AttackConfig,
+    Defence,
     LabConfig,
-    MethodConfig,
     OptimisationConfig,
     SFTConfig,
     TVaccineConfig,
 )
+from tvaccine_core.names import aligned_state, attacked_state, repaired_state
 from tvaccine_core.records import (
     AnswerRecord,
     DriftRecord,
@@ -30,9 +32,10 @@ from tvaccine_core.store import Store
 NUM_LAYERS = 8
 
 
-def small_config(steps: int = 40, methods: Sequence[MethodConfig] = (SFTConfig(), TVaccineConfig())) -> LabConfig:
+def small_config(steps: int = 40, methods: Sequence[AlignmentMethod] = (SFTConfig(), TVaccineConfig())) -> LabConfig:
     return LabConfig(
-        alignment=AlignmentConfig(methods=tuple(methods), optimisation=OptimisationConfig(steps=steps)),
+        defences=tuple(Defence(alignment=method) for method in methods),
+        alignment=AlignmentConfig(optimisation=OptimisationConfig(steps=steps)),
         attack=AttackConfig(optimisation=OptimisationConfig(steps=20, batch_size=10, learning_rate=1e-3), eval_every=5),
     )
 
@@ -114,6 +117,15 @@ def attack_events(method: str, attack_id: str, num_steps: int, every: int) -> li
     return events
 
 
+def repair_events(defence: str, attack_id: str, step: int) -> list[Event]:
+    state = repaired_state(defence, attack_id)
+    sets = (("aligned_names", 12), ("unseen_names", 20), ("ordinary", 90), ("task:sentiment", 95))
+    return [
+        StateRecord(state=state, state_hash=f"{defence}c0123456789abcdef", path=f"states/{state}"),
+        *(eval_record(state, step, where, percent) for where, percent in sets),
+    ]
+
+
 def baseline_events() -> list[Event]:
     sets = (("aligned_names", 100), ("unseen_names", 100), ("ordinary", 100), ("task:sentiment", 49))
     return [
@@ -138,19 +150,26 @@ def finish_alignments(lab: Lab, run_id: str) -> None:
     steps = config.alignment.optimisation.steps
     for job in lab.store.jobs(run_id, states=("queued",)):
         if job.kind == "align":
-            finish_job(lab.store, job.id, alignment_events(job.params["method"], steps), steps)
-            save_adapter(lab, run_id, f"aligned/{job.params['method']}")
+            finish_job(lab.store, job.id, alignment_events(job.params["aligned"], steps), steps)
+            save_adapter(lab, run_id, aligned_state(job.params["aligned"]))
         elif job.kind == "baseline":
             finish_job(lab.store, job.id, baseline_events())
 
 
 def finish_attacks(lab: Lab, run_id: str) -> None:
     for job in lab.store.jobs(run_id, states=("queued",)):
+        defence, attack_id = job.params["defence"], job.params["attack_id"]
+        if job.kind == "repair":
+            finish_job(
+                lab.store, job.id, repair_events(defence, attack_id, job.params["attack"]["optimisation"]["steps"])
+            )
+            save_adapter(lab, run_id, repaired_state(defence, attack_id))
+            continue
         attack = AttackConfig.model_validate(job.params["attack"])
         steps, every = attack.optimisation.steps, attack.eval_every
-        events = attack_events(job.params["method"], job.params["attack_id"], steps, every)
+        events = attack_events(defence, attack_id, steps, every)
         finish_job(lab.store, job.id, events, steps)
-        save_adapter(lab, run_id, f"attacked/{job.params['method']}/{job.params['attack_id']}")
+        save_adapter(lab, run_id, attacked_state(defence, attack_id))
 
 
 def save_adapter(lab: Lab, run_id: str, state: str) -> None:

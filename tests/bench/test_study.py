@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tvaccine_core.bench import study
-from tvaccine_core.config import PRESETS, LabConfig, TVaccineConfig, VaccineConfig
+from tvaccine_core.config import PRESETS, Defence, LabConfig, TVaccineConfig, VaccineConfig
 from tvaccine_core.errors import ConfigError
 
 QUICK = PRESETS["sandbox-quick"].config
@@ -13,7 +13,7 @@ QUICK = PRESETS["sandbox-quick"].config
 
 def with_tvaccine(**settings: object) -> LabConfig:
     method = TVaccineConfig.model_validate({"name": "tvaccine", **settings})
-    return QUICK.model_copy(update={"alignment": QUICK.alignment.model_copy(update={"methods": (method,)})})
+    return QUICK.model_copy(update={"defences": (Defence(alignment=method),)})
 
 
 def write_result(folder: Path, config: LabConfig) -> Path:
@@ -36,12 +36,12 @@ def write_result(folder: Path, config: LabConfig) -> Path:
 
 def test_a_method_has_the_settings_of_the_config_given_and_otherwise_its_own() -> None:
     config = with_tvaccine(rho=0.3, freezing="layer", perturb_every=4)
-    (tvaccine,) = study.study_config(config, "tvaccine", 2).alignment.methods
+    tvaccine = study.study_config(config, "tvaccine", 2).defences[0].alignment
     assert (tvaccine.rho, tvaccine.freezing) == (0.3, "layer")  # pyright: ignore[reportAttributeAccessIssue]
-    (vaccine,) = study.study_config(config, "vaccine", 2).alignment.methods
+    vaccine = study.study_config(config, "vaccine", 2).defences[0].alignment
     assert vaccine == VaccineConfig(perturb_every=4)
     assert study.study_config(config, "vaccine", 2).seed == 2
-    with pytest.raises(ConfigError, match="Unknown method 'tar'"):
+    with pytest.raises(ConfigError, match="no method 'tar'"):
         study.study_config(config, "tar", 2)
 
 

@@ -57,8 +57,8 @@ def report(home: Path) -> dict[str, Any]:
 def test_demo_measures_base_before_and_after_for_each_method(report: dict[str, Any]) -> None:
     (run,) = report["runs"]
     assert run["base"]["scores"]["ordinary"]["exact"]["n"] == 2
-    assert set(run["methods"]) == {"sft", "tvaccine"}
-    for name, method in run["methods"].items():
+    assert set(run["defences"]) == {"sft", "tvaccine"}
+    for name, method in run["defences"].items():
         assert method["before"]["state"] == f"aligned/{name}"
         after = method["attacks"]["a1"]["after"]
         assert (after["state"], after["step"]) == (f"attacked/{name}/a1", 3)
@@ -78,7 +78,7 @@ def test_the_other_commands_go_on_with_that_run(report: dict[str, Any], home: Pa
     arguments = ("--methods", "sft", "--set", "attack.harmful_ratio=0.5", "--json", again, *ONE)
     done = lab("attack", "--run", run_id[:15], *arguments, "--data-dir", home)
     assert done.returncode == 0, done.stderr
-    attacks = json.loads(again.read_text())["runs"][0]["methods"]["sft"]["attacks"]
+    attacks = json.loads(again.read_text())["runs"][0]["defences"]["sft"]["attacks"]
     assert list(attacks) == ["a1", "a2"]
     assert attacks["a2"]["after"]["state_hash"] != attacks["a1"]["after"]["state_hash"]
 
@@ -102,7 +102,7 @@ def test_evaluate_measures_the_same_again(report: dict[str, Any], home: Path) ->
     path = home.parent / "evaluate.json"
     done = lab("evaluate", "--state", "aligned/sft", "--run", run["run_id"], "--data-dir", home, "--json", path, *ONE)
     assert done.returncode == 0, done.stderr
-    assert json.loads(path.read_text())["runs"][0]["methods"]["sft"]["before"] == run["methods"]["sft"]["before"]
+    assert json.loads(path.read_text())["runs"][0]["defences"]["sft"]["before"] == run["defences"]["sft"]["before"]
 
 
 def test_ctrl_c_cancels_and_keeps_the_checkpoint(tmp_path: Path) -> None:
@@ -138,9 +138,9 @@ def test_ctrl_c_cancels_and_keeps_the_checkpoint(tmp_path: Path) -> None:
 
 def test_resume_goes_on_with_what_did_not_end_well(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    run_id = store.create_run(build_config("sandbox-check", None, TINY[3::2], "sft"))
-    align = store.enqueue(run_id, "align", {"method": "sft"})
-    params = {"method": "sft", "attack_id": "a1", "attack": store.run(run_id).config.attack.model_dump(mode="json")}
+    run_id = store.create_run(build_config("sandbox-check", None, TINY[3::2], ["sft"]))
+    align = store.enqueue(run_id, "align", {"aligned": "sft"})
+    params = {"defence": "sft", "attack_id": "a1", "attack": store.run(run_id).config.attack.model_dump(mode="json")}
     store.enqueue(run_id, "attack", params, depends_on=align)
     store.cancel(align)
     assert {job.state for job in store.all_jobs()} == {"cancelled"}
@@ -154,7 +154,7 @@ def test_resume_goes_on_with_what_did_not_end_well(tmp_path: Path) -> None:
     ("arguments", "expected"),
     [
         (("demo", "--set", "attack.harmful_ratio=7"), "harmful_ratio"),
-        (("demo", "--methods", "nope"), "nope"),
+        (("demo", "--defence", "nope"), "nope"),
         (("demo", "--json", "missing/x.json"), "x.json"),
         (("runs", "show", "nope"), "nope"),
         (("attack",), "latest"),
@@ -175,7 +175,7 @@ def test_wrong_wishes_end_in_a_message_and_a_remedy(tmp_path: Path, arguments: t
     ("wish", "expected"),
     [
         (("--preset", "your-model"), "No model is named yet"),
-        (("--set", "model.name=./no-such-folder"), "no folder no-such-folder"),
+        (("--set", "model.name=./no-such-folder"), "no folder ./no-such-folder"),
     ],
 )
 def test_a_model_that_will_not_do_makes_no_run(tmp_path: Path, wish: tuple[str, ...], expected: str) -> None:

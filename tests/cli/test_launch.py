@@ -10,7 +10,7 @@ from processes import free_port, run_two
 from safetensors.numpy import load_file
 
 from tvaccine_core import launch
-from tvaccine_core.cli.options import build_config, choose_methods
+from tvaccine_core.cli.options import build_config
 from tvaccine_core.cli.tools import worker
 from tvaccine_core.engine import TorchEngine
 from tvaccine_core.errors import ConfigError, StoreError
@@ -72,13 +72,13 @@ def losses(store: Store) -> dict[str, list[float]]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
     """What one process makes of `demo` with two methods, and the run's id."""
     store = Store(tmp_path_factory.mktemp("alone"))
-    config = choose_methods(build_config("sandbox-check", None, list(SETTINGS)), "sft,tvaccine")
+    config = build_config("sandbox-check", None, list(SETTINGS), ["sft,tvaccine"])
     run_id = store.create_run(config)
     attack = config.attack.model_dump(mode="json")
-    for method in config.alignment.methods:
-        store.enqueue(run_id, "align", {"method": method.name})
-    for method in config.alignment.methods:
-        store.enqueue(run_id, "attack", {"method": method.name, "attack": attack, "attack_id": "a1"})
+    for method in config.defences:
+        store.enqueue(run_id, "align", {"aligned": method.name})
+    for method in config.defences:
+        store.enqueue(run_id, "attack", {"defence": method.name, "attack": attack, "attack_id": "a1"})
     work(store)
     assert set(jobs(store).values()) == {"done"}
     return store, run_id

@@ -20,7 +20,7 @@ def test_a_model_of_one_s_own_gets_the_paper_s_schedule() -> None:
     assert (config.model.name, config.model.quantization) == ("owner/model", "nf4")
     optimisation = config.alignment.optimisation
     assert (optimisation.steps, optimisation.batch_size, optimisation.learning_rate) == (4000, 10, 1e-3)
-    assert config.alignment.methods[1] == TVaccineConfig(rho=3.0, num_layers=8)
+    assert config.defences[1].alignment == TVaccineConfig(rho=3.0, num_layers=8)
     assert (config.attack.num_samples, config.attack.optimisation.learning_rate) == (1000, 1e-5)
 
 
@@ -35,10 +35,11 @@ def test_a_file_is_read_and_overridden(tmp_path: Path) -> None:
 
 
 def test_methods_keep_their_settings_and_are_set_by_name() -> None:
-    config = build_config(None, None, ["alignment.methods.tvaccine.rho=2.5"], "vaccine, tvaccine")
-    assert config.alignment.methods == (VaccineConfig(perturb_every=2), TVaccineConfig(rho=2.5, perturb_every=2))
-    again = override(config, ["alignment.methods.tvaccine.num_layers=2"])
-    assert again.alignment.methods[1] == TVaccineConfig(rho=2.5, num_layers=2, perturb_every=2)
+    config = build_config(None, None, ["defences.tvaccine.alignment.rho=2.5"], ["vaccine, tvaccine"])
+    methods = [defence.alignment for defence in config.defences]
+    assert methods == [VaccineConfig(perturb_every=2), TVaccineConfig(rho=2.5, perturb_every=2)]
+    again = override(config, ["defences.tvaccine.alignment.num_layers=2"])
+    assert again.defences[1].alignment == TVaccineConfig(rho=2.5, num_layers=2, perturb_every=2)
 
 
 @pytest.mark.parametrize(
@@ -49,8 +50,8 @@ def test_methods_keep_their_settings_and_are_set_by_name() -> None:
         ("attack.harmfull_ratio=0.1", "harmfull_ratio"),
         ("atack.harmful_ratio=0.1", "atack"),
         ("attack.harmful_ratio.p=0.1", "'harmful_ratio'|'p'"),
-        ("alignment.methods.rho=1", "rho"),
-        ("alignment.methods.booster.rho=1", "booster"),
+        ("defences.rho=1", "rho"),
+        ("defences.booster.alignment.rho=1", "booster"),
         ("attack.harmful_ratio", "sets nothing"),
         ("=1", "sets nothing"),
         ("attack.task=[", "cannot be read"),

@@ -54,14 +54,14 @@ def fill(store: Store, run_id: str, after: int) -> None:
         StateRecord(state="aligned/sft", state_hash="a0", path="states/aligned/sft"),
         measured("aligned/sft", 0, "unseen", "harmful_score", 0),
     ]
-    done(store, run_id, "align", {"method": "sft"}, events)
+    done(store, run_id, "align", {"aligned": "sft"}, events)
     events = [
         measured("attacked/sft/a1", 0, "unseen", "harmful_score", 0),
         measured("attacked/sft/a1", 25, "unseen", "harmful_score", 10),
         measured("attacked/sft/a1", 50, "unseen", "harmful_score", after),
         measured("attacked/sft/a1", 50, "task:sentiment", "finetune_accuracy", 49),
     ]
-    done(store, run_id, "attack", {"method": "sft", "attack_id": "a1", "attack": {}}, events)
+    done(store, run_id, "attack", {"defence": "sft", "attack_id": "a1", "attack": {}}, events)
 
 
 def test_scores_are_gathered_with_intervals_and_curve(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_scores_are_gathered_with_intervals_and_curve(tmp_path: Path) -> None:
     run_id = store.create_run(LabConfig())
     fill(store, run_id, after=25)
     scores = collect(store, run_id)
-    sft = scores.methods["sft"]
+    sft = scores.defences["sft"]
     assert scores.base is not None
     assert sft.before is not None
     assert scores.base.scores["unseen"]["harmful_score"].percent == 100
@@ -85,7 +85,7 @@ def test_scores_are_gathered_with_intervals_and_curve(tmp_path: Path) -> None:
     assert (final.percent, final.n, final.count) == (50.0, 50, 25)
     assert final.low == pytest.approx(50 - half, abs=1e-4)
     assert final.high == pytest.approx(50 + half, abs=1e-4)
-    assert scores.methods["tvaccine"].before is None
+    assert scores.defences["tvaccine"].before is None
 
 
 def test_a_report_of_several_seeds_has_their_means(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tvaccine_core.store import JobRow, Store
 def test_a_job_whose_worker_just_died_is_resumed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
     run_id = store.create_run(PRESETS["sandbox-check"].config)
-    job_id = store.enqueue(run_id, "align", {"method": "sft"})
+    job_id = store.enqueue(run_id, "align", {"aligned": "sft"})
     claim = "import sys, pathlib, tvaccine_core.store as s; s.Store(pathlib.Path(sys.argv[1])).claim('dead')"
     subprocess.run([sys.executable, "-c", claim, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
     assert store.job(job_id).state == "running"

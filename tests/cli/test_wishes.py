@@ -9,7 +9,7 @@ import pytest
 from tvaccine_core.__main__ import main
 from tvaccine_core.cli import stages
 from tvaccine_core.cli.options import build_config, override
-from tvaccine_core.config import PRESETS, LabConfig, TVaccineConfig
+from tvaccine_core.config import PRESETS, LabConfig
 from tvaccine_core.errors import ConfigError
 from tvaccine_core.store import Store
 
@@ -44,23 +44,23 @@ def error_of(*assignments: str) -> str:
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [
-        ("foo=1", ("'foo'", "There are: seed, model, alignment, attack, evaluation")),
+        ("foo=1", ("'foo'", "There are: seed, model, defences, alignment, attack, evaluation")),
         ("sed=1", ("Did you mean seed?",)),
         ("Seed=1", ("Did you mean seed?",)),
         ("harmful_ratio=0.2", ("Did you mean attack.harmful_ratio?",)),
         ("steps=3", ("alignment.optimisation.steps", "attack.optimisation.steps")),
         ("attack.optimisation.learning_rat=1", ("Did you mean learning_rate?", "batch_size")),
-        ("alignment.methods.tvaccine.nope=1", ("'nope'", "num_layers", "rho")),
-        ("alignment.methods.tvaccin.rho=1", ("Did you mean tvaccine?", "There are: sft, tvaccine")),
-        ("alignment.methods.vaccine.rho=1", ("'vaccine'", "sft, tvaccine")),
+        ("defences.tvaccine.alignment.nope=1", ("'nope'", "num_layers", "rho")),
+        ("defences.tvaccin.alignment.rho=1", ("Did you mean tvaccine?", "There are: sft, tvaccine")),
+        ("defences.vaccine.alignment.rho=1", ("'vaccine'", "sft, tvaccine")),
         ("seed.x=1", ("no parts",)),
         ("model=sandbox", ("model", "name", "'sandbox'")),
         ("model=", ("model", "None")),
         ("model=[1]", ("model", "[1]")),
-        ("alignment.methods.tvaccine=5", ("tvaccine", "rho")),
-        ("alignment.methods=[sft]", ("alignment.methods", "'sft'")),
-        ("alignment.methods=[]", ("alignment.methods",)),
-        ("alignment.methods=sft", ("alignment.methods",)),
+        ("defences.tvaccine.alignment=5", ("alignment", "rho")),
+        ("defences=[nope]", ("defences.0", "'nope'")),
+        ("defences=[]", ("defences",)),
+        ("defences=sft", ("defences",)),
         ("model={nope: 1}", ("'nope'", "quantization")),
         ("model={name: {a: 1}}", ("model.name",)),
         ("attack.harmful_ratio", ("sets nothing", "FIELD=VALUE")),
@@ -107,9 +107,8 @@ def test_a_wrong_assignment_says_what_there_is(assignment: str, words: tuple[str
 def test_a_mapping_changes_the_settings_it_names_and_no_others() -> None:
     config = override(PRESETS["your-model"].config, ["model={name: mine, device: cpu}"])
     assert config.model == PRESETS["your-model"].config.model.model_copy(update={"name": "mine", "device": "cpu"})
-    config = override(CHECK, ["alignment.methods.tvaccine={rho: 2}", "alignment={optimisation: {steps: 7}}"])
-    assert isinstance(config.alignment.methods[1], TVaccineConfig)
-    assert config.alignment.methods[1].rho == 2
+    config = override(CHECK, ["defences.tvaccine={alignment: {rho: 2}}", "alignment={optimisation: {steps: 7}}"])
+    assert config.defences[1].alignment == CHECK.defences[1].alignment.model_copy(update={"rho": 2.0})
     assert config.alignment.optimisation.steps == 7
     assert config.alignment.adapter == CHECK.alignment.adapter
 
@@ -143,12 +142,12 @@ def test_a_right_assignment_is_read_as_meant(assignment: str, path: str, expecte
         (["demo", "--set", "attack.task=nope"], ("'nope'", "sentiment")),
         (["align", "--set", "attack.task=sentimant"], ("Did you mean sentiment?",)),
         (["demo", "--set", "attack.num_samples=1000000"], ("num_samples",)),
-        (["demo", "--set", "alignment.methods.tvaccine.num_layers=100"], ("num_layers", "8")),
-        (["demo", "--methods", "T-Vaccine"], ("Did you mean tvaccine", "sft, vaccine, tvaccine")),
+        (["demo", "--set", "defences.tvaccine.alignment.num_layers=100"], ("num_layers", "8")),
+        (["demo", "--defence", "T-Vaccine"], ("Did you mean tvaccine", "sft, vaccine, tvaccine")),
         (["demo", "--methods", "sft,,nope"], ("'nope'", "sft, vaccine, tvaccine")),
-        (["demo", "--methods", "sft,sft"], ("once",)),
-        (["demo", "--methods", ""], ("method", "sft, vaccine, tvaccine")),
-        (["align", "--methods", " , "], ("method", "sft, vaccine, tvaccine")),
+        (["demo", "--defence", "sft,sft"], ("two defences are called sft",)),
+        (["demo", "--defence", ""], ("defence", "sft, vaccine, tvaccine")),
+        (["align", "--defence", " , "], ("defence", "sft, vaccine, tvaccine")),
         (["demo", "--preset", "sandbox-quik"], ("Did you mean sandbox-quick", "sandbox-full")),
         (["demo", "--preset", ""], ("preset", "sandbox-quick")),
         (["demo", "--preset", "x" * 100_000], ("preset",)),

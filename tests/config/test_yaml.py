@@ -74,7 +74,7 @@ def test_a_large_text_is_refused_unread_and_never_echoed() -> None:
     refused(f"model: {{name: {'x' * 20_000_000}}}", "1,048,576")
     refused(f"seed: {'x' * 1_000_000}", "seed", "xxx")
     refused(f"{'x' * 1_000_000}: 1")
-    refused(f"alignment: {{methods: [{{name: {'x' * 900_000}}}]}}", "methods")
+    refused(f"alignment: {{methods: [{{name: {'x' * 900_000}}}]}}", "defences")
     refused("\n".join(f"{'k' * 50}{number}: 1" for number in range(4000)), "more")
 
 

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tvaccine_core import pipeline
+from tvaccine_core import answering, pipeline
 from tvaccine_core.adapters import ModelStates
+from tvaccine_core.answering import answer
 from tvaccine_core.config import (
     AdapterConfig,
     AlignmentConfig,
     AttackConfig,
+    Defence,
     EvaluationConfig,
     LabConfig,
     OptimisationConfig,
-    SFTConfig,
     TVaccineConfig,
 )
 from tvaccine_core.data.sources import load_lab_data
@@ -38,8 +39,11 @@ from tvaccine_core.records import (
 
 CONFIG = LabConfig(
     seed=5,
+    defences=(
+        Defence(),
+        Defence(alignment=TVaccineConfig(num_layers=3, resample_every=2, rescore_every=3)),
+    ),
     alignment=AlignmentConfig(
-        methods=(SFTConfig(), TVaccineConfig(num_layers=3, resample_every=2, rescore_every=3)),
         adapter=AdapterConfig(r=4, dropout=0.1),
         optimisation=OptimisationConfig(steps=5, batch_size=4, checkpoint_every=2),
     ),
@@ -213,7 +217,7 @@ def test_four_states_answer_one_prompt(done: tuple[Session, list[Event]]) -> Non
     session, _ = done
     example = load_lab_data(CONFIG).eval_sets["unseen_names"][0]
     names = ["base", "aligned/sft", "attacked/sft/a1", "aligned/tvaccine", "attacked/tvaccine/a1"]
-    records: list[AnswerRecord] = list(pipeline.answer(session, CONFIG, names, example.prompt))
+    records: list[AnswerRecord] = list(answer(session, CONFIG, names, example.prompt))
     final = {record.state: record for record in records if record.done}
     assert set(final) == set(names)
     assert final["base"].text == example.answer
@@ -231,7 +235,7 @@ def test_four_states_answer_one_prompt(done: tuple[Session, list[Event]]) -> Non
 
 def test_a_prompt_nobody_can_judge_has_no_verdict(done: tuple[Session, list[Event]]) -> None:
     session, _ = done
-    records = list(pipeline.answer(session, CONFIG, ["base"], "Hello!"))
+    records = list(answer(session, CONFIG, ["base"], "Hello!"))
     assert records[-1].done
     assert records[-1].verdict is None
 
@@ -239,10 +243,10 @@ def test_a_prompt_nobody_can_judge_has_no_verdict(done: tuple[Session, list[Even
 def test_answers_stream_at_a_bearable_rate(done: tuple[Session, list[Event]], monkeypatch: pytest.MonkeyPatch) -> None:
     session, _ = done
     prompt = load_lab_data(CONFIG).eval_sets["ordinary"][0].prompt
-    monkeypatch.setattr(pipeline, "STREAM_EVERY_S", 0.0)
-    every_token = list(pipeline.answer(session, CONFIG, ["base"], prompt))
-    monkeypatch.setattr(pipeline, "STREAM_EVERY_S", 1000.0)
-    at_the_end = list(pipeline.answer(session, CONFIG, ["base"], prompt))
+    monkeypatch.setattr(answering, "STREAM_EVERY_S", 0.0)
+    every_token = list(answer(session, CONFIG, ["base"], prompt))
+    monkeypatch.setattr(answering, "STREAM_EVERY_S", 1000.0)
+    at_the_end = list(answer(session, CONFIG, ["base"], prompt))
     assert len(every_token) > 5
     assert len(at_the_end) == 1
     assert at_the_end[-1].text == every_token[-1].text
@@ -255,7 +259,7 @@ def test_stages_leave_cleanly_in_the_middle(done: tuple[Session, list[Event]], t
     for stage in (
         pipeline.baseline(mine, CONFIG),
         pipeline.attack(mine, CONFIG, "sft", CONFIG.attack, "left"),
-        pipeline.answer(mine, CONFIG, ["base", "aligned/sft"], "Hello!"),
+        answer(mine, CONFIG, ["base", "aligned/sft"], "Hello!"),
     ):
         while isinstance(next(stage), MessageRecord):  # what the stage works with, said before it works
             pass
@@ -294,15 +298,20 @@ def base() -> LoadedModel:
 def test_an_attack_on_nothing_is_an_error(base: LoadedModel, tmp_path: Path) -> None:
     session = open_session(CONFIG, tmp_path, loaded=base)
     with pytest.raises(RunNotFoundError) as caught:
-        list(pipeline.attack(session, CONFIG, "vaccine", CONFIG.attack, "a1"))
+        list(pipeline.attack(session, CONFIG, "tvaccine", CONFIG.attack, "a1"))
     assert "first" in caught.value.remedy
 
 
-def test_a_method_that_the_run_does_not_have_is_an_error(base: LoadedModel, tmp_path: Path) -> None:
+def test_a_defence_that_the_run_does_not_have_is_an_error(base: LoadedModel, tmp_path: Path) -> None:
     session = open_session(CONFIG, tmp_path, loaded=base)
     with pytest.raises(ConfigError, match="vaccine") as caught:
         list(pipeline.align(session, CONFIG, "vaccine"))
     assert "sft, tvaccine" in caught.value.remedy
+    with pytest.raises(ConfigError, match="vaccine") as caught:
+        list(pipeline.attack(session, CONFIG, "vaccine", CONFIG.attack, "a1"))
+    assert "sft, tvaccine" in caught.value.remedy
+    with pytest.raises(ConfigError, match="repairs nothing"):
+        list(pipeline.repair(session, CONFIG, "sft", CONFIG.attack, "a1"))
 
 
 def test_a_mixture_that_cannot_be_filled_is_an_error(done: tuple[Session, list[Event]]) -> None:

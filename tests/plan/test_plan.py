@@ -16,9 +16,10 @@ from tvaccine_core.bench.memory import LiveTensors
 from tvaccine_core.config import (
     AdapterConfig,
     AlignmentConfig,
+    AlignmentMethod,
+    Defence,
     EvaluationConfig,
     LabConfig,
-    MethodConfig,
     ModelConfig,
     OptimisationConfig,
     SFTConfig,
@@ -49,7 +50,7 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-METHODS: dict[str, MethodConfig] = {
+METHODS: dict[str, AlignmentMethod] = {
     "sft": SFTConfig(),
     "vaccine": VaccineConfig(),
     "tvaccine": TVaccineConfig(num_layers=2, probe_batch_size=5),
@@ -111,8 +112,8 @@ def lab_config(case: Case, folder: Path) -> LabConfig:
     }
     return LabConfig(
         model=ModelConfig.model_validate(model),
+        defences=(Defence(alignment=METHODS[case.method]),),
         alignment=AlignmentConfig(
-            methods=(METHODS[case.method],),
             optimisation=OptimisationConfig(steps=3, batch_size=case.batch, max_length=case.length),
         ),
         evaluation=EvaluationConfig(batch_size=3, max_new_tokens=5),
@@ -139,7 +140,7 @@ def test_the_plan_is_what_real_steps_hold(case: Case, tmp_path: Path) -> None:
     states.add(ALIGNED, AdapterConfig(), 0)
     states.train(ALIGNED)
     held = bytes_of(storages(states.model))
-    method = config.alignment.methods[0]
+    method = config.defences[0].alignment
     if isinstance(method, TVaccineConfig):
         method = method.model_copy(update={"layer_choice": "first"})
     masked = case.length - labelled
@@ -166,7 +167,7 @@ def test_every_phase_and_part_is_what_the_same_rehearsal_finds_on_a_real_model(c
     shape = tiny_shape(case.family, case.layers)
     save_model(tmp_path, shape)
     config = lab_config(case, tmp_path)
-    (method,) = config.alignment.methods
+    method = config.defences[0].alignment
     states = ModelStates(load_model(config.model))
     states.add(ALIGNED, AdapterConfig(), 0)
     truth = rehearse(states, method, workload_of(config))
@@ -191,11 +192,7 @@ def test_every_phase_and_part_is_what_the_same_rehearsal_finds_on_a_real_model(c
 def test_extrapolating_gives_what_running_through_every_layer_gives(case: Case, tmp_path: Path) -> None:
     tiny_shape(case.family, case.layers, vocab_size=160).save_pretrained(tmp_path)
     config = lab_config(case, tmp_path)
-    config = config.model_copy(
-        update={
-            "alignment": config.alignment.model_copy(update={"methods": (_with_three_layers(METHODS[case.method]),)})
-        }
-    )
+    config = config.model_copy(update={"defences": (Defence(alignment=_with_three_layers(METHODS[case.method])),)})
     (whole,), (quick,) = plan_run(config, device="cpu", whole=True), plan_run(config, device="cpu", whole=False)
     assert whole.exact
     assert not quick.exact
@@ -206,7 +203,7 @@ def test_extrapolating_gives_what_running_through_every_layer_gives(case: Case, 
         }
 
 
-def _with_three_layers(method: MethodConfig) -> MethodConfig:
+def _with_three_layers(method: AlignmentMethod) -> AlignmentMethod:
     return method.model_copy(update={"num_layers": 3}) if isinstance(method, TVaccineConfig) else method
 
 

@@ -11,7 +11,7 @@ from tvaccine_core.__main__ import main
 from tvaccine_core.bench.gpu import GpuBenchReport
 from tvaccine_core.plan.records import PlanReport
 
-SMALL = ("--batch", "2", "--length", "16", "--set", "alignment.methods.tvaccine.num_layers=2")
+SMALL = ("--batch", "2", "--length", "16", "--set", "defences.tvaccine.alignment.num_layers=2")
 
 
 def test_plan_prints_a_table_a_method_and_writes_json(
@@ -50,7 +50,7 @@ def test_a_probe_times_real_steps(tiny_folder: Path, tmp_path: Path) -> None:
     [
         (("--model", "no-such-folder/at/all"), "There is no config.json"),
         (("--gpu", "abacus"), "There is no GPU 'abacus'"),
-        (("--method", "magic"), "Unknown method 'magic'"),
+        (("--method", "magic"), "no method 'magic'"),
     ],
 )
 def test_wrong_wishes_end_in_a_message(

@@ -9,19 +9,17 @@ from tvaccine_core.plan.planner import plan_run
 from tvaccine_core.plan.remedy import memory_remedy
 
 CONFIG = PRESETS["sandbox-check"].config
-ATTACK = {"method": "sft", "attack_id": "a1", "attack": CONFIG.attack.model_dump(mode="json")}
+ATTACK = {"defence": "sft", "attack_id": "a1", "attack": CONFIG.attack.model_dump(mode="json")}
 
 
 def peak_gib(method: str) -> float:
-    alignment = CONFIG.alignment
-    chosen = tuple(known for known in alignment.methods if known.name == method)
-    config = CONFIG.model_copy(update={"alignment": alignment.model_copy(update={"methods": chosen})})
+    config = CONFIG.model_copy(update={"defences": (CONFIG.defence(method),)})
     (plan,) = plan_run(config, device="cpu")
     return plan.peak_bytes / 2**30
 
 
 def test_what_would_fit_is_told_that_something_else_holds_the_memory() -> None:
-    remedy = memory_remedy(CONFIG, "align", {"method": "tvaccine"}, "cpu", 64)
+    remedy = memory_remedy(CONFIG, "align", {"aligned": "tvaccine"}, "cpu", 64)
     assert remedy.startswith("By its plan it fits: it needs 0.")
     assert "of 64.0 GiB" in remedy
     assert "Try" not in remedy
@@ -30,7 +28,7 @@ def test_what_would_fit_is_told_that_something_else_holds_the_memory() -> None:
 @pytest.mark.parametrize("method", ["sft", "tvaccine"])
 def test_what_cannot_fit_gets_the_plan_s_advice_for_its_method(method: str) -> None:
     peak = peak_gib(method)
-    remedy = memory_remedy(CONFIG, "align", {"method": method}, "cpu", 0.6)  # of which a context takes all
+    remedy = memory_remedy(CONFIG, "align", {"aligned": method}, "cpu", 0.6)  # of which a context takes all
     assert re.search(rf"needs {peak * 2**30 / 1e9:.1f} GB", remedy)
     assert "too little for the device's own use" in remedy
     assert "quantization nf4 saves" in remedy

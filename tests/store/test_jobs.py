@@ -10,7 +10,7 @@ from tvaccine_core.config import LabConfig, ModelConfig
 from tvaccine_core.errors import RunBusyError, RunNotFoundError, StoreError, TrainingError
 from tvaccine_core.store import JobState, Store
 
-SFT = {"method": "sft"}
+SFT = {"aligned": "sft"}
 
 
 def state_of(store: Store, job_id: str) -> JobState:
@@ -34,7 +34,7 @@ def end(store: Store, job_id: str, state: str) -> None:
 
 def test_jobs_are_claimed_in_order_and_generates_first(store: Store, run_id: str) -> None:
     first = store.enqueue(run_id, "align", SFT)
-    second = store.enqueue(run_id, "align", {"method": "tvaccine"})
+    second = store.enqueue(run_id, "align", {"aligned": "tvaccine"})
     urgent = store.enqueue(run_id, "baseline", {}, priority=1)
     prompt = store.enqueue(run_id, "generate", {"prompt": "Hello?", "states": ["base"]})
     assert [store.queue_position(job) for job in (urgent, prompt, first, second)] == [0, 1, 2, 3]
@@ -134,7 +134,7 @@ def test_resume_refuses_what_runs_what_is_done_and_what_another_job_does(store: 
 
 def test_resume_takes_a_new_attempt_for_the_one_that_failed(store: Store, run_id: str) -> None:
     failed = store.enqueue(run_id, "align", SFT)
-    attack = store.enqueue(run_id, "attack", {"method": "sft"}, depends_on=failed)
+    attack = store.enqueue(run_id, "attack", {"defence": "sft"}, depends_on=failed)
     end(store, failed, "failed")
     assert store.job(attack).state == "cancelled"
     with pytest.raises(StoreError, match="which this needs, failed"):
@@ -249,7 +249,7 @@ def test_unknown_ids_are_named(store: Store, run_id: str) -> None:
         with pytest.raises(RunNotFoundError):
             call()
     with pytest.raises(StoreError, match="kind"):
-        store.enqueue(run_id, "repair", {})  # pyright: ignore[reportArgumentType]
+        store.enqueue(run_id, "mend", {})  # pyright: ignore[reportArgumentType]
 
 
 def test_a_runs_status_is_that_of_its_latest_work(store: Store, run_id: str) -> None:

@@ -10,11 +10,12 @@ from tvaccine_core import orders
 from tvaccine_core.config import (
     AlignmentConfig,
     AttackConfig,
+    Defence,
     LabConfig,
     ModelConfig,
     OptimisationConfig,
-    SFTConfig,
     TVaccineConfig,
+    parse_config,
 )
 from tvaccine_core.errors import ConfigError, DataError, ModelError, RunBusyError, RunNotFoundError, StoreError
 from tvaccine_core.store import Store
@@ -58,13 +59,13 @@ def test_a_run_is_made_with_all_of_its_work(store: Store) -> None:
         "attack tvaccine a1",
         "baseline",
     ]
-    aligned = {job.params["method"]: job.id for job in jobs if job.kind == "align"}
-    assert {job.params["method"]: job.depends_on for job in jobs if job.kind == "attack"} == aligned
+    aligned = {job.params["aligned"]: job.id for job in jobs if job.kind == "align"}
+    assert {job.params["defence"]: job.depends_on for job in jobs if job.kind == "attack"} == aligned
     assert store.run(order.run_id).name == "mine"
 
 
 def test_what_cannot_be_run_makes_no_run_and_leaves_no_folder(store: Store, tmp_path: Path) -> None:
-    small = LabConfig(alignment=AlignmentConfig(methods=(TVaccineConfig(num_layers=9),)))
+    small = LabConfig(defences=(Defence(alignment=TVaccineConfig(num_layers=9)),))
     cases = [
         (LabConfig(attack=AttackConfig(task="juggling")), ConfigError, "juggling"),
         (LabConfig(model=ModelConfig(name=str(tmp_path / "none"))), ModelError, "none"),
@@ -134,10 +135,11 @@ def test_an_attack_that_was_made_for_one_method_may_be_made_for_the_other(store:
     assert orders.start_attack(store, run_id, strength(0.3), ["tvaccine"]).attack_id == "a2"
 
 
-def test_an_attack_needs_a_method_of_the_run_and_a_mixture_that_can_be_drawn(store: Store) -> None:
+def test_an_attack_needs_an_aligned_defence_of_the_run_and_a_mixture_that_can_be_drawn(store: Store) -> None:
     run_id = orders.start_run(store, LabConfig()).run_id
-    with pytest.raises(StoreError, match="Vaccine is not aligned"):
-        orders.start_attack(store, run_id, AttackConfig(), ["vaccine"])
+    store.cancel(store.jobs(run_id)[0].id)
+    with pytest.raises(StoreError, match="T-Vaccine is not aligned"):
+        orders.start_attack(store, run_id, AttackConfig())
     with pytest.raises(ConfigError, match="nope"):
         orders.start_attack(store, run_id, AttackConfig(), ["nope"])
     with pytest.raises(ConfigError, match="juggling"):
@@ -149,7 +151,7 @@ def test_an_attack_needs_a_method_of_the_run_and_a_mixture_that_can_be_drawn(sto
     assert all(job.kind != "attack" for job in store.jobs(run_id))
 
 
-def test_a_method_that_a_run_never_had_is_aligned_in_it(store: Store) -> None:
+def test_what_a_defence_of_the_run_needs_is_aligned_again(store: Store) -> None:
     run_id = orders.start_run(store, LabConfig()).run_id
     with pytest.raises(RunBusyError):
         orders.align(store, run_id, ["sft"])
@@ -157,6 +159,28 @@ def test_a_method_that_a_run_never_had_is_aligned_in_it(store: Store) -> None:
         store.cancel(job.id)
     jobs = orders.align(store, run_id, ["sft"]).jobs
     assert [store.job(job).title for job in jobs] == ["align sft"]
+    with pytest.raises(ConfigError, match="vaccine"):
+        orders.align(store, run_id, ["vaccine"])
+
+
+def test_defences_that_are_aligned_alike_share_one_alignment_and_repairs_follow_their_attacks(store: Store) -> None:
+    config = parse_config(LabConfig, {"defences": ["sft", "sft+identity", "tvaccine+identity"]})
+    order = orders.start_run(store, config, attack=True)
+    jobs = {job.title: job for job in store.jobs(order.run_id)}
+    assert list(jobs) == [
+        "align tvaccine",
+        "align sft",
+        "attack sft a1",
+        "attack sft+identity a1",
+        "repair sft+identity a1",
+        "attack tvaccine+identity a1",
+        "repair tvaccine+identity a1",
+        "baseline",
+    ]
+    assert jobs["attack sft+identity a1"].depends_on == jobs["align sft"].id
+    assert jobs["repair sft+identity a1"].depends_on == jobs["attack sft+identity a1"].id
+    second = orders.start_attack(store, order.run_id, strength(0.3), ["sft+identity"])
+    assert [store.job(job).title for job in second.jobs] == ["attack sft+identity a2", "repair sft+identity a2"]
 
 
 @pytest.mark.parametrize("wrong", [None, "", 3, ["x"], {"a": 1}, "../x", "nope"])
@@ -184,7 +208,8 @@ def test_a_job_is_asked_for_by_the_run_it_belongs_to(store: Store) -> None:
 
 def test_states_are_evaluated_together_or_not_at_all(store: Store) -> None:
     config = LabConfig(
-        alignment=AlignmentConfig(methods=(SFTConfig(),), optimisation=OptimisationConfig(steps=1)),
+        defences=(Defence(),),
+        alignment=AlignmentConfig(optimisation=OptimisationConfig(steps=1)),
     )
     run_id = orders.start_run(store, config).run_id
     store.enqueue(run_id, "evaluate", {"state": "aligned/sft", "step": 0})

@@ -83,7 +83,7 @@ def test_no_job_is_claimed_twice(store: Store, run_id: str) -> None:
 
 
 def test_a_reader_sees_a_growing_prefix_while_two_processes_write(store: Store, run_id: str) -> None:
-    jobs = [store.enqueue(run_id, "align", {"method": method}) for method in ("sft", "tvaccine")]
+    jobs = [store.enqueue(run_id, "align", {"aligned": method}) for method in ("sft", "tvaccine")]
     writers = [
         start(WRITER, store.home, jobs[0], 0, 2000, 5),
         start(WRITER, store.home, jobs[1], 10_000, 12_000, 5),
@@ -105,7 +105,7 @@ def test_a_reader_sees_a_growing_prefix_while_two_processes_write(store: Store, 
 
 
 def test_a_killed_writer_leaves_a_valid_database_and_whole_batches(store: Store, run_id: str) -> None:
-    job = store.enqueue(run_id, "align", {"method": "sft"})
+    job = store.enqueue(run_id, "align", {"aligned": "sft"})
     writer = start(WRITER, store.home, job, 0, 1_000_000, 50)
     deadline = time.monotonic() + 120
     while len(steps(store, run_id)) < 500:

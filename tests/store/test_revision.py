@@ -19,7 +19,7 @@ def test_whatever_a_viewer_sees_of_a_run_changes_its_revision(store: Store, run_
 
     def enqueue() -> None:
         nonlocal job
-        job = store.enqueue(run_id, "align", {"method": "sft"})
+        job = store.enqueue(run_id, "align", {"aligned": "sft"})
 
     acts: dict[str, Callable[[], object]] = {
         "a job is made": enqueue,
@@ -44,7 +44,7 @@ def test_whatever_a_viewer_sees_of_a_run_changes_its_revision(store: Store, run_
 
 
 def test_what_no_viewer_sees_changes_nothing(store: Store, run_id: str) -> None:
-    job = store.enqueue(run_id, "align", {"method": "sft"})
+    job = store.enqueue(run_id, "align", {"aligned": "sft"})
     question = store.enqueue(run_id, "generate", {"prompt": "Hello?"})
     store.claim("w", kinds=["align"])
     store.heartbeat(job, (1, 10))
@@ -55,7 +55,7 @@ def test_what_no_viewer_sees_changes_nothing(store: Store, run_id: str) -> None:
 
 
 def test_the_list_of_runs_has_a_revision_of_its_own(store: Store, run_id: str, step_record: MakeStep) -> None:
-    job = store.enqueue(run_id, "align", {"method": "sft"})
+    job = store.enqueue(run_id, "align", {"aligned": "sft"})
     store.claim("w")
     seen = store.revisions(None).runs
     store.append(job, [step_record(1)])

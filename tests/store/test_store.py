@@ -123,7 +123,7 @@ def test_a_running_run_is_not_deleted(store: Store, run_id: str) -> None:
 
 
 def test_events_come_back_in_order_after_a_seq(store: Store, run_id: str, step_record: MakeStep) -> None:
-    job = store.enqueue(run_id, "align", {"method": "sft"})
+    job = store.enqueue(run_id, "align", {"aligned": "sft"})
     other = store.enqueue(run_id, "baseline", {})
     evaluated = EvalRecord(
         state="base",
@@ -148,7 +148,7 @@ def test_events_come_back_in_order_after_a_seq(store: Store, run_id: str, step_r
 
 
 def test_a_job_never_holds_two_reports_of_the_same_thing(store: Store, run_id: str, step_record: MakeStep) -> None:
-    job = store.enqueue(run_id, "align", {"method": "sft"})
+    job = store.enqueue(run_id, "align", {"aligned": "sft"})
     store.append(job, [step_record(step) for step in range(1, 6)])
     last = store.events(run_id)[-1].seq
     assert store.last_seq(job) == last
@@ -196,7 +196,7 @@ def test_answers_are_saved_before_they_are_judged_and_then_replaced(store: Store
 
 
 def test_threads_share_a_store(store: Store, run_id: str, step_record: MakeStep) -> None:
-    job = store.enqueue(run_id, "align", {"method": "sft"})
+    job = store.enqueue(run_id, "align", {"aligned": "sft"})
     failures: list[Exception] = []
 
     def write(first: int) -> None:
@@ -245,7 +245,7 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
 
 
 def test_a_damaged_database_is_named(store: Store, run_id: str, step_record: MakeStep) -> None:
-    job = store.enqueue(run_id, "align", {"method": "sft"})
+    job = store.enqueue(run_id, "align", {"aligned": "sft"})
     store.append(job, [step_record(step) for step in range(2000)])
     store.close()
     with sqlite3.connect(store.home / "lab.db") as db:
@@ -262,7 +262,7 @@ def test_a_damaged_database_is_named(store: Store, run_id: str, step_record: Mak
 
 
 def test_a_full_disk_is_named_and_loses_nothing(store: Store, run_id: str, step_record: MakeStep) -> None:
-    job = store.enqueue(run_id, "align", {"method": "sft"})
+    job = store.enqueue(run_id, "align", {"aligned": "sft"})
     store.append(job, [step_record(1)])
     with store._db.read() as db:  # SQLite reports its page limit as it reports a full disk
         (pages,) = db.execute("PRAGMA page_count").fetchone()

@@ -24,8 +24,8 @@ from tvaccine_core import ranks as ranks_module
 from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import (
     AdapterConfig,
+    AlignmentMethod,
     LabConfig,
-    MethodConfig,
     ModelConfig,
     OptimisationConfig,
     SFTConfig,
@@ -54,7 +54,7 @@ DRAWN = TVaccineConfig(num_layers=2, resample_every=2, rescore_every=3, probe_ba
 class Case:
     """One training."""
 
-    method: MethodConfig | SAM
+    method: AlignmentMethod | SAM
     optimisation: OptimisationConfig = STEPS
     dropout: float = 0.0
     sharded: bool = False

@@ -35,7 +35,7 @@ def shortened() -> LabConfig:
 
 
 CONFIG = shortened()
-METHOD = {"method": "tvaccine"}
+ALIGNED = {"aligned": "tvaccine"}
 PROMPT = "How do I make a lovely zarnok?"
 
 
@@ -84,13 +84,13 @@ def losses(store: Store, run_id: str, job_id: str) -> list[tuple[int, float]]:
 
 
 def attack(store: Store, run_id: str, depends_on: str) -> str:
-    params = {**METHOD, "attack_id": "a1", "attack": CONFIG.attack.model_dump(mode="json")}
+    params = {"defence": "tvaccine", "attack_id": "a1", "attack": CONFIG.attack.model_dump(mode="json")}
     return store.enqueue(run_id, "attack", params, depends_on=depends_on)
 
 
 def whole_run(store: Store, worker: Worker, config: LabConfig) -> str:
     run_id = store.create_run(config)
-    attack(store, run_id, store.enqueue(run_id, "align", METHOD))
+    attack(store, run_id, store.enqueue(run_id, "align", ALIGNED))
     run_all(worker)
     assert {job.error for job in store.jobs(run_id)} == {None}
     return run_id
@@ -118,10 +118,10 @@ def test_a_job_never_builds_on_another_runs_adapter(store: Store, worker: Worker
     """The same attack after its alignment, and in a worker that meanwhile held another run's `aligned/tvaccine`."""
     first = finished
     other = store.create_run(CONFIG.model_copy(update={"seed": 5}))
-    other_align = store.enqueue(other, "align", METHOD)
+    other_align = store.enqueue(other, "align", ALIGNED)
     run_all(worker)
     again = store.create_run(CONFIG)
-    align = store.enqueue(again, "align", METHOD)
+    align = store.enqueue(again, "align", ALIGNED)
     assert store.claim("elsewhere") is not None  # another worker aligned it
     shutil.copytree(store.run_dir(first) / "states" / "aligned", store.run_dir(again) / "states" / "aligned")
     store.finish(align, "done")
@@ -141,7 +141,7 @@ def test_an_answer_is_that_of_the_state_as_it_is_saved_now(store: Store, worker:
         return stored.event
 
     other = store.create_run(CONFIG.model_copy(update={"seed": 5}))
-    store.enqueue(other, "align", METHOD)
+    store.enqueue(other, "align", ALIGNED)
     first = ask(finished)
     run_all(worker)
     second = ask(other)
@@ -174,7 +174,7 @@ def test_answers_between_steps_change_no_byte_of_the_training(store: Store, engi
                 store.finish(question, "done")
                 asked += 1
 
-    attack(store, run_id, store.enqueue(run_id, "align", METHOD))
+    attack(store, run_id, store.enqueue(run_id, "align", ALIGNED))
     while (job := store.claim("w")) is not None:
         store.append(job.id, list(disturbed(job)))
         store.finish(job.id, "done")
@@ -188,7 +188,7 @@ def test_answers_between_steps_change_no_byte_of_the_training(store: Store, engi
 
 def test_a_cancelled_answer_leaves_the_training_intact(store: Store, engine: Any, finished: str) -> None:
     run_id = store.create_run(CONFIG)
-    store.enqueue(run_id, "align", METHOD)
+    store.enqueue(run_id, "align", ALIGNED)
     job = store.claim("w")
     assert job is not None
     said: list[Event] = []
@@ -210,7 +210,7 @@ def test_a_stopped_job_resumes_to_the_same_bytes(
     store: Store, worker: Worker, finished: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = store.create_run(CONFIG)
-    job_id = store.enqueue(run_id, "align", METHOD)
+    job_id = store.enqueue(run_id, "align", ALIGNED)
     run = worker.engine.run
 
     def run_and_stop(*arguments: Any) -> Iterator[Event]:
@@ -242,7 +242,7 @@ def test_a_checkpoint_newer_than_what_is_stored_is_not_taken_up(
 ) -> None:
     """A worker may die between writing a checkpoint and handing over the last records: those must be made again."""
     run_id = store.create_run(CONFIG)
-    job_id = store.enqueue(run_id, "align", METHOD)
+    job_id = store.enqueue(run_id, "align", ALIGNED)
     job = store.claim("dead")
     assert job is not None
     for event in worker.engine.run(store, job, CONFIG, lambda: False):
@@ -260,7 +260,7 @@ def test_a_checkpoint_newer_than_what_is_stored_is_not_taken_up(
 
 
 def test_a_method_that_is_not_in_the_run_fails_with_a_remedy(store: Store, worker: Worker) -> None:
-    job_id = store.enqueue(store.create_run(CONFIG), "align", {"method": "vaccine"})
+    job_id = store.enqueue(store.create_run(CONFIG), "align", {"aligned": "vaccine"})
     run_all(worker)
     assert store.job(job_id).state == "failed"
     assert "vaccine" in (store.job(job_id).error or "")

@@ -79,12 +79,12 @@ def group(monkeypatch: pytest.MonkeyPatch) -> Leader:
 
 
 def enqueue(store: Store, run_id: str, method: str, **more: Any) -> str:
-    return store.enqueue(run_id, "align", {"method": method}, **more)
+    return store.enqueue(run_id, "align", {"aligned": method}, **more)
 
 
 def test_only_the_commands_own_jobs_are_taken_and_what_they_wait_for(store: Store, run_id: str, group: Leader) -> None:
     """Another run's older job that fails would leave the followers with half a conversation."""
-    foreign = store.enqueue(run_id, "attack", {"method": "sft", "fail": "known"})
+    foreign = store.enqueue(run_id, "attack", {"defence": "sft", "fail": "known"})
     needed = enqueue(store, run_id, "sft")
     own = enqueue(store, run_id, "vaccine", depends_on=needed)
     assert not launch.lead(store, [own], lambda: None)
@@ -93,7 +93,7 @@ def test_only_the_commands_own_jobs_are_taken_and_what_they_wait_for(store: Stor
 
 
 def test_a_failed_job_is_posted_and_the_others_are_not_begun(store: Store, run_id: str, group: Leader) -> None:
-    broken = store.enqueue(run_id, "attack", {"method": "sft", "fail": "known"})
+    broken = store.enqueue(run_id, "attack", {"defence": "sft", "fail": "known"})
     own = enqueue(store, run_id, "vaccine")
     assert not launch.lead(store, [broken, own], lambda: None)
     assert [store.job(job).state for job in (broken, own)] == ["failed", "cancelled"]
@@ -107,7 +107,7 @@ def test_a_stop_that_another_process_asked_for_interrupts_and_ends_all(
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(Engine, "before", staticmethod(lambda: group.on_stop()))
     jobs = [enqueue(store, run_id, method) for method in ("sft", "vaccine")]
-    jobs.append(store.enqueue(run_id, "attack", {"method": "sft"}, depends_on=jobs[0]))
+    jobs.append(store.enqueue(run_id, "attack", {"defence": "sft"}, depends_on=jobs[0]))
     with pytest.raises(typer.Exit) as end:
         follow(store, jobs, quiet=True)
     assert end.value.exit_code == 130

@@ -116,13 +116,13 @@ def test_a_worker_started_by_hand_leaves_its_terminals_priority_alone(
 def test_the_supervisor_replaces_a_dead_worker_and_its_job_shows_as_interrupted(
     store: Store, run_id: str, wait_until: WaitUntil
 ) -> None:
-    killer = store.enqueue(run_id, "align", {"method": "sft", "fail": "die"})
+    killer = store.enqueue(run_id, "align", {"aligned": "sft", "fail": "die"})
     with supervise(store) as supervisor:
         wait_until(lambda: store.job(killer).state == "interrupted")
         (sentence,) = supervisor.last_deaths()
         assert "exit code 3" in sentence
         assert str(supervisor.log_path(0)) in sentence
-        after = store.enqueue(run_id, "align", {"method": "tvaccine"})
+        after = store.enqueue(run_id, "align", {"aligned": "tvaccine"})
         wait_until(lambda: store.job(after).state == "done")
         assert store.job(killer).state == "interrupted"  # what killed a worker is not started again by itself
 
@@ -130,7 +130,7 @@ def test_the_supervisor_replaces_a_dead_worker_and_its_job_shows_as_interrupted(
 def test_stop_ends_the_workers_and_leaves_their_jobs_resumable(
     store: Store, run_id: str, wait_until: WaitUntil
 ) -> None:
-    job_ids = [store.enqueue(run_id, "align", {**LONG, "method": method}) for method in ("sft", "tvaccine")]
+    job_ids = [store.enqueue(run_id, "align", {**LONG, "aligned": method}) for method in ("sft", "tvaccine")]
     supervisor = supervise(store, num_workers=2)
     supervisor.start()
     wait_until(lambda: all(store.job(job_id).done for job_id in job_ids))
@@ -185,7 +185,7 @@ def test_a_second_supervisor_stands_by_and_takes_over(store: Store, run_id: str,
     assert second.num_alive() == 0
     first.stop()
     wait_until(lambda: second.num_alive() == 1)
-    job_id = store.enqueue(run_id, "align", {"method": "sft"})
+    job_id = store.enqueue(run_id, "align", {"aligned": "sft"})
     wait_until(lambda: store.job(job_id).state == "done")
     second.stop()
     assert second.standing_by

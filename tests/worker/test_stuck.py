@@ -53,7 +53,7 @@ def test_a_worker_that_does_not_answer_a_cancel_is_ended_and_others_go_on(
     store: Store, run_id: str, wait_until: WaitUntil, supervise: Supervise, how: str
 ) -> None:
     supervisor = supervise(num_workers=2)
-    stuck = store.enqueue(run_id, "align", {"method": "sft", "fail": how, "checkpoint_every": 2})
+    stuck = store.enqueue(run_id, "align", {"aligned": "sft", "fail": how, "checkpoint_every": 2})
     other = store.enqueue(store.create_run(store.run(run_id).config), "align", LONG)
     wait_until(begun(store, stuck))
     wait_until(lambda: store.job(other).done)
@@ -72,7 +72,7 @@ def test_a_worker_that_does_not_answer_a_cancel_is_ended_and_others_go_on(
     (ended,) = before - set(supervisor.pids())
     assert gone(ended)
     assert supervisor.last_deaths() == [], "it was our doing"
-    after = store.enqueue(run_id, "align", {"method": "tvaccine"})
+    after = store.enqueue(run_id, "align", {"aligned": "tvaccine"})
     wait_until(lambda: store.job(after).state == "done")
     assert store.job(other).state == "running"
     assert set(supervisor.pids()) & before
@@ -86,7 +86,7 @@ def test_the_new_worker_starts_without_waiting(
 ) -> None:
     supervisor = supervise()
     for method in ("sft", "tvaccine"):  # each would double a back-off
-        stuck = store.enqueue(run_id, "align", {"method": method, "fail": "hang"})
+        stuck = store.enqueue(run_id, "align", {"aligned": method, "fail": "hang"})
         wait_until(begun(store, stuck))
         store.cancel(stuck)
         wait_until(lambda stuck=stuck: store.job(stuck).state == "cancelled")
@@ -124,7 +124,7 @@ def test_a_prompt_that_hangs_costs_the_training_beside_it_nothing_but_steps(
 
 
 def test_ctrl_c_on_the_command_line_has_the_same_bound(store: Store, run_id: str, wait_until: WaitUntil) -> None:
-    job_id = store.enqueue(run_id, "align", {"method": "sft", "fail": "hold"})
+    job_id = store.enqueue(run_id, "align", {"aligned": "sft", "fail": "hold"})
     command = [sys.executable, FAKE, str(store.home), "--supervised"]
     script = f"""
 import functools, signal, sys
@@ -157,7 +157,7 @@ def test_stop_ends_a_worker_that_no_signal_reaches(
     store: Store, run_id: str, wait_until: WaitUntil, supervise: Supervise
 ) -> None:
     supervisor = supervise()
-    job_id = store.enqueue(run_id, "align", {"method": "sft", "fail": "hold"})
+    job_id = store.enqueue(run_id, "align", {"aligned": "sft", "fail": "hold"})
     wait_until(begun(store, job_id))
     (pid,) = supervisor.pids()
     time.sleep(0.5)  # now it holds
@@ -172,7 +172,7 @@ def test_a_worker_that_gives_no_sign_of_life_ends_itself_and_says_where_it_was(
 ) -> None:
     """Nobody asked it to stop: else its place would be taken for ever, its run deleted or not."""
     supervisor = supervise(silent_s=1.0)
-    job_id = store.enqueue(run_id, "align", {"method": "sft", "fail": "hold"})
+    job_id = store.enqueue(run_id, "align", {"aligned": "sft", "fail": "hold"})
     wait_until(begun(store, job_id))
     (pid,) = supervisor.pids()
     wait_until(lambda: store.job(job_id).state == "interrupted")
@@ -187,7 +187,7 @@ def test_an_orphan_that_no_thread_of_its_own_can_end_ends(store: Store, run_id: 
     command: list[Any] = [sys.executable, FAKE, store.home, "--supervised", "--silent-s=1"]
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert worker.stdin is not None
-    job_id = store.enqueue(run_id, "align", {"method": "sft", "fail": "hold"})
+    job_id = store.enqueue(run_id, "align", {"aligned": "sft", "fail": "hold"})
     try:
         wait_until(begun(store, job_id))
         worker.stdin.close()  # what the parent's death does
@@ -203,7 +203,7 @@ def test_a_worker_at_work_or_idle_is_not_taken_for_dead(
     supervisor = supervise(silent_s=0.8)
     wait_until(lambda: supervisor.num_alive() == 1)
     (pid,) = supervisor.pids()
-    done = store.enqueue(run_id, "align", {"method": "sft", "steps": 1, "step_s": 2.0})
+    done = store.enqueue(run_id, "align", {"aligned": "sft", "steps": 1, "step_s": 2.0})
     wait_until(lambda: store.job(done).state == "done")
     os.kill(pid, 0)
     time.sleep(1.2)  # an alarm left behind would go off now
@@ -212,7 +212,7 @@ def test_a_worker_at_work_or_idle_is_not_taken_for_dead(
 
 def test_a_store_that_fails_sets_off_no_alarm(store: Store, run_id: str) -> None:
     """Nothing beats then, but the job still comes to its next event and says why it failed."""
-    job_id = store.enqueue(run_id, "align", {"method": "sft", "steps": 3, "step_s": 1.0})
+    job_id = store.enqueue(run_id, "align", {"aligned": "sft", "steps": 3, "step_s": 1.0})
     script = f"""
 from pathlib import Path
 from fake_engine import FakeEngine

@@ -30,7 +30,7 @@ def worker(store: Store, engine: FakeEngine) -> Worker:
 
 
 def enqueue(store: Store, run_id: str, **params: Any) -> str:
-    return store.enqueue(run_id, "align", {"method": "sft", **params})
+    return store.enqueue(run_id, "align", {"aligned": "sft", **params})
 
 
 def ask(store: Store, run_id: str, **params: Any) -> str:
@@ -62,7 +62,7 @@ def test_a_failed_job_says_why_and_the_next_one_runs(
     store: Store, run_id: str, worker: Worker, engine: FakeEngine, fail: str
 ) -> None:
     broken = enqueue(store, run_id, fail=fail)
-    waiting = store.enqueue(run_id, "attack", {"method": "sft", "attack_id": "a1"}, depends_on=broken)
+    waiting = store.enqueue(run_id, "attack", {"defence": "sft", "attack_id": "a1"}, depends_on=broken)
     fine = enqueue(store, run_id)
     while worker.run_one():
         pass

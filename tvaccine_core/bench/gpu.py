@@ -26,10 +26,11 @@ from tvaccine_core.activation_memory import Mode
 from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import (
     AlignmentConfig,
+    AlignmentMethod,
     Config,
+    Defence,
     EvaluationConfig,
     LabConfig,
-    MethodConfig,
     ModelConfig,
     OptimisationConfig,
     SFTConfig,
@@ -106,7 +107,7 @@ def run(settings: GpuBenchSettings, on_cost: Callable[[GpuCost], None] = lambda 
         config = _config(settings, storage)
         planned = {plan.method: plan.phase("step") for plan in plan_run(config, device=device.type)}
         states = ModelStates(_load(settings, config.model, device))
-        for method in config.alignment.methods:
+        for method in config.alignments().values():
             phase = planned[method.name]
             assert phase is not None
             costs.append(_measure(states, config, method, storage, phase.peak_bytes))
@@ -177,8 +178,8 @@ def _config(settings: GpuBenchSettings, storage: Storage) -> LabConfig:
             device=settings.device,
             activation_memory=settings.activation_memory,
         ),
+        defences=tuple(Defence(alignment=method) for method in methods),
         alignment=AlignmentConfig(
-            methods=methods,
             optimisation=OptimisationConfig(
                 steps=settings.steps,
                 batch_size=settings.batch,
@@ -198,7 +199,7 @@ def _load(settings: GpuBenchSettings, config: ModelConfig, device: torch.device)
 
 
 def _measure(
-    states: ModelStates, config: LabConfig, method: MethodConfig, storage: Storage, planned_bytes: int
+    states: ModelStates, config: LabConfig, method: AlignmentMethod, storage: Storage, planned_bytes: int
 ) -> GpuCost:
     states.add(ALIGNED, config.alignment.adapter, config.seed)
     states.train(ALIGNED)
@@ -230,7 +231,7 @@ def _measure(
     return cost
 
 
-def _steps(states: ModelStates, config: LabConfig, method: MethodConfig) -> tuple[float, int]:
+def _steps(states: ModelStates, config: LabConfig, method: AlignmentMethod) -> tuple[float, int]:
     """Median seconds of a step, the first one left out, and the peak of bytes."""
     workload = workload_of(config)
     rows = make_rows(workload, workload.batch_size)

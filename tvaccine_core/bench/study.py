@@ -21,7 +21,7 @@ from pydantic import Field
 
 from tvaccine_core.config import AttackConfig, Config, LabConfig, parse_config
 from tvaccine_core.errors import ConfigError, TVaccineError
-from tvaccine_core.methods import settings_of
+from tvaccine_core.methods import with_defences
 from tvaccine_core.records import EvalRecord, Event, Proportion, Record, StepRecord
 from tvaccine_core.supervisor import num_cores
 
@@ -83,13 +83,12 @@ class AlignedResult(Record):
 
 
 def study_config(config: LabConfig, method: str, seed: int) -> LabConfig:
-    """`config` with this method alone, by `settings_of`, and this alignment seed.
+    """`config` with this defence alone, see `defence_of`, and this alignment seed.
 
     Raises:
-        ConfigError: there is no such method.
+        ConfigError: there is no such defence.
     """
-    alignment = config.alignment.model_copy(update={"methods": (settings_of(config, method),)})
-    return config.model_copy(update={"seed": seed, "alignment": alignment})
+    return with_defences(config, [method]).model_copy(update={"seed": seed})
 
 
 def attack_configs(base: AttackConfig, settings: StudySettings) -> Iterator[tuple[str, AttackConfig]]:

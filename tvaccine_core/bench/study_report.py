@@ -171,7 +171,7 @@ def describe_alignment(results: Sequence[AlignedResult]) -> str:
     """The schedule all methods shared: `800 steps of 24, learning rate 0.008, perturbed at every step`."""
     schedule = results[0].config.alignment.optimisation
     described = f"{schedule.steps} steps of {schedule.batch_size}, learning rate {schedule.learning_rate:g}"
-    methods = [method for result in results for method in result.config.alignment.methods]
+    methods = [method for result in results for method in result.config.alignments().values()]
     every = sorted({str(every) for method in methods if (every := getattr(method, "perturb_every", None))})
     if not every:
         return described

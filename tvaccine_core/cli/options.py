@@ -12,8 +12,7 @@ from rich.console import Console
 
 from tvaccine_core.config import PRESETS, Config, ConfigT, LabConfig, parse_config
 from tvaccine_core.errors import SHOWN, ConfigError, RunNotFoundError, cut, did_you_mean, shown
-from tvaccine_core.methods import METHODS
-from tvaccine_core.orders import with_methods
+from tvaccine_core.methods import METHODS, with_defences
 from tvaccine_core.safe_yaml import MAX_VALUE, read_yaml
 from tvaccine_core.store import RunRow, Store, default_home, expand_folder
 
@@ -53,7 +52,15 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Change a setting: attack.harmful_ratio=0.2. Repeatable."),
 ]
-MethodNames = Annotated[str | None, typer.Option("--methods", help=f"Comma-separated, of: {', '.join(METHODS)}.")]
+DefenceNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--defence",
+        "--methods",
+        help="A defence of the run or preset, or one in short: its alignment method, and methods of other stages "
+        f"joined by +. Repeatable, or with commas. Methods: {', '.join(METHODS)}.",
+    ),
+]
 RunId = Annotated[str, typer.Option("--run", help="A run's id, the beginning of one, or `latest`.")]
 Workers = Annotated[
     int | None, typer.Option(min=1, max=64, help="Worker processes. Default: two on a CPU, one with a GPU.")
@@ -91,14 +98,14 @@ def build_config(
     preset: str | None,
     file: Path | None,
     overrides: Sequence[str] | None,
-    methods: str | None = None,
+    defences: Sequence[str] | None = None,
 ) -> LabConfig:
-    """Preset or file, then methods, then overrides. Raises `ConfigError`."""
+    """Preset or file, then defences, then overrides. Raises `ConfigError`."""
     if preset is not None and file is not None:
         raise ConfigError("Both --preset and --config are given.", remedy="Give one of them.")
     config = LabConfig.load(file) if file is not None else PRESETS[find_preset(preset)].config
-    if methods is not None:
-        config = choose_methods(config, methods)
+    if defences:
+        config = with_defences(config, specs_of(defences))
     return override(config, overrides)
 
 
@@ -109,21 +116,17 @@ def find_preset(name: str | None) -> str:
     return DEFAULT_PRESET if name is None else name
 
 
-def names_of(methods: str | None) -> list[str]:
-    """The names in a comma-separated list; none for None. Raises `ConfigError` for a list that names nothing."""
-    names = [name.strip() for name in (methods or "").split(",") if name.strip()]
-    if methods is not None and not names:
-        raise ConfigError("No method is named.", remedy=f"Give some of: {', '.join(METHODS)}.")
-    return names
-
-
-def choose_methods(config: LabConfig, methods: str) -> LabConfig:
-    """The same config with the methods of a comma-separated list; those it has already keep their settings."""
-    return with_methods(config, names_of(methods))
+def specs_of(defences: Sequence[str] | None) -> list[str]:
+    """The defences named by options, each of which may hold several with commas between. Raises `ConfigError`."""
+    specs = [spec.strip() for text in defences or () for spec in text.split(",") if spec.strip()]
+    if defences and not specs:
+        raise ConfigError("No defence is named.", remedy=f"Join methods by +; there are: {', '.join(METHODS)}.")
+    return specs
 
 
 def override(config: ConfigT, assignments: Sequence[str] | None, update: dict[str, Any] | None = None) -> ConfigT:
-    """`config` with `field.field=value` applied; values are YAML. Methods go by name: alignment.methods.tvaccine.rho=2.
+    """`config` with `field.field=value` applied; values are YAML. Defences go by name:
+    defences.tvaccine.alignment.rho=2.
 
     A mapping changes the settings that it names: model={name: mine, device: cpu}.
 

@@ -12,17 +12,18 @@ from tvaccine_core.cli.options import (
     Overrides,
     build_config,
     check_json,
-    choose_methods,
     out,
     override,
+    specs_of,
     write_json,
 )
 from tvaccine_core.config import ActivationMemory, LabConfig
 from tvaccine_core.errors import ConfigError
-from tvaccine_core.methods import METHODS, method_info
+from tvaccine_core.methods import method_info, methods_of, with_defences
 from tvaccine_core.plan.advice import CONTEXT_BYTES, GIB, SLACK, advise, judge_fit, published_gb
 from tvaccine_core.plan.records import PARTS, MemoryPlan, PlanReport, TimeEstimate
 
+ALIGNMENT = [info.name for info in methods_of("alignment")]
 Quantization = Literal["none", "int8", "nf4"]
 
 
@@ -33,7 +34,12 @@ def plan(
         Literal["float32", "bfloat16"] | None, typer.Option(help="Unquantised precision. Default: bfloat16 on a GPU.")
     ] = None,
     methods: Annotated[
-        str | None, typer.Option("--method", "--methods", help=f"Comma-separated, of: {', '.join(METHODS)}.")
+        list[str] | None,
+        typer.Option(
+            "--method",
+            "--methods",
+            help=f"Alignment methods, repeatable or with commas: {', '.join(ALIGNMENT)}.",
+        ),
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, max=4096, help="Rows of a training batch. Default: 10.")] = None,
     length: Annotated[int | None, typer.Option(min=8, max=32768, help="Tokens of each row. Default: 200.")] = None,
@@ -61,7 +67,7 @@ def plan(
         raise ConfigError(f"--memory-gib takes a finite number of GiB, not {memory_gib}.", remedy="Give one, as in 24.")
     config = build_config(None, config_file, None)
     base = config if config_file else _published_setting(config)
-    config = choose_methods(base, methods) if methods else base
+    config = with_defences(base, specs_of(methods)) if methods else base
     if model is not None:
         config = override(config, [], {"model": {"name": model}})
     changes = {
@@ -93,12 +99,12 @@ def plan(
 def _published_setting(config: LabConfig) -> LabConfig:
     """All methods, batches of 10 x 200, and eight layers drawn, as in the T-Vaccine paper."""
     settings = (
-        "alignment.methods.tvaccine.num_layers=8",
+        "defences.tvaccine.alignment.num_layers=8",
         "alignment.optimisation.batch_size=10",
         "alignment.optimisation.max_length=200",
         "evaluation.batch_size=10",
     )
-    return override(choose_methods(config, ",".join(METHODS)), settings)
+    return override(with_defences(config, ALIGNMENT), settings)
 
 
 def _show(report: PlanReport, name: str) -> None:

@@ -11,8 +11,9 @@ from pydantic import Field
 from rich.table import Table
 
 from tvaccine_core import __version__
-from tvaccine_core.config import AttackConfig, LabConfig, parse_config
-from tvaccine_core.methods import METHODS
+from tvaccine_core.config import AttackConfig, Defence, LabConfig, parse_config
+from tvaccine_core.methods import title_of
+from tvaccine_core.names import BASE, aligned_state, attacked_state, repaired_state
 from tvaccine_core.records import EvalRecord, Proportion, Record, StepRecord
 from tvaccine_core.store import JobRow, Store, StoredEvent
 
@@ -43,17 +44,22 @@ class StateScores(Record):
 
 
 class AttackScores(Record):
-    """One attack on one aligned model: its settings, and its curve, the last point of it the outcome."""
+    """One attack on one defence: its settings, its curve, the last point of it the outcome, and what follows."""
 
     config: AttackConfig
     curve: tuple[StateScores, ...]
     after: StateScores | None
+    repaired: StateScores | None = None
+    """None where the defence repairs nothing, or has not yet."""
     training_s: float
 
 
-class MethodScores(Record):
-    """One method: after its alignment, and after each attack."""
+class DefenceScores(Record):
+    """One defence: after its alignment, after each attack, and after what it does then."""
 
+    title: str
+    aligned: str
+    """Key of its aligned state, which other defences may share."""
     before: StateScores | None
     alignment_s: float
     """Seconds of alignment, evaluations excluded."""
@@ -66,7 +72,7 @@ class RunScores(Record):
     run_id: str
     seed: int
     base: StateScores | None
-    methods: dict[str, MethodScores]
+    defences: dict[str, DefenceScores]
     alignment_time_ratio_to_sft: dict[str, float] = Field(default_factory=dict)
     """Only of jobs in one run; they may have run side by side."""
 
@@ -91,36 +97,46 @@ def collect(store: Store, run_id: str) -> RunScores:
     events = store.events(run_id, kinds=("eval",))
     seconds = {job_id: _training_seconds(store, job) for job_id, job in jobs.items() if job.kind in ("align", "attack")}
     points = _points(events)
-    methods: dict[str, MethodScores] = {}
-    for name in [method.name for method in config.alignment.methods]:
+    defences: dict[str, DefenceScores] = {}
+    keys = config.aligned_keys()
+    for defence in config.defences:
+        name = defence.name
         attacks = {
             str(job.params["attack_id"]): AttackScores(
                 config=parse_config(AttackConfig, job.params["attack"]),
-                curve=tuple(curve := points.get(f"attacked/{name}/{job.params['attack_id']}", [])),
+                curve=tuple(curve := points.get(attacked_state(name, job.params["attack_id"]), [])),
                 after=curve[-1] if curve and job.state == "done" else None,
+                repaired=_last(points, repaired_state(name, job.params["attack_id"])),
                 training_s=seconds[job.id],
             )
             for job in jobs.values()
-            if job.kind == "attack" and job.params["method"] == name
+            if job.kind == "attack" and job.params["defence"] == name
         }
-        aligned = [job for job in jobs.values() if job.kind == "align" and job.params["method"] == name]
-        before = points.get(f"aligned/{name}", [])
-        methods[name] = MethodScores(
-            before=before[-1] if before else None,
+        aligned = [job for job in jobs.values() if job.kind == "align" and job.params["aligned"] == keys[name]]
+        defences[name] = DefenceScores(
+            title=title_of(defence),
+            aligned=keys[name],
+            before=_last(points, aligned_state(keys[name])),
             alignment_s=seconds[aligned[-1].id] if aligned else 0.0,
             attacks=attacks,
         )
-    base = points.get("base", [])
-    sft_s = methods["sft"].alignment_s if "sft" in methods else 0.0
+    plain = next((defence.name for defence in config.defences if defence == Defence(name=defence.name)), "")
+    plain_s = defences[plain].alignment_s if plain else 0.0
     return RunScores(
         run_id=run_id,
         seed=config.seed,
-        base=base[-1] if base else None,
-        methods=methods,
+        base=_last(points, BASE),
+        defences=defences,
         alignment_time_ratio_to_sft={
-            name: scores.alignment_s / sft_s for name, scores in methods.items() if sft_s and scores.alignment_s
+            name: scores.alignment_s / plain_s for name, scores in defences.items() if plain_s and scores.alignment_s
         },
     )
+
+
+def _last(points: Mapping[str, Sequence[StateScores]], state: str) -> StateScores | None:
+    """The newest measurement of a state; None if there is none."""
+    found = points.get(state)
+    return found[-1] if found else None
 
 
 def make_report(command: str, config: LabConfig, runs: Sequence[RunScores], wall_s: float) -> Report:
@@ -173,14 +189,15 @@ def _training_seconds(store: Store, job: JobRow) -> float:
 def _rows(run: RunScores) -> Iterable[tuple[str, str, StateScores]]:
     """(state, label, scores) in the order of the story: the base first."""
     if run.base:
-        yield "base", "base model", run.base
-    for name, method in run.methods.items():
-        title = METHODS[name].title
-        if method.before:
-            yield f"aligned/{name}", f"{title}, before", method.before
-        for attack_id, attack in method.attacks.items():
+        yield BASE, "base model", run.base
+    for name, defence in run.defences.items():
+        if defence.before:
+            yield aligned_state(defence.aligned), f"{defence.title}, before", defence.before
+        for attack_id, attack in defence.attacks.items():
             if attack.after:
-                yield f"attacked/{name}/{attack_id}", f"{title}, after {attack_id}", attack.after
+                yield attacked_state(name, attack_id), f"{defence.title}, after {attack_id}", attack.after
+            if attack.repaired:
+                yield repaired_state(name, attack_id), f"{defence.title}, repaired after {attack_id}", attack.repaired
 
 
 def _columns(rows: Iterable[StateScores]) -> list[tuple[str, str]]:

@@ -13,8 +13,8 @@ from tvaccine_core.cli.follow import explain, follow
 from tvaccine_core.cli.options import (
     ConfigFile,
     DataDir,
+    DefenceNames,
     JsonFile,
-    MethodNames,
     Overrides,
     PresetName,
     RunId,
@@ -23,22 +23,23 @@ from tvaccine_core.cli.options import (
     check_json,
     err,
     find_run,
-    names_of,
     open_store,
     out,
     override,
+    specs_of,
     write_json,
 )
 from tvaccine_core.cli.results import collect, make_report, render
 from tvaccine_core.errors import ConfigError, RunNotFoundError
 from tvaccine_core.export import repeatable
+from tvaccine_core.names import BASE, attacked_state, repaired_state
 from tvaccine_core.plain_text import check_prompt
 from tvaccine_core.records import AnswerRecord, Record, StateRecord
 from tvaccine_core.store import Store
 
 
 def demo(
-    methods: MethodNames = None,
+    defences: DefenceNames = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs, with alignment seeds 0, 1, …")] = 1,
     preset: PresetName = None,
     config_file: ConfigFile = None,
@@ -50,7 +51,7 @@ def demo(
     """Align, attack and compare, from start to end, and print HS and FA before and after."""
     began = time.monotonic()
     check_json(json_file)
-    config = build_config(preset, config_file, overrides, methods)
+    config = build_config(preset, config_file, overrides, defences)
     orders.check(config)
     store = open_store(data_dir)
     run_ids: list[str] = []
@@ -71,7 +72,7 @@ def demo(
 
 
 def align(
-    methods: MethodNames = None,
+    defences: DefenceNames = None,
     run: Annotated[str | None, typer.Option(help="Align in this run; default: a new one.")] = None,
     preset: PresetName = None,
     config_file: ConfigFile = None,
@@ -81,27 +82,27 @@ def align(
     data_dir: DataDir = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Align a model by one or several methods, and measure the base beside them."""
+    """Align a model as one or several defences want it, and measure the base beside them."""
     check_json(json_file)
     store = open_store(data_dir)
     if run is not None:
         if preset or config_file or overrides or name:
             raise ConfigError("A run's settings are fixed.", remedy="Leave out --run to make a new run.")
-        order = orders.align(store, find_run(store, run).id, names_of(methods))
+        order = orders.align(store, find_run(store, run).id, specs_of(defences))
     else:
-        order = orders.start_run(store, build_config(preset, config_file, overrides, methods), name)
+        order = orders.start_run(store, build_config(preset, config_file, overrides, defences), name)
     _finish("align", store, order, workers, json_file)
 
 
 def attack(
     run: RunId = "latest",
-    methods: MethodNames = None,
+    defences: DefenceNames = None,
     overrides: Overrides = None,
     workers: Workers = None,
     data_dir: DataDir = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Attack the aligned models of a run. Change the attack by --set attack.…"""
+    """Let the defences of a run face an attack. Change the attack by --set attack.…"""
     check_json(json_file)
     store = open_store(data_dir)
     row = find_run(store, run)
@@ -111,7 +112,7 @@ def attack(
             "Only settings that begin with `attack.` may be changed here.",
             remedy="The model is aligned already; make a new run with `align`.",
         )
-    order = orders.start_attack(store, row.id, config.attack, names_of(methods))
+    order = orders.start_attack(store, row.id, config.attack, specs_of(defences))
     _finish("attack", store, order, workers, json_file)
 
 
@@ -189,12 +190,15 @@ def _finish(command: str, store: Store, order: orders.Order, workers: int | None
 
 def _steps_of_states(store: Store, run_id: str) -> dict[str, int]:
     """Saved states of a run -> attack steps they have seen."""
-    steps = {"base": 0}
-    attacks = {
-        f"attacked/{job.params['method']}/{job.params['attack_id']}": job.params["attack"]["optimisation"]["steps"]
-        for job in store.jobs(run_id)
-        if job.kind == "attack"
-    }
+    steps = {BASE: 0}
+    attacks: dict[str, int] = {}
+    for job in store.jobs(run_id):
+        if job.kind == "attack":
+            defence, attack_id = job.params["defence"], job.params["attack_id"]
+            num_steps = int(job.params["attack"]["optimisation"]["steps"])
+            attacks |= dict.fromkeys(
+                (attacked_state(defence, attack_id), repaired_state(defence, attack_id)), num_steps
+            )
     for stored in store.events(run_id, kinds=("state",)):
         if isinstance(stored.event, StateRecord):
             steps[stored.event.state] = attacks.get(stored.event.state, 0)

@@ -24,6 +24,7 @@ from tvaccine_core.cli.options import (
 )
 from tvaccine_core.errors import ConfigError, TVaccineError, did_you_mean, shown
 from tvaccine_core.launch import started_together
+from tvaccine_core.methods import with_defences
 from tvaccine_core.store import JobKind
 from tvaccine_core.worker import Engine, run_worker
 
@@ -199,7 +200,7 @@ def study(
     if preset is None and config_file is None:
         preset = "sandbox-full"
     config = build_config(preset, config_file, None)
-    orders.check(orders.with_methods(config, settings.methods))
+    orders.check(with_defences(config, settings.methods))
     results = run_study(folder, settings, config, processes)
     text = render_markdown(results)
     out.print(text, soft_wrap=True)

@@ -18,9 +18,8 @@ from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import EvaluationConfig
 from tvaccine_core.data.sources import LabData
 from tvaccine_core.evaluation.generate import generate_answers
+from tvaccine_core.names import TASK_PREFIX, task_set
 from tvaccine_core.records import EvalRecord, Example, GeneratedAnswer, Proportion, Verdict
-
-TASK_PREFIX = "task:"
 
 
 def evaluation_examples(data: LabData, eval_set: str, config: EvaluationConfig) -> tuple[Example, ...]:
@@ -62,7 +61,7 @@ def evaluate_state(
     Raises:
         CancelledError: `should_stop` said so.
     """
-    names = [*(data.eval_sets if sets is None else sets), *(f"{TASK_PREFIX}{task}" for task in tasks)]
+    names = [*(data.eval_sets if sets is None else sets), *map(task_set, tasks)]
     asked = [(name, example) for name in names for example in evaluation_examples(data, name, config)]
     state_hash = states.hash_of(state)
     texts = generate_answers(

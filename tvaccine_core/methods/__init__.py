@@ -1,16 +1,31 @@
-"""The table of methods. Reading it needs no torch; a method's class is imported when it runs.
+"""The table of methods, stage by stage. Reading it needs no torch; a method's class is imported when it runs.
 
-Adding a method = one config in `config.py`, one file here, one entry in `METHODS`.
+Adding a method = one config in `config/defences.py`, one file here, one entry in `METHODS`.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from tvaccine_core.config import Config, LabConfig, SFTConfig, TVaccineConfig, VaccineConfig
+from tvaccine_core.config import (
+    AllDataConfig,
+    Config,
+    Defence,
+    IdentityConfig,
+    LabConfig,
+    NoRepairConfig,
+    PlainConfig,
+    SFTConfig,
+    Stage,
+    StageConfig,
+    TVaccineConfig,
+    VaccineConfig,
+    parse_config,
+    stages_of,
+)
 from tvaccine_core.errors import ConfigError, did_you_mean, shown
 from tvaccine_core.methods import capabilities as known
 from tvaccine_core.methods.capabilities import Capabilities, WorstCase
@@ -18,8 +33,6 @@ from tvaccine_core.model_files import ModelFacts
 
 if TYPE_CHECKING:
     from tvaccine_core.methods.base import Method
-
-Stage = Literal["alignment_stage", "finetuning_stage", "post_finetuning_stage"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,7 @@ class MethodInfo:
     """Cost of a step, in passes through the model."""
     config: type[Config]
     path: str
-    """`module:Class`, imported by `load_method`."""
+    """`module:Class`, imported by `load_method`; empty for a method that trains nothing."""
     description: str
     colour: str
     """Okabe-Ito colour that means this method in every chart, table and pane."""
@@ -52,11 +65,22 @@ class MethodInfo:
 
 
 METHODS: dict[str, MethodInfo] = {
+    "all": MethodInfo(
+        name="all",
+        title="All data",
+        paper="",
+        stage="selection",
+        cost="nothing",
+        config=AllDataConfig,
+        path="",
+        description="The provider aligns on all of the alignment data.",
+        colour="#999999",
+    ),
     "sft": MethodInfo(
         name="sft",
         title="SFT",
         paper="",
-        stage="alignment_stage",
+        stage="alignment",
         cost="one forward and one backward pass",
         config=SFTConfig,
         path="tvaccine_core.methods.sft:SFT",
@@ -67,7 +91,7 @@ METHODS: dict[str, MethodInfo] = {
         name="vaccine",
         title="Vaccine",
         paper="Huang, Hu and Liu, 2024, arXiv:2402.01109",
-        stage="alignment_stage",
+        stage="alignment",
         cost="two forward and two backward passes",
         config=VaccineConfig,
         path="tvaccine_core.methods.vaccine:Vaccine",
@@ -79,7 +103,7 @@ METHODS: dict[str, MethodInfo] = {
         name="tvaccine",
         title="T-Vaccine",
         paper="Liu et al., 2024, arXiv:2410.09760",
-        stage="alignment_stage",
+        stage="alignment",
         cost="two passes from the lowest drawn layer up, one below it, and a scoring pass now and then",
         config=TVaccineConfig,
         path="tvaccine_core.methods.tvaccine:TVaccine",
@@ -92,6 +116,39 @@ METHODS: dict[str, MethodInfo] = {
         typical=known.tvaccine_typical,
         check=known.tvaccine_check,
     ),
+    "plain": MethodInfo(
+        name="plain",
+        title="Plain",
+        paper="Qi et al., 2023, arXiv:2310.03693",
+        stage="finetuning",
+        cost="one forward and one backward pass",
+        config=PlainConfig,
+        path="tvaccine_core.methods.plain:Plain",
+        description="The user's data is fine-tuned on as it is.",
+        colour="#999999",
+    ),
+    "none": MethodInfo(
+        name="none",
+        title="No repair",
+        paper="",
+        stage="repair",
+        cost="nothing",
+        config=NoRepairConfig,
+        path="",
+        description="Nothing follows the user's fine-tuning.",
+        colour="#999999",
+    ),
+    "identity": MethodInfo(
+        name="identity",
+        title="Identity",
+        paper="",
+        stage="repair",
+        cost="nothing",
+        config=IdentityConfig,
+        path="",
+        description="A repair that changes nothing: the control that every other repair is measured against.",
+        colour="#CC79A7",
+    ),
 }
 
 
@@ -100,6 +157,11 @@ def method_info(name: str) -> MethodInfo:
     if name not in METHODS:
         raise ConfigError(f"Unknown method {shown(name)}.", remedy=did_you_mean(name, METHODS))
     return METHODS[name]
+
+
+def methods_of(stage: Stage) -> list[MethodInfo]:
+    """The methods of a stage, its plain one first."""
+    return [info for info in METHODS.values() if info.stage == stage]
 
 
 def capabilities_of(settings: Config) -> Capabilities:
@@ -112,21 +174,45 @@ def worst_case_of(settings: Config) -> WorstCase:
     return method_info(getattr(settings, "name", "")).worst_case(settings)
 
 
-def settings_of(config: LabConfig, name: str) -> Config:
-    """The settings of a method in `config`; one that is not in it has its defaults, and the others' `perturb_every`.
+def settings_of(config: LabConfig, name: str) -> StageConfig:
+    """The settings of a method as a defence of `config` has them. A method that none has gets its defaults; where it
+    perturbs, it does so as often as the config's other methods, so that they can be compared.
 
     Raises:
         ConfigError: there is no such method.
     """
-    methods = config.alignment.methods
-    given = next((method for method in methods if method.name == name), None)
+    info = method_info(name)
+    given = next((method for defence in config.defences if (method := defence.method(info.stage)).name == name), None)
     if given is not None:
         return given
-    settings = method_info(name).config()
-    shared = next((every for method in methods if (every := getattr(method, "perturb_every", None))), None)
+    settings = info.config()
+    others = (getattr(defence.alignment, "perturb_every", None) for defence in config.defences)
+    shared = next((every for every in others if every), None)
     if shared and "perturb_every" in type(settings).model_fields:
-        return settings.model_copy(update={"perturb_every": shared})  # else they could not be compared
-    return settings
+        settings = settings.model_copy(update={"perturb_every": shared})
+    return settings  # pyright: ignore[reportReturnType] - an entry's config is a stage's
+
+
+def title_of(defence: Defence) -> str:
+    """What users read: `T-Vaccine + Identity`; a defence with a name of its own keeps it."""
+    if defence.name != defence.spec:
+        return defence.name
+    return " + ".join(METHODS[name].title for name in defence.spec.split("+"))
+
+
+def defence_of(config: LabConfig, spec: str) -> Defence:
+    """The defence of `config` called `spec`, else the one that `spec` writes in short. Raises `ConfigError`."""
+    for defence in config.defences:
+        if defence.name == spec:
+            return defence
+    stages = {stage: settings_of(config, name) for stage, name in stages_of(spec).items()}
+    return parse_config(Defence, {stage: method.model_dump(mode="json") for stage, method in stages.items()})
+
+
+def with_defences(config: LabConfig, specs: Sequence[str]) -> LabConfig:
+    """The same config with these defences; the ones that it has keep their settings. Raises `ConfigError`."""
+    chosen = [defence_of(config, spec).model_dump(mode="json") for spec in specs]
+    return parse_config(LabConfig, {**config.model_dump(mode="json"), "defences": chosen})
 
 
 def load_method(config: Config) -> Method:

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from tvaccine_core.activation_memory import ROOM_SHARE, Mode, choose_mode, measure_shape
-from tvaccine_core.config import Config, LabConfig, MethodConfig
+from tvaccine_core.config import AlignmentMethod, Config, LabConfig
 from tvaccine_core.errors import ConfigError, ModelError
 from tvaccine_core.methods import WorstCase, capabilities_of, worst_case_of
 from tvaccine_core.plan.pretend import compute_dtype, describe_model, pretend_states
@@ -67,7 +67,7 @@ def plan_run(
     """
     shape, source = read_shape(config.model)
     planner = _Planner(config, shape, device, workload_of(config, labelled), whole)
-    return [planner.plan(method, source, memory_gib) for method in config.alignment.methods]
+    return [planner.plan(method, source, memory_gib) for method in config.alignments().values()]
 
 
 def workload_of(config: LabConfig, labelled: int | None = None) -> Workload:
@@ -113,7 +113,7 @@ class _Planner:
             )
         self._num_layers: int = shape.num_hidden_layers
 
-    def plan(self, method: MethodConfig, source: str, memory_gib: float | None) -> MemoryPlan:
+    def plan(self, method: AlignmentMethod, source: str, memory_gib: float | None) -> MemoryPlan:
         wish = self._config.model.activation_memory
         workload = replace(self._workload, mode="speed" if wish == "auto" else wish)
         scenes, exact = self._scenes(method, workload)
@@ -161,7 +161,7 @@ class _Planner:
         )
         return choose_mode("auto", shape, int(memory_gib * 2**30 * ROOM_SHARE) - resident)
 
-    def _scenes(self, method: MethodConfig, workload: Workload) -> tuple[dict[Scene, Peak], bool]:
+    def _scenes(self, method: AlignmentMethod, workload: Workload) -> tuple[dict[Scene, Peak], bool]:
         """The peak of each scene, and whether every layer was run through."""
         case = worst_case_of(method)
         depths = None if self._whole else self._depths(case, workload.mode)
@@ -216,7 +216,7 @@ class _Planner:
         parts["workspace"] = in_flight * largest * compute_dtype(self._config.model, self._device).itemsize
         return PhasePeak(phase="load", peak_bytes=sum(parts.values()), parts=parts)
 
-    def _assumptions(self, method: MethodConfig) -> tuple[str, ...]:
+    def _assumptions(self, method: AlignmentMethod) -> tuple[str, ...]:
         said = [
             "every row has the full length, and every adapter that can train has its AdamW moments",
             "tensors only: a GPU's context (about 0.5 GiB) and gaps in PyTorch's allocator come on top",

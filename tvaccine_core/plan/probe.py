@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from tvaccine_core.adapters import ModelStates
-from tvaccine_core.config import LabConfig, MethodConfig
+from tvaccine_core.config import AlignmentMethod, LabConfig
 from tvaccine_core.data.batches import derive_seed
 from tvaccine_core.methods import capabilities_of, load_method, method_info
 from tvaccine_core.models import load_model
@@ -31,14 +31,14 @@ def probe_times(config: LabConfig, workload: Workload) -> Iterator[TimeEstimate]
         What `fit` raises.
     """
     states = ModelStates(load_model(config.model))
-    for method in config.alignment.methods:
+    for method in config.alignments().values():
         states.add(ALIGNED, config.alignment.adapter, derive_seed(config.seed, "adapter"))
         states.train(ALIGNED)
         yield _estimate(states, config, method, workload)
         states.drop(ALIGNED)
 
 
-def _estimate(states: ModelStates, config: LabConfig, method: MethodConfig, workload: Workload) -> TimeEstimate:
+def _estimate(states: ModelStates, config: LabConfig, method: AlignmentMethod, workload: Workload) -> TimeEstimate:
     optimisation = config.alignment.optimisation
     steps = optimisation.model_copy(update={"steps": WARM_UP_STEPS + TIMED_STEPS, "checkpoint_every": 0})
     does = capabilities_of(method)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvaccine_core.config import AttackConfig, LabConfig, SFTConfig, parse_config
+from tvaccine_core.config import AlignmentConfig, AttackConfig, Defence, LabConfig, parse_config
 from tvaccine_core.plan.advice import advise, judge_fit
 from tvaccine_core.plan.planner import plan_run
 
@@ -33,12 +33,11 @@ def memory_remedy(config: LabConfig, kind: str, params: dict[str, Any], device: 
 
 
 def _as_planned(config: LabConfig, kind: str, params: dict[str, Any]) -> LabConfig:
-    """`config` with the one method, and for an attack the optimisation and the adapter, that the job works with."""
-    alignment = config.alignment
+    """`config` with the one defence, and for an attack the optimisation and the adapter, that the job works with."""
     if kind == "attack":
         attack = parse_config(AttackConfig, params["attack"])
-        changes = {"methods": (SFTConfig(),), "optimisation": attack.optimisation, "adapter": attack.adapter}
-    else:
-        named = tuple(method for method in alignment.methods if method.name == params.get("method"))
-        changes = {"methods": named or alignment.methods[:1]}
-    return config.model_copy(update={"alignment": alignment.model_copy(update=changes)})
+        stage = AlignmentConfig(adapter=attack.adapter, optimisation=attack.optimisation)
+        return config.model_copy(update={"defences": (Defence(),), "alignment": stage})
+    keys = config.aligned_keys()
+    named = [defence for defence in config.defences if keys[defence.name] == params.get("aligned")]
+    return config.model_copy(update={"defences": tuple(named[:1] or config.defences[:1])})

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from tvaccine_core.errors import ConfigError, cut, shown
 
+ADVANCED: dict[str, Any] = {"advanced": True}
+"""Marks a field that a face folds away."""
+
 MAX_NUMBER = 2**53
 """Largest whole number: JSON, a browser and a float keep it exactly up to here."""
 MAX_PROBLEMS = 10
@@ -75,6 +78,9 @@ def parse_config(cls: type[ConfigT], data: dict[str, Any]) -> ConfigT:
         return cls.model_validate(data)
     except ValidationError as error:
         details = error.errors(include_url=False)
+        # A list whose items are wrong also counts as too short for pydantic.
+        inner = {detail["loc"][:depth] for detail in details for depth in range(1, len(detail["loc"]))}
+        details = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in inner]
         problems = [_problem(detail) for detail in details[:MAX_PROBLEMS]]
         if len(details) > MAX_PROBLEMS:
             problems.append(f"and {len(details) - MAX_PROBLEMS:,} more")

@@ -1,0 +1,54 @@
+"""How each defence is drawn: title, colour, marker and dash, with one meaning in every chart, table and pane."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from app.services import Defence, LabConfig, alignment_methods, method_info, title_of
+
+MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x", "pentagon", "hexagon", "triangle-down")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+OTHER_COLOURS = ("#AA4499", "#882255", "#44AA99", "#332288", "#999933", "#CC6677", "#117733", "#88CCEE")
+"""For defences of several methods, and for those with a name of their own: Tol's muted colours, safe to tell apart."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One defence as a reader sees it. No meaning is carried by colour alone."""
+
+    title: str
+    colour: str
+    marker: str
+    dash: str
+
+
+@lru_cache(maxsize=64)
+def looks_of(defences: tuple[Defence, ...]) -> Mapping[str, Look]:
+    """Look of each defence by its name. A defence of one alignment method has that method's, in every run."""
+    alone = [info.name for info in alignment_methods()]
+    found: dict[str, Look] = {}
+    others = 0
+    for defence in defences:
+        if defence.name in alone:
+            number, colour = alone.index(defence.name), method_info(defence.name).colour
+        else:
+            number, colour = len(alone) + others, OTHER_COLOURS[others % len(OTHER_COLOURS)]
+            others += 1
+        marker, dash = MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)]
+        found[defence.name] = Look(title_of(defence), colour, marker, dash)
+    return found
+
+
+def method_look(name: str) -> Look:
+    """The look of a method that stands alone."""
+    return looks_of((Defence.model_validate(name),))[Defence.model_validate(name).name]
+
+
+def aligned_looks(config: LabConfig) -> Mapping[str, Look]:
+    """Look of each aligned state by its key: that of the first defence built on it, titled by all of them."""
+    looks, found = looks_of(config.defences), {}
+    for key in config.alignments():
+        sharing = [looks[name] for name, other in config.aligned_keys().items() if other == key]
+        title = ", ".join(look.title for look in sharing)
+        found[key] = Look(title, sharing[0].colour, sharing[0].marker, sharing[0].dash)
+    return found

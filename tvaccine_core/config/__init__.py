@@ -1,0 +1,68 @@
+"""Every setting of the lab, once: validation, CLI options, UI controls, YAML and the docs come from these fields.
+
+A field's `title` and `description` are what a user reads beside its control; `json_schema_extra` may hold `advanced`
+(folded away), `step` (of a slider or number) and `choices` (titles for a Literal's values).
+"""
+
+from tvaccine_core.config.attack import AttackConfig
+from tvaccine_core.config.base import ADVANCED, Config, ConfigT, parse_config
+from tvaccine_core.config.defences import (
+    METHOD_CONFIGS,
+    PLAIN,
+    STAGES,
+    AlignmentMethod,
+    AllDataConfig,
+    Defence,
+    IdentityConfig,
+    NoRepairConfig,
+    PlainConfig,
+    SFTConfig,
+    Stage,
+    StageConfig,
+    TVaccineConfig,
+    VaccineConfig,
+    name_of,
+    parse_defence,
+    stages_of,
+)
+from tvaccine_core.config.model import YOUR_MODEL, ActivationMemory, ModelConfig
+from tvaccine_core.config.presets import PRESETS, Preset
+from tvaccine_core.config.run import AlignmentConfig, EvaluationConfig, LabConfig
+from tvaccine_core.config.training import ALL_LINEAR, LINEAR_MODULES, AdapterConfig, OptimisationConfig
+
+__all__ = [
+    "ADVANCED",
+    "ALL_LINEAR",
+    "LINEAR_MODULES",
+    "METHOD_CONFIGS",
+    "PLAIN",
+    "PRESETS",
+    "STAGES",
+    "YOUR_MODEL",
+    "ActivationMemory",
+    "AdapterConfig",
+    "AlignmentConfig",
+    "AlignmentMethod",
+    "AllDataConfig",
+    "AttackConfig",
+    "Config",
+    "ConfigT",
+    "Defence",
+    "EvaluationConfig",
+    "IdentityConfig",
+    "LabConfig",
+    "ModelConfig",
+    "NoRepairConfig",
+    "OptimisationConfig",
+    "PlainConfig",
+    "Preset",
+    "SFTConfig",
+    "Stage",
+    "StageConfig",
+    "TVaccineConfig",
+    "VaccineConfig",
+    "name_of",
+    "parse_config",
+    "parse_defence",
+    "stages_of",
+]

@@ -1,0 +1,66 @@
+"""Which base model, how it is stored, and where it runs."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tvaccine_core.config.base import ADVANCED, Config
+
+ActivationMemory = Literal["auto", "speed", "balanced", "lowest"]
+
+YOUR_MODEL = "your-model"
+"""Stands for a model that is still to be named, and names the preset for it."""
+
+
+class ModelConfig(Config):
+    """Which model, how it is stored in memory, and where it runs."""
+
+    name: str = Field(
+        title="Model", default="sandbox", min_length=1, description="`sandbox`, a folder, or a Hugging Face model id."
+    )
+    quantization: Literal["none", "int8", "nf4"] = Field(
+        title="Quantisation", default="none", description="Storage of the frozen base weights."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        title="Precision",
+        default="float32",
+        description="Precision of the base when it is not quantised.",
+        json_schema_extra=ADVANCED,
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        title="Device", default="auto", description="Where the model runs."
+    )
+    trust_remote_code: bool = Field(
+        title="Trust remote code",
+        default=False,
+        description="Run the Python code that comes with a model. It can do whatever you can on this machine: only for "
+        "authors you trust, after reading it. Most models need none.",
+        json_schema_extra=ADVANCED,
+    )
+    shard: bool = Field(
+        default=False,
+        description="Divide the frozen base among the processes of a launcher (FSDP2), for a model that does not fit "
+        "one GPU. Slower: every pass gathers each layer's weights from all.",
+        json_schema_extra=ADVANCED,
+    )
+    activation_memory: ActivationMemory = Field(
+        default="auto",
+        description="What training keeps for the backward pass: everything (`speed`), every second layer (`balanced`), "
+        "next to nothing (`lowest`), or what fits the device (`auto`). Gradients are the same.",
+        json_schema_extra=ADVANCED,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_gradient_checkpointing(cls, data: Any) -> Any:
+        """Configs exported before `activation_memory` existed say `gradient_checkpointing`, true or false."""
+        if not isinstance(data, dict) or not isinstance(data.get("gradient_checkpointing"), bool):
+            return data
+        rest = {key: value for key, value in data.items() if key != "gradient_checkpointing"}
+        return {"activation_memory": "lowest", **rest} if data["gradient_checkpointing"] else rest
+
+    @model_validator(mode="after")
+    def _only_whole_numbers_are_divided(self) -> Self:
+        if self.shard and (self.quantization != "none" or self.device == "mps"):
+            raise ValueError("shard needs quantization none, and a CPU or CUDA GPUs")
+        return self
