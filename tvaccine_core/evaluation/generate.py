@@ -24,7 +24,7 @@ from tvaccine_core.adapters import ModelStates
 from tvaccine_core.data.prompts import encode_prompts
 from tvaccine_core.errors import CancelledError
 from tvaccine_core.evaluation.halving import in_batches
-from tvaccine_core.hooks import find_blocks
+from tvaccine_core.hooks import anatomy, find_blocks, last_column
 
 Row = tuple[str, str]
 """State and prompt (not yet rendered)."""
@@ -84,6 +84,7 @@ def stream_tokens(
             model = stack.enter_context(states.active(rows[0][0]))
         else:
             model, names = stack.enter_context(states.mixed([state for state, _ in rows]))
+        stack.enter_context(last_column(anatomy(loaded.model).head))
         for number in range(max_new_tokens):
             if should_stop():
                 raise CancelledError("The answer was stopped.")
