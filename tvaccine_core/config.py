@@ -58,6 +58,12 @@ class ModelConfig(Config):
         "next to nothing (`lowest`), or what fits the device (`auto`). Gradients are the same.",
         json_schema_extra=ADVANCED,
     )
+    fast_paths: bool = Field(
+        default=True,
+        description="Let the lab's own forms of adapters, norms and attention stand in for the model's where they give "
+        "the same. Off: the model's own modules run, two to three times slower.",
+        json_schema_extra=ADVANCED,
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -17,15 +17,14 @@ A sweep repeats it on other shapes: depth, width, length, and number of drawn la
 
 from __future__ import annotations
 
-import platform
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from tvaccine_core import machine
 from tvaccine_core.activation_memory import MODES
 from tvaccine_core.bench.step_model import (
     PLAIN,
@@ -148,7 +147,7 @@ def run(
     return StepBenchReport(
         settings=settings,
         threads=threads,
-        processor=_processor(),
+        processor=machine.processor(),
         torch_version=torch.__version__,
         transformers_version=transformers.__version__,
         num_gradients=num_gradients,
@@ -253,16 +252,6 @@ def _costs(times: Mapping[str, list[float]], memory: Mapping[str, tuple[int, int
             **ratios,
         )
     return costs
-
-
-def _processor() -> str:
-    """Model name of the processor, as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def render(report: StepBenchReport) -> str:
