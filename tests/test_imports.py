@@ -46,6 +46,7 @@ LAYERS = (
         "ranks",
         "self_check",
         "short_attention",
+        "shortcuts",
     },
     {"models", "model_files", "model_sizes", "adapters", "adapter_files", "targets", "checkpoints", "data", "sandbox"},
     {"methods"},

@@ -61,7 +61,7 @@ class ModelConfig(Config):
     fast_paths: bool = Field(
         default=True,
         description="Let the lab's own forms of adapters, norms and attention stand in for the model's where they give "
-        "the same. Off: the model's own modules run, two to three times slower.",
+        "the same. Off: the model's own modules run, on every token, and take longer.",
         json_schema_extra=ADVANCED,
     )
 

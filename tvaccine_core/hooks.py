@@ -301,11 +301,6 @@ def last_column(module: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-def mixes_tokens(module: nn.Module) -> bool:
-    """True if a token's output may depend on other tokens: there is a shift or a convolution, as in RWKV's layers."""
-    return any(isinstance(part, nn.ZeroPad1d | nn.ZeroPad2d | nn.Conv1d | nn.Conv2d) for part in module.modules())
-
-
 def run_at(module: nn.Module, positions: Tensor) -> AbstractContextManager[None]:
     """Let `module`, which treats every token alone, run at flattened `positions` (N,) only; elsewhere it gives zeros.
 

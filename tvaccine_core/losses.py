@@ -29,6 +29,16 @@ class LabelledTokens:
     attention_mask: Tensor | None  # (B, T') long, None where causality alone hides the padding
     positions: Tensor  # (N,) long, into the (B * T') flattened tokens: where the next token is labelled
     targets: Tensor  # (N,) long, that next token
+    all_ids: Tensor | None = None  # (B, T) long, nothing cut; None: `input_ids`
+    all_mask: Tensor | None = None  # (B, T) long
+
+    def whole(self) -> LabelledTokens:
+        """The same labels among all columns, every padding masked: what the loss is where nothing may be left out."""
+        if self.all_ids is None:
+            return self
+        rows, columns = self.positions // self.input_ids.shape[1], self.positions % self.input_ids.shape[1]
+        positions = rows * self.all_ids.shape[1] + columns
+        return LabelledTokens(self.all_ids, self.all_mask, positions, self.targets)
 
     @classmethod
     def of(cls, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> LabelledTokens:
@@ -53,6 +63,8 @@ class LabelledTokens:
             attention_mask=None if padded_right else mask,
             positions=labelled.flatten().nonzero().squeeze(1),
             targets=labels[:, 1 : num_columns + 1][labelled],
+            all_ids=input_ids,
+            all_mask=attention_mask,
         )
 
     def to(self, device: torch.device | str) -> LabelledTokens:
@@ -62,6 +74,8 @@ class LabelledTokens:
             attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
             positions=self.positions.to(device),
             targets=self.targets.to(device),
+            all_ids=None if self.all_ids is None else self.all_ids.to(device),
+            all_mask=None if self.all_mask is None else self.all_mask.to(device),
         )
 
 

@@ -7,7 +7,7 @@ are the same, to rounding, with less work:
 - layers under the lowest one that trains give both passes the same hidden states: they run once, without a graph;
 - the clean pass needs gradients at attention outputs only: no adapter's gradient, no graph under the lowest output;
 - the head and the loss run at labelled positions only, as does the last layer's feed-forward half, on which no other
-  token depends; columns after the last labelled one are not computed at all;
+  token depends; columns after the last labelled one are not computed at all (each where `shortcuts` finds it right);
 - the perturbed pass records a graph for what trains only.
 
 With f the share of layers from the lowest drawn one up, this takes 1 + 3f passes' worth of layers instead of 4.
@@ -18,15 +18,17 @@ shift is the worst one for the very loss that is descended. (The authors' code d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-from tvaccine_core import hooks
+from tvaccine_core import fast_paths, hooks
 from tvaccine_core.activation_memory import Mode, chunk_rows, recomputed_layers
 from tvaccine_core.errors import ModelError
 from tvaccine_core.losses import LabelledTokens, chunked_cross_entropy, cross_entropy
@@ -35,6 +37,7 @@ from tvaccine_core.merged import mergeable
 from tvaccine_core.norms import lean_norms
 from tvaccine_core.randomness import RandomState, isolated_randomness
 from tvaccine_core.short_attention import short_attentions
+from tvaccine_core.shortcuts import NONE, Shortcuts, find_shortcuts
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +51,34 @@ class CleanPass:
     floor: int
     """The perturbed pass starts at this layer."""
     floor_input: Any
-    """What the layer below the floor returned; None at floor 0."""
+    """What the layer below the floor returned; None at floor 0, or where the perturbed pass runs every layer."""
     random_states: tuple[RandomState, ...]
     """Of torch's generators at the start of the pass, and on entry to the floor."""
+
+
+@dataclass(frozen=True, eq=False)
+class FastPaths:
+    """What stands in for a model's own modules, and what is left out."""
+
+    adapted: list[LoraLayer]
+    mergeable: list[LoraLinear]
+    forwards: dict[nn.Module, Callable[..., Any]]
+    """Of norms and attention."""
+    shortcuts: Shortcuts
+    skips: bool
+    """Layers under the lowest one that trains run once for both passes."""
+
+    @classmethod
+    def of(cls, model: nn.Module, parts: hooks.Anatomy, mode: Mode) -> FastPaths:
+        """All that `model` allows."""
+        forwards = lean_norms(model)
+        if mode == "speed":
+            forwards |= short_attentions(parts.blocks)
+        return cls(adapted_linears(model), mergeable(model), forwards, find_shortcuts(parts), skips=True)
+
+
+PLAIN = FastPaths([], [], {}, NONE, skips=False)
+"""None of them: transformers' and peft's own modules, on every token."""
 
 
 class Passes:
@@ -58,18 +86,18 @@ class Passes:
 
     Args:
         mode: what is kept for the backward passes.
+        fast: whether fast paths may stand in for the model's own modules, see `fast_paths`.
     """
 
-    def __init__(self, model: nn.Module, mode: Mode = "speed") -> None:
+    def __init__(self, model: nn.Module, mode: Mode = "speed", *, fast: bool = True) -> None:
         """Raises `ModelError` if the model's parts cannot be found or it uses reentrant checkpointing."""
         self.anatomy = hooks.anatomy(model)
         self.blocks = self.anatomy.blocks
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.device = next(model.parameters()).device
-        self._adapted, self._mergeable = adapted_linears(model), mergeable(model)
-        self._lean = lean_norms(model)
-        if mode == "speed":
-            self._lean |= short_attentions(self.blocks)
+        self.mode: Mode = mode
+        self.fast = FastPaths.of(model, self.anatomy, mode) if fast_paths.enabled(fast) else PLAIN
+        """Which fast paths a pass takes."""
         self._recomputed = [self.blocks[layer].layer for layer in recomputed_layers(mode, len(self.blocks))]
         head: Any = self.anatomy.head
         body = hooks.find_body(self.anatomy) if hooks.is_whole(head.weight) else None
@@ -95,18 +123,23 @@ class Passes:
         seed = int(torch.randint(2**62, (), generator=generator)) + rank
         with (
             isolated_randomness(self.device, seed),
-            lean_adapters(self._adapted, self._mergeable),
-            hooks.replace_forwards(self._lean),
+            lean_adapters(self.fast.adapted, self.fast.mergeable),
+            hooks.replace_forwards(self.fast.forwards),
             hooks.recompute(self._recomputed),
         ):
             yield
 
     def loss(self, tokens: LabelledTokens) -> Tensor:
         """Forward only: mean cross-entropy over the labelled tokens, with its graph."""
+        if not self.fast.shortcuts.cuts:
+            tokens = tokens.whole()
         with ExitStack() as stack:
             if not self.below_blocks:
                 stack.enter_context(hooks.detach_input(self.blocks[0].layer))
             if self._chunk_rows is None or len(tokens.targets) <= self._chunk_rows:
+                if not self.fast.shortcuts.gathers:
+                    logits = self._run(tokens).logits.flatten(0, 1).index_select(0, tokens.positions)
+                    return cross_entropy(logits, tokens.targets)
                 stack.enter_context(hooks.gather_input(self.anatomy.head, tokens.positions))
                 return cross_entropy(self._run(tokens).logits.squeeze(0), tokens.targets)
             diverted = stack.enter_context(hooks.divert_hidden(self._body, tokens.positions))
@@ -132,7 +165,7 @@ class Passes:
             stack.enter_context(hooks.frozen(self.parameters))
             stack.enter_context(self._last_mlp_at(tokens))
             below: list[Any] = []
-            if floor:
+            if floor and self.fast.skips:
                 below = stack.enter_context(hooks.record_output(self.blocks[floor - 1].layer))
                 stack.enter_context(hooks.on_entry(self.blocks[floor].layer, entered.save))
             points = stack.enter_context(hooks.capture_gradient_points(attentions))
@@ -159,16 +192,19 @@ class Passes:
         started, entered = clean.random_states
         with ExitStack() as stack:
             started.restore()
-            if clean.floor:
-                lower = [block.layer for block in self.blocks[: clean.floor]]
+            lower = [block.layer for block in self.blocks[: clean.floor]]
+            if clean.floor_input is not None:
                 stack.enter_context(hooks.skip_to(lower, clean.floor_input))
                 stack.enter_context(hooks.on_entry(self.blocks[clean.floor].layer, entered.restore))
+            elif lower:
+                frozen = [*frozen, *(parameter for layer in lower for parameter in layer.parameters())]
+                stack.enter_context(hooks.detach_input(self.blocks[clean.floor].layer))
             stack.enter_context(hooks.perturb_hidden(attentions, shifts))
             return self.descend(tokens, frozen, weight)
 
     def _last_mlp_at(self, tokens: LabelledTokens) -> AbstractContextManager[None]:
-        mlp = self.blocks[-1].mlp
-        return nullcontext() if mlp is None or hooks.mixes_tokens(mlp) else hooks.run_at(mlp, tokens.positions)
+        mlp = self.fast.shortcuts.last_mlp
+        return nullcontext() if mlp is None else hooks.run_at(mlp, tokens.positions)
 
     def _run(self, tokens: LabelledTokens) -> Any:
         causal = self.anatomy.causal

@@ -83,6 +83,7 @@ def fit(
     should_stop: Callable[[], bool] = lambda: False,
     ranks: Ranks = ALONE,
     activation_memory: ActivationMemory = "auto",
+    fast_paths: bool = True,
 ) -> Iterator[Event]:
     """Train what requires a gradient in `model`, and report every step.
 
@@ -100,6 +101,7 @@ def fit(
         should_stop: asked before every step; it is enough that one process wants to stop.
         ranks: the processes that train together, their other arguments equal.
         activation_memory: what is kept for the backward passes; gradients are the same, to rounding.
+        fast_paths: whether the lab's own forms of modules may stand in for the model's; likewise.
 
     Yields:
         A `StepRecord` a step (the method's own records before it), `CheckpointRecord`s, `MessageRecord`s. What happens
@@ -148,6 +150,7 @@ def fit(
             emit=reported.append,
             rank=ranks.index,
             activation_memory=mode,
+            fast_paths=fast_paths,
         ),
     )
     start, elapsed_s = 0, 0.0

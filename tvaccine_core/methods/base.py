@@ -84,6 +84,8 @@ class MethodContext:
     """Which of the processes this is; all draw the same layers, each has dropout masks of its own."""
     activation_memory: Mode = "speed"
     """What passes keep for their backward passes."""
+    fast_paths: bool = True
+    """Whether the lab's own forms of modules may stand in for the model's, see `fast_paths`."""
 
 
 class Method(ABC, Generic[ConfigT]):
@@ -109,7 +111,7 @@ class Method(ABC, Generic[ConfigT]):
         Raises:
             ModelError: the model's parts cannot be found by structure.
         """
-        self.passes = Passes(model, context.activation_memory)
+        self.passes = Passes(model, context.activation_memory, fast=context.fast_paths)
         self.context = context
 
     @abstractmethod

@@ -54,6 +54,7 @@ def _estimate(states: ModelStates, config: LabConfig, method: MethodConfig, work
         pad_id=states.loaded.pad_id,
         probe=probe,
         activation_memory=config.model.activation_memory,
+        fast_paths=config.model.fast_paths,
     ):
         if isinstance(event, StepRecord):
             elapsed.append(event.elapsed_s)
