@@ -29,6 +29,7 @@ from tvaccine_core.errors import CancelledError, NonFiniteLossError, OutOfMemory
 from tvaccine_core.methods.base import Batch, Method, MethodContext
 from tvaccine_core.ranks import ALONE, Ranks, Word
 from tvaccine_core.records import CheckpointRecord, Event, MessageRecord, StepRecord
+from tvaccine_core.self_check import NUM_EXAMPLES, check_fast_paths
 
 
 def collate(
@@ -153,6 +154,8 @@ def fit(
             fast_paths=fast_paths,
         ),
     )
+    first = sorted(encoded[: config.batch_size], key=lambda example: len(example.input_ids))[:NUM_EXAMPLES]
+    yield from check_fast_paths(method.passes, model, collate(first, pad_id).to(device).prepare())
     start, elapsed_s = 0, 0.0
     fingerprint = _fingerprint(method, [*encoded, *probe], config, seed, trainable)
     ranks.require_same(fingerprint, "settings, data and adapters")
