@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from tvaccine_core import hooks
 from tvaccine_core.losses import IGNORED, LabelledTokens
@@ -56,6 +57,11 @@ def tolerance(model: nn.Module, full: float, rounded: float) -> float:
     return full if exact else rounded
 
 
+def has_numbers(model: nn.Module) -> bool:
+    """False where `model` has shapes only: on the meta device, or pretended, as a plan's."""
+    return not any(tensor.device.type == "meta" or isinstance(tensor, FakeTensor) for tensor in model.parameters())
+
+
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
     """Largest L2 distance of a row of `ours` from that of `theirs`, (N, D) each, over the row's norm; NaN if one is."""
     ours, theirs = ours.flatten(0, -2).double(), theirs.flatten(0, -2).double()
@@ -63,13 +69,13 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
 
 
 def find_shortcuts(parts: hooks.Anatomy) -> Shortcuts:
-    """Try them on the model of `parts`. On the meta device there are no numbers, and all are taken to be right.
+    """Try them on the model of `parts`. Where there are no numbers, all are taken to be right.
 
     Several processes that hold a model's parts must call it together.
     """
     mlp = parts.blocks[-1].mlp
     device = next(parts.causal.parameters()).device
-    if device.type == "meta":
+    if not has_numbers(parts.causal):
         return Shortcuts(cuts=True, gathers=True, last_mlp=mlp)
     tried, known = _found.get(parts.causal, (None, None))
     if known is not None and tried is mlp:

@@ -15,6 +15,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from tvaccine_core.errors import CancelledError, NonFiniteLossError, OutOfMemory
 from tvaccine_core.methods.base import Batch, Method, MethodContext
 from tvaccine_core.ranks import ALONE, Ranks, Word
 from tvaccine_core.records import CheckpointRecord, Event, MessageRecord, StepRecord
-from tvaccine_core.self_check import NUM_EXAMPLES, check_fast_paths
+from tvaccine_core.self_check import EXCERPTS, check_fast_paths
 
 
 def collate(
@@ -154,7 +155,7 @@ def fit(
             fast_paths=fast_paths,
         ),
     )
-    first = sorted(encoded[: config.batch_size], key=lambda example: len(example.input_ids))[:NUM_EXAMPLES]
+    first = [_excerpt(example, length) for example, length in zip(encoded, EXCERPTS, strict=False)]
     yield from check_fast_paths(method.passes, model, collate(first, pad_id).to(device).prepare())
     start, elapsed_s = 0, 0.0
     fingerprint = _fingerprint(method, [*encoded, *probe], config, seed, trainable)
@@ -246,6 +247,13 @@ def fit(
         if due and (record := save(step + 1)):
             yield record
     optimiser.zero_grad(set_to_none=True)
+
+
+def _excerpt(example: Encoded, length: int) -> Encoded:
+    """At most `length` tokens around the first labelled one, a third of them from there on."""
+    first = next(index for index, label in enumerate(example.labels) if index and label != MASKED)
+    part = slice(max(0, first - length + length // 3), first + length // 3)
+    return replace(example, input_ids=example.input_ids[part], labels=example.labels[part])
 
 
 def _sampler(

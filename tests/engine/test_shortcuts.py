@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import FAMILIES, build, make_batch, make_method, plain_loss, take_gradients, worst_error
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tvaccine_core.config import SFTConfig, TVaccineConfig
 from tvaccine_core.hooks import anatomy, find_blocks
@@ -196,6 +197,13 @@ def test_a_model_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_shapes_without_numbers_are_believed() -> None:
+    """A plan works with such models; its numbers would be made up."""
     with torch.device("meta"):
         model = build(lora=False)
     assert found_for(model).last_mlp is not None
+    with FakeTensorMode():
+        pretended = build(lora=False)
+        found = found_for(pretended)
+    assert (found.cuts, found.gathers) == (True, True)
+    assert found.last_mlp is not None
+    assert not found.notes

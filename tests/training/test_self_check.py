@@ -137,7 +137,7 @@ def test_a_model_that_the_suite_knows_costs_nothing(
     events, _ = train(make_states(), encoded)
     assert not messages(events)
     states = make_states()
-    states.loaded.model.to(torch.bfloat16)
+    torch.nn.Module.to(states.loaded.model, torch.bfloat16)
     with pytest.raises(ValueError, match="no such product"):  # another precision is compared
         train(states, encoded)
 
