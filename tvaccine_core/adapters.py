@@ -332,9 +332,7 @@ class ModelStates:
         The base's own weights are not touched. Without an adapter this is the bare base model. Tokens are the same as
         without it, logits differ by rounding.
         """
-        if not fast_paths.enabled(self.loaded.config.fast_paths):
-            return {}
-        modules: list[Any] = mergeable(self.loaded.model)
+        modules: list[Any] = mergeable(self.loaded.model) if fast_paths.enabled(self.loaded.config.fast_paths) else []
         if self._announce or sum(module.base_layer.weight.nbytes for module in modules) > MERGED_LIMIT_BYTES:
             return {}
         forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = {}

@@ -82,7 +82,7 @@ def check_fast_paths(passes: Passes, model: nn.Module, tokens: LabelledTokens) -
     if passes.fast is PLAIN or key in _met or not has_numbers(model) or _is_known(passes, model):
         return notes
     _met.add(key)
-    name, limit = type(passes.anatomy.causal).__name__, tolerance(model, LIMIT, ROUNDED_LIMIT)
+    name, limit = _class_of(passes.anatomy.causal).__name__, tolerance(model, LIMIT, ROUNDED_LIMIT)
     remedy = "The results are right; steps take longer. model.fast_paths false leaves the comparison out."
     fast = _try(passes, model, tokens)
     before, passes.fast = passes.fast, PLAIN
@@ -155,7 +155,13 @@ def _try(passes: Passes, model: nn.Module, tokens: LabelledTokens) -> Run | Exce
 
 def _is_known(passes: Passes, model: nn.Module) -> bool:
     whole = tolerance(model, 1.0, 0.0) == 1.0
-    return type(passes.anatomy.causal).__module__ in KNOWN and whole and passes.device.type == "cpu"
+    return _class_of(passes.anatomy.causal).__module__ in KNOWN and whole and passes.device.type == "cpu"
+
+
+def _class_of(causal: nn.Module) -> type:
+    """Its class; of a model that several processes divide, what it was before: FSDP2 makes a class of its own."""
+    kind = type(causal)
+    return kind.__bases__[1] if kind.__bases__[0].__name__ == "FSDPModule" else kind
 
 
 def _signature(passes: Passes, model: nn.Module) -> str:
