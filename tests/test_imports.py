@@ -35,6 +35,7 @@ LAYERS = (
     {
         "hooks",
         "activation_memory",
+        "fast_paths",
         "grads",
         "losses",
         "lowrank",
@@ -43,7 +44,9 @@ LAYERS = (
         "passes",
         "randomness",
         "ranks",
+        "self_check",
         "short_attention",
+        "shortcuts",
         "sinks",
     },
     {"models", "model_files", "model_sizes", "adapters", "adapter_files", "targets", "checkpoints", "data", "sandbox"},

@@ -23,6 +23,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from tvaccine_core import fast_paths
 from tvaccine_core.adapter_files import (
     PlainAdapter,
     hash_adapter,
@@ -331,7 +332,7 @@ class ModelStates:
         The base's own weights are not touched. Without an adapter this is the bare base model. Tokens are the same as
         without it, logits differ by rounding.
         """
-        modules: list[Any] = mergeable(self.loaded.model)
+        modules: list[Any] = mergeable(self.loaded.model) if fast_paths.enabled(self.loaded.config.fast_paths) else []
         if self._announce or sum(module.base_layer.weight.nbytes for module in modules) > MERGED_LIMIT_BYTES:
             return {}
         forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = {}

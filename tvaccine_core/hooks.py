@@ -285,9 +285,21 @@ def gather_input(module: nn.Module, positions: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def mixes_tokens(module: nn.Module) -> bool:
-    """True if a token's output may depend on other tokens: there is a shift or a convolution, as in RWKV's layers."""
-    return any(isinstance(part, nn.ZeroPad1d | nn.ZeroPad2d | nn.Conv1d | nn.Conv2d) for part in module.modules())
+@contextmanager
+def last_column(module: nn.Module) -> Iterator[None]:
+    """Give `module` only the last column of its (B, T, D) input, as a contiguous (B, 1, D).
+
+    A linear in bfloat16 on a CPU copies its whole weight once per row of an input that is a strided view.
+    """
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return inputs[0][:, -1:].contiguous(), *inputs[1:]
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def run_at(module: nn.Module, positions: Tensor) -> AbstractContextManager[None]:

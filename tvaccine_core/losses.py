@@ -30,6 +30,17 @@ class LabelledTokens:
     positions: Tensor  # (N,) long, into the (B * T') flattened tokens: where the next token is labelled
     targets: Tensor  # (N,) long, that next token
     real: Tensor  # (B, T') bool, False on padding; stays on the device it came from
+    all_ids: Tensor | None = None  # (B, T) long, nothing cut; None: `input_ids`
+    all_mask: Tensor | None = None  # (B, T) long
+
+    def whole(self) -> LabelledTokens:
+        """The same labels among all columns, every padding masked: what the loss is where nothing may be left out."""
+        if self.all_ids is None:
+            return self
+        rows, columns = self.positions // self.input_ids.shape[1], self.positions % self.input_ids.shape[1]
+        positions = rows * self.all_ids.shape[1] + columns
+        real = torch.ones_like(self.all_ids, dtype=torch.bool) if self.all_mask is None else self.all_mask.bool()
+        return LabelledTokens(self.all_ids, self.all_mask, positions, self.targets, real)
 
     @classmethod
     def of(cls, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> LabelledTokens:
@@ -55,6 +66,8 @@ class LabelledTokens:
             positions=labelled.flatten().nonzero().squeeze(1),
             targets=labels[:, 1 : num_columns + 1][labelled],
             real=mask.bool(),
+            all_ids=input_ids,
+            all_mask=attention_mask,
         )
 
     def to(self, device: torch.device | str) -> LabelledTokens:
@@ -65,6 +78,8 @@ class LabelledTokens:
             positions=self.positions.to(device),
             targets=self.targets.to(device),
             real=self.real,
+            all_ids=None if self.all_ids is None else self.all_ids.to(device),
+            all_mask=None if self.all_mask is None else self.all_mask.to(device),
         )
 
 

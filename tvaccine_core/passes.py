@@ -7,7 +7,7 @@ are the same, to rounding, with less work:
 - layers under the lowest one that trains give both passes the same hidden states: they run once, without a graph;
 - the clean pass needs gradients at attention outputs only: no adapter's gradient, no graph under the lowest output;
 - the head and the loss run at labelled positions only, as does the last layer's feed-forward half, on which no other
-  token depends; columns after the last labelled one are not computed at all;
+  token depends; columns after the last labelled one are not computed at all (each where `shortcuts` finds it right);
 - the perturbed pass records a graph for what trains only.
 
 With f the share of layers from the lowest drawn one up, this takes 1 + 3f passes' worth of layers instead of 4.
@@ -27,9 +27,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-from tvaccine_core import hooks
+from tvaccine_core import fast_paths, hooks
 from tvaccine_core.activation_memory import Mode, chunk_rows, recomputed_layers
 from tvaccine_core.errors import ModelError
 from tvaccine_core.losses import LabelledTokens, chunked_cross_entropy, cross_entropy
@@ -38,6 +40,7 @@ from tvaccine_core.merged import mergeable
 from tvaccine_core.norms import lean_norms
 from tvaccine_core.randomness import RandomState, isolated_randomness
 from tvaccine_core.short_attention import short_attentions
+from tvaccine_core.shortcuts import NONE, Shortcuts, find_shortcuts
 
 ExtraTerm = Callable[[Sequence[nn.Module], Tensor], AbstractContextManager[Callable[[], Tensor]]]
 """Looks at a pass while it runs, and adds to its loss: a context for attention modules, lowest first, and which tokens
@@ -55,11 +58,36 @@ class CleanPass:
     floor: int
     """The perturbed pass starts at this layer."""
     floor_input: Any
-    """What the layer below the floor returned; None at floor 0."""
+    """What the layer below the floor returned; None at floor 0, or where the perturbed pass runs every layer."""
     random_states: tuple[RandomState, ...]
     """Of torch's generators at the start of the pass, and on entry to the floor."""
     weights: object
     """Stands for the weights that the pass saw."""
+
+
+@dataclass(frozen=True, eq=False)
+class FastPaths:
+    """What stands in for a model's own modules, and what is left out."""
+
+    adapted: list[LoraLayer]
+    mergeable: list[LoraLinear]
+    forwards: dict[nn.Module, Callable[..., Any]]
+    """Of norms and attention."""
+    shortcuts: Shortcuts
+    skips: bool
+    """Layers under the lowest one that trains run once for both passes."""
+
+    @classmethod
+    def of(cls, model: nn.Module, parts: hooks.Anatomy, mode: Mode) -> FastPaths:
+        """All that `model` allows."""
+        forwards = lean_norms(model)
+        if mode == "speed":
+            forwards |= short_attentions(parts.blocks)
+        return cls(adapted_linears(model), mergeable(model), forwards, find_shortcuts(parts), skips=True)
+
+
+PLAIN = FastPaths([], [], {}, NONE, skips=False)
+"""None of them: transformers' and peft's own modules, on every token."""
 
 
 class Passes:
@@ -67,15 +95,18 @@ class Passes:
 
     Args:
         mode: what is kept for the backward passes.
+        fast: whether fast paths may stand in for the model's own modules, see `fast_paths`.
     """
 
-    def __init__(self, model: nn.Module, mode: Mode = "speed") -> None:
+    def __init__(self, model: nn.Module, mode: Mode = "speed", *, fast: bool = True) -> None:
         """Raises `ModelError` if the model's parts cannot be found or it uses reentrant checkpointing."""
         self.anatomy = hooks.anatomy(model)
         self.blocks = self.anatomy.blocks
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.device = next(model.parameters()).device
-        self._adapted, self._mergeable = adapted_linears(model), mergeable(model)
+        self.mode: Mode = mode
+        self.fast = FastPaths.of(model, self.anatomy, mode) if fast_paths.enabled(fast) else PLAIN
+        """Which fast paths a pass takes."""
         self._adapters: ExitStack | None = None
         """While a scope lasts: what makes adapters run leaner than peft, with the values read last."""
         self._must_read_again = False
@@ -84,9 +115,6 @@ class Passes:
         self._weights = object()
         """Another object for other weights, see `moved`."""
         self._own_attention = {block.attention: block.attention.forward for block in self.blocks}
-        self._lean = lean_norms(model)
-        if mode == "speed":
-            self._lean |= short_attentions(self.blocks)
         self._recomputed = [self.blocks[layer].layer for layer in recomputed_layers(mode, len(self.blocks))]
         head: Any = self.anatomy.head
         body = hooks.find_body(self.anatomy) if hooks.is_whole(head.weight) else None
@@ -113,7 +141,7 @@ class Passes:
         with (
             isolated_randomness(self.device, seed),
             ExitStack() as adapters,
-            hooks.replace_forwards(self._lean),
+            hooks.replace_forwards(self.fast.forwards),
             hooks.recompute(self._recomputed),
         ):
             self._adapters = adapters
@@ -162,10 +190,15 @@ class Passes:
         self._began.save()
         if self._must_read_again and self._adapters is not None:
             self._read_adapters(self._adapters)
+        if not self.fast.shortcuts.cuts:
+            tokens = tokens.whole()
         with ExitStack() as stack:
             if not self.below_blocks:
                 stack.enter_context(hooks.detach_input(self.blocks[0].layer))
             if self._chunk_rows is None or len(tokens.targets) <= self._chunk_rows:
+                if not self.fast.shortcuts.gathers:
+                    logits = self._run(tokens).logits.flatten(0, 1).index_select(0, tokens.positions)
+                    return cross_entropy(logits, tokens.targets)
                 stack.enter_context(hooks.gather_input(self.anatomy.head, tokens.positions))
                 return cross_entropy(self._run(tokens).logits.squeeze(0), tokens.targets)
             diverted = stack.enter_context(hooks.divert_hidden(self._body, tokens.positions))
@@ -210,7 +243,7 @@ class Passes:
             stack.enter_context(hooks.frozen(self.parameters))
             stack.enter_context(self._last_mlp_at(tokens))
             below: list[Any] = []
-            if floor:
+            if floor and self.fast.skips:
                 below = stack.enter_context(hooks.record_output(self.blocks[floor - 1].layer))
                 stack.enter_context(hooks.on_entry(self.blocks[floor].layer, entered.save))
             points = stack.enter_context(hooks.capture_gradient_points(attentions))
@@ -241,19 +274,20 @@ class Passes:
         started, entered = clean.random_states
         with ExitStack() as stack:
             started.restore()
-            if clean.floor and clean.weights is not self._weights:
-                stack.enter_context(hooks.detach_input(self.blocks[clean.floor].layer))
-            elif clean.floor:
-                lower = [block.layer for block in self.blocks[: clean.floor]]
+            lower = [block.layer for block in self.blocks[: clean.floor]]
+            if clean.floor_input is not None and clean.weights is self._weights:
                 stack.enter_context(hooks.skip_to(lower, clean.floor_input))
                 stack.enter_context(hooks.on_entry(self.blocks[clean.floor].layer, entered.restore))
+            elif lower:
+                frozen = [*frozen, *(parameter for layer in lower for parameter in layer.parameters())]
+                stack.enter_context(hooks.detach_input(self.blocks[clean.floor].layer))
             stack.enter_context(hooks.perturb_hidden(attentions, shifts))
             return self.descend(tokens, frozen, weight)
 
     def _read_adapters(self, scope: ExitStack) -> None:
         """From now on, while the scope lasts, let adapters run with their present values."""
         scope.close()
-        scope.enter_context(lean_adapters(self._adapted, self._mergeable))
+        scope.enter_context(lean_adapters(self.fast.adapted, self.fast.mergeable))
         self._must_read_again = False
 
     @contextmanager
@@ -263,12 +297,13 @@ class Passes:
             yield None
             return
         attentions = [block.attention for block in self.blocks]
-        with hooks.replace_forwards(self._own_attention), extra(attentions, tokens.real) as term:
+        real = (tokens if self.fast.shortcuts.cuts else tokens.whole()).real
+        with hooks.replace_forwards(self._own_attention), extra(attentions, real) as term:
             yield term
 
     def _last_mlp_at(self, tokens: LabelledTokens) -> AbstractContextManager[None]:
-        mlp = self.blocks[-1].mlp
-        return nullcontext() if mlp is None or hooks.mixes_tokens(mlp) else hooks.run_at(mlp, tokens.positions)
+        mlp = self.fast.shortcuts.last_mlp
+        return nullcontext() if mlp is None else hooks.run_at(mlp, tokens.positions)
 
     def _run(self, tokens: LabelledTokens) -> Any:
         causal = self.anatomy.causal

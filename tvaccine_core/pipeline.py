@@ -146,6 +146,7 @@ def align(
         should_stop=should_stop,
         ranks=ranks,
         activation_memory=config.model.activation_memory,
+        fast_paths=config.model.fast_paths,
     )
     if not ranks.leads:
         return
@@ -226,6 +227,7 @@ def attack(
         should_stop=should_stop,
         ranks=ranks,
         activation_memory=config.model.activation_memory,
+        fast_paths=config.model.fast_paths,
     ):
         yield event
         if not isinstance(event, StepRecord) or not attack.eval_every:

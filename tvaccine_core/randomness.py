@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class RandomState:
@@ -43,3 +43,30 @@ def isolated_randomness(device: torch.device, seed: int) -> Iterator[None]:
         yield
     finally:
         before.restore()
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """`model` in training mode, but for what draws at random in it: dropout, and modules that drop out by themselves.
+
+    Without randomness two forms of a pass can be compared, and in training mode, since some models differ in it.
+    """
+    before = [(module, module.training) for module in model.modules()]
+    for module, _ in before:
+        module.training = not _draws(module)
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def _draws(module: nn.Module) -> bool:
+    """Such modules have a probability by the name of dropout (attention_dropout, p of `nn.Dropout`) or jitter."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return True
+    words = ("drop", "jitter")
+    return any(
+        isinstance(value, float) and value > 0 and any(word in name for word in words)
+        for name, value in vars(module).items()
+    )

@@ -243,7 +243,10 @@ def event_identity(event: Event) -> str | None:
 
 def base_of(model: ModelConfig) -> str:
     """The model config as text; jobs with equal text share one loaded model."""
-    return canonical_json(model.model_dump(mode="json"))
+    data = model.model_dump(mode="json")
+    if model.fast_paths:
+        del data["fast_paths"]  # runs of versions without the field must have the same text
+    return canonical_json(data)
 
 
 def canonical_json(value: dict[str, Any]) -> str:

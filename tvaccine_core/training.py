@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,11 +27,12 @@ from tvaccine_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoi
 from tvaccine_core.collate import Sampler, collate
 from tvaccine_core.config import ActivationMemory, OptimisationConfig
 from tvaccine_core.data.batches import Schedule, derive_seed, require_labels
-from tvaccine_core.data.prompts import Encoded
+from tvaccine_core.data.prompts import MASKED, Encoded
 from tvaccine_core.errors import CancelledError, NonFiniteLossError, OutOfMemoryError, TrainingError
 from tvaccine_core.methods.base import Method, MethodContext
 from tvaccine_core.ranks import ALONE, Ranks, Word
 from tvaccine_core.records import CheckpointRecord, Event, MessageRecord, StepRecord
+from tvaccine_core.self_check import EXCERPTS, check_fast_paths
 
 
 def learning_rate_at(step: int, config: OptimisationConfig) -> float:
@@ -56,6 +58,7 @@ def fit(
     should_stop: Callable[[], bool] = lambda: False,
     ranks: Ranks = ALONE,
     activation_memory: ActivationMemory = "auto",
+    fast_paths: bool = True,
 ) -> Iterator[Event]:
     """Train what requires a gradient in `model`, and report every step.
 
@@ -73,6 +76,7 @@ def fit(
         should_stop: asked before every step; it is enough that one process wants to stop.
         ranks: the processes that train together, their other arguments equal.
         activation_memory: what is kept for the backward passes; gradients are the same, to rounding.
+        fast_paths: whether the lab's own forms of modules may stand in for the model's; likewise.
 
     Yields:
         A `StepRecord` per step (the method's own records before it), `CheckpointRecord`s, `MessageRecord`s. What
@@ -88,7 +92,7 @@ def fit(
         TrainingError: nothing to train; a checkpoint is unreadable, foreign, or cannot be written.
     """
     loop = _Loop(model, method, streams, config, seed=seed, pad_id=pad_id, checkpoint_dir=checkpoint_dir, ranks=ranks)
-    yield from loop.set_up(activation_memory)
+    yield from loop.set_up(activation_memory, fast_paths)
     if resume:
         yield from loop.take_up_a_checkpoint()
     model.train()
@@ -157,7 +161,7 @@ class _Loop:
         self._saved: int | None = None
         self._fingerprint = _fingerprint(method, streams, self._schedule.main, config, seed, self._trainable)
 
-    def set_up(self, activation_memory: ActivationMemory) -> Iterator[Event]:
+    def set_up(self, activation_memory: ActivationMemory, fast_paths: bool) -> Iterator[Event]:
         """Choose what passes keep, let the method look at the model, and agree with the other processes."""
         mode = choose_mode(
             activation_memory,
@@ -180,8 +184,12 @@ class _Loop:
                 emit=self._reported.append,
                 rank=self._ranks.index,
                 activation_memory=mode,
+                fast_paths=fast_paths,
             ),
         )
+        first = [_excerpt(one, length) for one, length in zip(self._schedule.examples(), EXCERPTS, strict=False)]
+        tokens = collate(first, self._pad_id).to(self._device).prepare()
+        yield from check_fast_paths(self._method.passes, self._model, tokens)
         self._ranks.require_same(self._fingerprint, "settings, data and adapters")
 
     def take_up_a_checkpoint(self) -> Iterator[Event]:
@@ -294,6 +302,13 @@ class _Loop:
                 remedy="Lower batch_size (and raise accumulation by as much), lower max_length, or set "
                 "activation_memory to lowest.",
             ) from error
+
+
+def _excerpt(example: Encoded, length: int) -> Encoded:
+    """At most `length` tokens around the first labelled one, a third of them from there on."""
+    first = next(index for index, label in enumerate(example.labels) if index and label != MASKED)
+    part = slice(max(0, first - length + length // 3), first + length // 3)
+    return replace(example, input_ids=example.input_ids[part], labels=example.labels[part])
 
 
 def _find_checkpoint(folder: Path | None, fingerprint: str, ranks: Ranks) -> Checkpoint | None:

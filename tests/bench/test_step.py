@@ -18,6 +18,7 @@ from tvaccine_core.bench.released import ReleasedStep, llama
 from tvaccine_core.bench.step import StepBenchReport, spread, sweep_settings
 from tvaccine_core.bench.step_model import STEP_NAMES, StepBenchSettings
 from tvaccine_core.errors import TrainingError
+from tvaccine_core.merged import MergedLinear
 
 TINY = StepBenchSettings(layers=4, hidden=32, vocab=61, batch=3, length=11, drawn=(1, 3), repeats=2, threads=1)
 FLOAT = 4
@@ -136,6 +137,25 @@ def test_report_as_text_tells_shape_machine_and_ratios(report: StepBenchReport) 
     assert "1 thread," in text
     for name in STEP_NAMES:
         assert f"{name:<20}{report.steps[name].median_s:>10.3f}" in text
+
+
+def test_fast_and_plain_steps_of_each_method_stand_side_by_side(report: StepBenchReport) -> None:
+    assert list(report.fast_paths) == ["sft", "vaccine", "tvaccine"]
+    text = bench.render(report)
+    for method, cost in report.fast_paths.items():
+        assert cost.fast_s == report.steps[f"{method} speed"].median_s
+        assert cost.plain_s == report.steps[f"{method} off"].median_s
+        assert cost.time_ratio_min <= cost.time_ratio <= cost.time_ratio_max
+        assert f"{method:<20}{cost.fast_s:>10.3f}{cost.plain_s:>10.3f}{cost.time_ratio:>8.3f}" in text
+
+
+def test_a_step_with_the_fast_paths_off_runs_the_models_own_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = step_model.Steps(TINY)
+    monkeypatch.setattr(MergedLinear, "apply", None)
+    for name in step_model.OFF.values():
+        assert steps.gradients(name)
+    with pytest.raises(TypeError):
+        steps.run("sft speed")
 
 
 def test_every_step_is_in_the_table_with_its_ratios(report: StepBenchReport) -> None:

@@ -137,28 +137,6 @@ def test_lower_layers_run_once_and_the_end_of_the_model_sees_labelled_positions_
     assert lengths == {0: {3 * 9}, 4: {make_batch().num_tokens}}
 
 
-class ShiftedMlp(nn.Module):
-    """A feed-forward half that looks at the token before, as RWKV's does."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-        self.shift = nn.ZeroPad2d((0, 0, 1, -1))
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.inner(hidden + self.shift(hidden))
-
-
-def test_a_last_layer_that_mixes_tokens_runs_everywhere() -> None:
-    model = build()
-    layer: Any = find_blocks(model)[-1].layer
-    layer.mlp = ShiftedMlp(layer.mlp)
-    make_method(SFTConfig(), model)[0].training_step(model, make_batch(), 0)
-    ours = take_gradients(model)
-    plain_loss(model, make_batch()).backward()
-    assert worst_error(ours, take_gradients(model)) < 1e-5
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("layers", [(0, 2), (2, 4)])
 def test_both_passes_see_the_same_dropout_masks(layers: tuple[int, ...], checkpointing: bool) -> None:

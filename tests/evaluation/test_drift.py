@@ -60,3 +60,14 @@ def test_drift_is_the_mean_distance_over_prompt_tokens(states: ModelStates) -> N
 
 def test_a_state_does_not_drift_from_itself(states: ModelStates) -> None:
     assert embedding_drift(states, "moved", "moved", PROMPTS, 2).drift == (0.0, 0.0, 0.0)
+
+
+def test_the_head_reads_one_column(states: ModelStates) -> None:
+    """Nobody looks at the logits: of 128 prompts in a vocabulary of 150,000 all of them would be gigabytes."""
+    shapes: list[torch.Size] = []
+    head = states.model.get_output_embeddings()
+    assert isinstance(head, torch.nn.Module)
+    handle = head.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
+    embedding_drift(states, "moved", "base", PROMPTS, 3)
+    handle.remove()
+    assert shapes == [(3, 1, 320)] * 2

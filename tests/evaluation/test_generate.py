@@ -1,5 +1,6 @@
 """Our greedy loop against `generate`; states in one batch against each alone; stopping; what it leaves behind."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,25 @@ def test_other_families_answer_as_in_transformers(family: str, tmp_path: Path, s
     assert expected[0] != expected[1]
     assert generate_answers(states, rows, 8, len(rows)) == expected
     assert generate_answers(states, rows[::2], 8, 3) == expected[::2]
+
+
+def test_the_head_reads_one_contiguous_column(states: ModelStates, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strided one costs ten times as much in bfloat16 on a CPU; a model that is not told to keep one gives all."""
+    seen: list[tuple[int, bool]] = []
+    head: Any = states.model.get_output_embeddings()
+    handle = head.register_forward_hook(
+        lambda module, inputs, output: seen.append((inputs[0].shape[1], inputs[0].is_contiguous()))
+    )
+    rows = [("one", prompt) for prompt in PROMPTS]
+    answers = generate_answers(states, rows, 4, 5)
+    generate_answers(states, [("two", "Hello"), *rows], 4, 6)  # a mixed batch
+    signature = inspect.signature(lambda input_ids, attention_mask, past_key_values, use_cache, position_ids: None)
+    monkeypatch.setattr("tvaccine_core.evaluation.generate.inspect.signature", lambda forward: signature)
+    assert generate_answers(states, rows, 4, 5) == answers
+    handle.remove()
+    assert len(seen) == 3 * 4
+    assert set(seen) == {(1, True)}
+    assert not head._forward_pre_hooks
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 64])

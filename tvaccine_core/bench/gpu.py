@@ -247,6 +247,7 @@ def _steps(states: ModelStates, config: LabConfig, method: AlignmentMethod) -> t
             seed=0,
             pad_id=0,
             activation_memory=config.model.activation_memory,
+            fast_paths=config.model.fast_paths,
         )
         return [event.elapsed_s for event in events if isinstance(event, StepRecord)]
 

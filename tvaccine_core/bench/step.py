@@ -17,17 +17,17 @@ A sweep repeats it on other shapes: depth, width, length, and number of drawn la
 
 from __future__ import annotations
 
-import platform
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from tvaccine_core import machine
 from tvaccine_core.activation_memory import MODES
 from tvaccine_core.bench.step_model import (
+    OFF,
     PLAIN,
     RELEASED,
     STEP_NAMES,
@@ -41,7 +41,7 @@ from tvaccine_core.records import Record
 PERIODS = (1, 2, 5, 10, 100)
 """Values of `perturb_every` whose mean step is reported."""
 
-SWEEP_STEPS = tuple(name for name in STEP_NAMES if name != PLAIN)
+SWEEP_STEPS = tuple(name for name in STEP_NAMES if name != PLAIN and name not in OFF.values())
 """What is measured on the shapes of a sweep."""
 
 
@@ -69,6 +69,16 @@ class PeriodCost(Record):
 
     perturb_every: int
     over_sft_time_ratio: float
+
+
+class FastPathsCost(Record):
+    """A step in mode `speed` with the fast paths, over the same step with the model's own modules."""
+
+    fast_s: float
+    plain_s: float
+    time_ratio: float
+    time_ratio_min: float
+    time_ratio_max: float
 
 
 class SweepPoint(Record):
@@ -99,6 +109,8 @@ class StepBenchReport(Record):
     floor_by_count_time_ratio: float
     periods: dict[str, tuple[PeriodCost, ...]]
     """Method -> its mean step for several values of `perturb_every`."""
+    fast_paths: dict[str, FastPathsCost]
+    """Method -> what its fast paths are worth."""
     exact_over_released_time_ratio: float
     """T-Vaccine's step in mode `speed` over the released-style step."""
     exact_over_released_time_ratio_min: float
@@ -148,7 +160,7 @@ def run(
     return StepBenchReport(
         settings=settings,
         threads=threads,
-        processor=_processor(),
+        processor=machine.processor(),
         torch_version=torch.__version__,
         transformers_version=transformers.__version__,
         num_gradients=num_gradients,
@@ -166,6 +178,7 @@ def run(
             )
             for method, between in plain.items()
         },
+        fast_paths={fast.partition(" ")[0]: _fast_paths_cost(times, fast, plain) for fast, plain in OFF.items()},
         sweep=points,
         **ratios,
     )
@@ -255,14 +268,15 @@ def _costs(times: Mapping[str, list[float]], memory: Mapping[str, tuple[int, int
     return costs
 
 
-def _processor() -> str:
-    """Model name of the processor, as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+def _fast_paths_cost(times: Mapping[str, list[float]], fast: str, plain: str) -> FastPathsCost:
+    by_round = [a / b for a, b in zip(times[fast], times[plain], strict=True)]
+    return FastPathsCost(
+        fast_s=statistics.median(times[fast]),
+        plain_s=statistics.median(times[plain]),
+        time_ratio=statistics.median(by_round),
+        time_ratio_min=min(by_round),
+        time_ratio_max=max(by_round),
+    )
 
 
 def render(report: StepBenchReport) -> str:
@@ -293,6 +307,12 @@ def render(report: StepBenchReport) -> str:
     lines += ["", f"{'perturb_every, / sft':<20}" + "".join(f"{period:>8}" for period in PERIODS)]
     for method, costs in report.periods.items():
         lines.append(f"{method:<20}" + "".join(f"{cost.over_sft_time_ratio:>8.3f}" for cost in costs))
+    lines += ["", f"{'fast paths':<20}{'fast, s':>10}{'plain, s':>10}{'ratio':>8}{'min':>7}{'max':>7}"]
+    for method, cost in report.fast_paths.items():
+        lines.append(
+            f"{method:<20}{cost.fast_s:>10.3f}{cost.plain_s:>10.3f}{cost.time_ratio:>8.3f}"
+            f"{cost.time_ratio_min:>7.3f}{cost.time_ratio_max:>7.3f}"
+        )
     if report.sweep:
         lines += ["", *_render_sweep(report.sweep)]
     return "\n".join(lines)

@@ -4,14 +4,14 @@ A random Llama with LoRA on its seven linears (float32, dropout 0) and full rows
 each masked. Steps are named `method mode`: `tvaccine lowest` is one step of our T-Vaccine, the drawn layers forced,
 `freezing="layer"`, in the activation memory mode `lowest`. Beside them `released`, the same gradient the plain way (see
 `released`), and `tvaccine plain`, a step between two perturbed ones where `perturb_every` is above 1. Vaccine's plain
-step is SFT's.
+step is SFT's. `sft off` and its like are the steps in mode `speed` with every fast path turned off.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tvaccine_core import fast_paths
 from tvaccine_core.activation_memory import MODES, Mode
 from tvaccine_core.bench.memory import LiveTensors, SavedActivations
 from tvaccine_core.bench.released import ReleasedStep
@@ -35,7 +36,10 @@ WARM_UP_ROUNDS = 2
 
 RELEASED = "released"
 PLAIN = "tvaccine plain"
-STEP_NAMES = (RELEASED, "sft speed", "vaccine speed", *(f"tvaccine {mode}" for mode in MODES), PLAIN)
+OFF = {f"{method} speed": f"{method} off" for method in ("sft", "vaccine", "tvaccine")}
+"""Step -> the same one with every fast path turned off."""
+
+STEP_NAMES = (RELEASED, "sft speed", "vaccine speed", *(f"tvaccine {mode}" for mode in MODES), PLAIN, *OFF.values())
 """Every step there is to measure."""
 
 
@@ -199,7 +203,8 @@ class Steps:
             ),
         }
         modes: dict[str, Mode] = {known: known for known in MODES}
-        method = set_up(load_method(configs[kind]), self.model, self.settings, modes.get(mode, "speed"))
+        with fast_paths.off() if name in OFF.values() else nullcontext():
+            method = set_up(load_method(configs[kind]), self.model, self.settings, modes.get(mode, "speed"))
         if kind == "tvaccine":
             method.set_layers(self.settings.drawn)
         return lambda: method.training_step(self.model, self.batch, 1 if plain else 0)

@@ -139,6 +139,17 @@ def step(
     write_json(json_file, report)
 
 
+@bench.command("generate")
+def bench_generate(overrides: Overrides = None, json_file: JsonFile = None) -> None:
+    """Time to the first token and per token after it, against transformers' own generate, in one run."""
+    from tvaccine_core.bench.generate import GenerateBenchSettings, render, run
+
+    check_json(json_file)
+    report = run(override(GenerateBenchSettings(), overrides), say=err.print)
+    out.print(render(report), soft_wrap=True)
+    write_json(json_file, report)
+
+
 @bench.command()
 def gpu(
     shape: Annotated[str, typer.Option(help="Built-in name (llama-2-7b), folder or hub id.")] = "llama-2-7b",

@@ -50,6 +50,14 @@ class ModelConfig(Config):
         json_schema_extra=ADVANCED,
     )
 
+    fast_paths: bool = Field(
+        title="Fast paths",
+        default=True,
+        description="Let the lab's own forms of adapters, norms and attention stand in for the model's where they give "
+        "the same. Off: the model's own modules run, on every token, and take longer.",
+        json_schema_extra=ADVANCED,
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _read_gradient_checkpointing(cls, data: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tvaccine_core.adapters import ModelStates
 from tvaccine_core.data.prompts import encode_prompts
 from tvaccine_core.evaluation.halving import in_batches
-from tvaccine_core.hooks import find_blocks, hidden_of, record_output
+from tvaccine_core.hooks import anatomy, hidden_of, last_column, record_output
 from tvaccine_core.records import DriftRecord
 
 
@@ -25,7 +25,7 @@ def embedding_drift(
 ) -> DriftRecord:
     """Drift of `state` from `reference` at each layer, lowest first; `prompts` must not be empty."""
     encoded = sorted(encode_prompts(states.loaded.tokenizer, prompts), key=len)
-    total = torch.zeros(len(find_blocks(states.loaded.model)), dtype=torch.float64)
+    total = torch.zeros(len(anatomy(states.loaded.model).blocks), dtype=torch.float64)
     num_tokens = 0
 
     def measure(batch: Sequence[list[int]]) -> None:
@@ -47,6 +47,8 @@ def _hidden_states(states: ModelStates, state: str, ids: Tensor, mask: Tensor) -
     """Output of every decoder layer, each (B, T, D), float32 on the CPU."""
     device = states.loaded.device
     with torch.no_grad(), states.active(state) as model, ExitStack() as stack:
-        captured = [stack.enter_context(record_output(block.layer)) for block in find_blocks(model)]
+        parts = anatomy(model)
+        captured = [stack.enter_context(record_output(block.layer)) for block in parts.blocks]
+        stack.enter_context(last_column(parts.head))  # nobody looks at the logits
         model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
     return [hidden_of(outputs[0]).float().cpu() for outputs in captured]

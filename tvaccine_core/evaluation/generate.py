@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from tvaccine_core import fast_paths
 from tvaccine_core.adapters import ModelStates
 from tvaccine_core.data.prompts import encode_prompts
 from tvaccine_core.errors import CancelledError
 from tvaccine_core.evaluation.halving import in_batches
-from tvaccine_core.hooks import find_blocks
+from tvaccine_core.hooks import anatomy, find_blocks, last_column
 
 Row = tuple[str, str]
 """State and prompt (not yet rendered)."""
@@ -61,29 +62,48 @@ def stream_tokens(
         CancelledError: `should_stop` said so.
         ModelError: a state is not in memory.
     """
-    loaded = states.loaded
     deadline = time.monotonic() + time_limit_s
     if len({state for state, _ in rows}) > 1 and not _mixable(states):
         yield from _state_by_state(states, rows, max_new_tokens, should_stop, deadline)
         return
-    prompts = encode_prompts(loaded.tokenizer, [prompt for _, prompt in rows])
+    prompts = encode_prompts(states.loaded.tokenizer, [prompt for _, prompt in rows])
+    names = [state for state, _ in rows]
+    yield from stream_encoded(states, names, prompts, max_new_tokens, should_stop=should_stop, deadline=deadline)
+
+
+def stream_encoded(
+    states: ModelStates,
+    row_states: Sequence[str],
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    deadline: float = math.inf,
+) -> Iterator[NewTokens]:
+    """`stream_tokens` for prompts that are tokens already, one for each of `row_states`; they must mix in one batch.
+
+    At `deadline`, a time of `time.monotonic`, answers end where they are.
+    """
+    loaded = states.loaded
     loaded.require_known(max(prompt, default=0) for prompt in prompts)
     longest = max(map(len, prompts))
     device = loaded.device
-    ids = torch.tensor([[loaded.pad_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    ids = torch.tensor([[loaded.pad_id] * (longest - len(prompt)) + [*prompt] for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
-    live = list(range(len(rows)))
+    live = list(range(len(prompts)))
     accepted = inspect.signature(loaded.model.forward).parameters
     cache = DynamicCache(config=loaded.model.config)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         names: list[str] | None = None
         model: Any
-        if len({state for state, _ in rows}) == 1:
-            model = stack.enter_context(states.active(rows[0][0]))
+        if len(set(row_states)) == 1:
+            model = stack.enter_context(states.active(row_states[0]))
         else:
-            model, names = stack.enter_context(states.mixed([state for state, _ in rows]))
+            model, names = stack.enter_context(states.mixed(row_states))
+        if fast_paths.enabled(loaded.config.fast_paths):
+            stack.enter_context(last_column(anatomy(loaded.model).head))
         for number in range(max_new_tokens):
             if should_stop():
                 raise CancelledError("The answer was stopped.")

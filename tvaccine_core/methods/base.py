@@ -87,6 +87,8 @@ class MethodContext:
     """Which of the processes this is; all draw the same layers, each has dropout masks of its own."""
     activation_memory: Mode = "speed"
     """What passes keep for their backward passes."""
+    fast_paths: bool = True
+    """Whether the lab's own forms of modules may stand in for the model's, see `fast_paths`."""
     streams: Mapping[str, Draw] = field(default_factory=dict)
     """How batches are drawn from the streams that are there, by name."""
 
@@ -143,7 +145,7 @@ class Method(ABC, Generic[ConfigT]):
                 f"{self.info.title} needs {missing[0]} examples, and there are none.",
                 remedy=f"Give a data set with {missing[0]} examples, or choose another method.",
             )
-        self.passes = Passes(model, context.activation_memory)
+        self.passes = Passes(model, context.activation_memory, fast=context.fast_paths)
         self.context = context
 
     @abstractmethod

@@ -53,6 +53,7 @@ def _estimate(states: ModelStates, config: LabConfig, method: AlignmentMethod, w
         seed=config.seed,
         pad_id=states.loaded.pad_id,
         activation_memory=config.model.activation_memory,
+        fast_paths=config.model.fast_paths,
     ):
         if isinstance(event, StepRecord):
             elapsed.append(event.elapsed_s)
