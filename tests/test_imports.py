@@ -33,6 +33,7 @@ LAYERS = (
     {"config"},
     {"database", "rows", "migrations", "dead_jobs", "jobs", "store", "export"},
     {
+        "anatomy",
         "hooks",
         "activation_memory",
         "fast_paths",
@@ -90,6 +91,7 @@ METHOD_FILE_MAY_IMPORT = {
     "errors",
     "records",
     "config",
+    "anatomy",
     "hooks",
     "grads",
     "losses",

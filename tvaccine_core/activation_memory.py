@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from tvaccine_core import machine
+from tvaccine_core.anatomy import anatomy
 from tvaccine_core.config import ActivationMemory
-from tvaccine_core.hooks import anatomy
 
 Mode = Literal["speed", "balanced", "lowest"]
 MODES: tuple[Mode, ...] = ("speed", "balanced", "lowest")

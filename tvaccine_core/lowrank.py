@@ -24,6 +24,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from tvaccine_core import hooks
+from tvaccine_core.anatomy import is_whole
 from tvaccine_core.merged import merged_forwards, require_unchanged, versions_of
 
 ADAPTED_LINEARS = {
@@ -133,7 +134,7 @@ def _is_vanilla(module: Any) -> bool:
     return len(precisions) == 1 and all(
         name not in module.lora_variant
         and module.lora_B[name].bias is None
-        and hooks.is_whole(module.lora_A[name].weight)
+        and is_whole(module.lora_A[name].weight)
         and type(module.lora_dropout[name]) in (nn.Identity, nn.Dropout)
         for name in active
     )

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
-from tvaccine_core import hooks
+from tvaccine_core.anatomy import is_whole
 from tvaccine_core.errors import TrainingError
 
 KEEP_LIMIT_BYTES = 2**26
@@ -102,7 +102,7 @@ def mergeable(model: nn.Module) -> list[LoraLinear]:
         for module in model.modules()
         if type(module) is LoraLinear
         and type(module.base_layer) is nn.Linear
-        and hooks.is_whole(module.base_layer.weight)
+        and is_whole(module.base_layer.weight)
         and module.base_layer.weight.dtype in (torch.float32, torch.float64)
     ]
 

@@ -31,10 +31,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from tvaccine_core.anatomy import find_blocks
 from tvaccine_core.config import ModelConfig
 from tvaccine_core.data.prompts import answer_end, encode_prompts
 from tvaccine_core.errors import ModelError, OutOfMemoryError, lacks_memory
-from tvaccine_core.hooks import find_blocks
 from tvaccine_core.json_files import file_size
 from tvaccine_core.model_files import (
     check_folder,

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tvaccine_core import hooks
+from tvaccine_core.anatomy import is_whole
 
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -56,7 +56,7 @@ def lean_norms(model: nn.Module) -> dict[nn.Module, Callable[..., Any]]:
     forwards: dict[nn.Module, Callable[..., Any]] = {}
     for module in model.modules():
         weight, epsilon = getattr(module, "weight", None), _epsilon(module)
-        if epsilon is None or not isinstance(weight, nn.Parameter) or not hooks.is_whole(weight) or weight.dim() != 1:
+        if epsilon is None or not isinstance(weight, nn.Parameter) or not is_whole(weight) or weight.dim() != 1:
             continue
         if weight.dtype not in PRECISIONS or weight.requires_grad or getattr(module, "bias", None) is not None:
             continue

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from tvaccine_core import fast_paths, hooks
 from tvaccine_core.activation_memory import Mode, chunk_rows, recomputed_layers
+from tvaccine_core.anatomy import Anatomy, anatomy, find_body, is_whole
 from tvaccine_core.errors import ModelError
 from tvaccine_core.losses import LabelledTokens, chunked_cross_entropy, cross_entropy
 from tvaccine_core.lowrank import adapted_linears, lean_adapters
@@ -78,7 +79,7 @@ class FastPaths:
     """Layers under the lowest one that trains run once for both passes."""
 
     @classmethod
-    def of(cls, model: nn.Module, parts: hooks.Anatomy, mode: Mode) -> FastPaths:
+    def of(cls, model: nn.Module, parts: Anatomy, mode: Mode) -> FastPaths:
         """All that `model` allows."""
         forwards = lean_norms(model)
         if mode == "speed":
@@ -100,7 +101,7 @@ class Passes:
 
     def __init__(self, model: nn.Module, mode: Mode = "speed", *, fast: bool = True) -> None:
         """Raises `ModelError` if the model's parts cannot be found or it uses reentrant checkpointing."""
-        self.anatomy = hooks.anatomy(model)
+        self.anatomy = anatomy(model)
         self.blocks = self.anatomy.blocks
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.device = next(model.parameters()).device
@@ -117,7 +118,7 @@ class Passes:
         self._own_attention = {block.attention: block.attention.forward for block in self.blocks}
         self._recomputed = [self.blocks[layer].layer for layer in recomputed_layers(mode, len(self.blocks))]
         head: Any = self.anatomy.head
-        body = hooks.find_body(self.anatomy) if hooks.is_whole(head.weight) else None
+        body = find_body(self.anatomy) if is_whole(head.weight) else None
         self._chunk_rows = None if body is None else chunk_rows(mode, head.weight.shape[0])
         self._body = body or self.anatomy.causal
         for block in self.blocks:

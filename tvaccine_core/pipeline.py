@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tvaccine_core.adapters import ModelStates
+from tvaccine_core.anatomy import find_blocks
 from tvaccine_core.attack import prepare_attack
 from tvaccine_core.checkpoints import discard_checkpoints, last_step
 from tvaccine_core.config import PLAIN, AttackConfig, Defence, LabConfig
@@ -29,7 +30,6 @@ from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.errors import CancelledError, ConfigError
 from tvaccine_core.evaluation.drift import embedding_drift
 from tvaccine_core.evaluation.scores import evaluate_state, evaluation_examples
-from tvaccine_core.hooks import find_blocks
 from tvaccine_core.methods import load_method
 from tvaccine_core.models import LoadedModel, load_model
 from tvaccine_core.names import BASE, aligned_state, attacked_state, checkpoint_folder, repaired_state, state_folder

@@ -38,8 +38,8 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from tvaccine_core.anatomy import anatomy
 from tvaccine_core.errors import ConfigError, TrainingError, TVaccineError
-from tvaccine_core.hooks import anatomy
 
 PATIENCE = timedelta(days=7)
 """Longest wait for another process's word; what is dead is noticed by its closed connection, not by this."""

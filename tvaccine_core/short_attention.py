@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tvaccine_core import hooks
+from tvaccine_core.anatomy import Block
 
 LONGEST = 64
 """Tokens; from twice as many on the blockwise kernel is the faster."""
@@ -96,7 +97,7 @@ def _rotate_back(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return _rotate(x, cosines, _swap(sines))
 
 
-def short_attentions(blocks: Iterable[hooks.Block]) -> dict[nn.Module, Callable[..., Any]]:
+def short_attentions(blocks: Iterable[Block]) -> dict[nn.Module, Callable[..., Any]]:
     """Forwards for those attention modules of `blocks` that compute this function."""
     tables: dict[float, _Tables] = {}
     forwards: dict[nn.Module, Callable[..., Any]] = {}

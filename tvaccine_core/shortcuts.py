@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from tvaccine_core import hooks
+from tvaccine_core.anatomy import Anatomy
 from tvaccine_core.losses import IGNORED, LabelledTokens
 from tvaccine_core.randomness import isolated_randomness, without_dropout
 from tvaccine_core.records import MessageRecord
@@ -68,7 +69,7 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
     return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp_min(1e-30)).max())
 
 
-def find_shortcuts(parts: hooks.Anatomy) -> Shortcuts:
+def find_shortcuts(parts: Anatomy) -> Shortcuts:
     """Try them on the model of `parts`. Where there are no numbers, all are taken to be right.
 
     Several processes that hold a model's parts must call it together.
@@ -86,7 +87,7 @@ def find_shortcuts(parts: hooks.Anatomy) -> Shortcuts:
     return found
 
 
-def _try(parts: hooks.Anatomy, mlp: nn.Module | None, tokens: LabelledTokens) -> Shortcuts:
+def _try(parts: Anatomy, mlp: nn.Module | None, tokens: LabelledTokens) -> Shortcuts:
     limit = tolerance(parts.causal, 1e-3, 5e-2)
     name = type(parts.causal).__name__
     whole = tokens.whole()
@@ -125,7 +126,7 @@ def _try(parts: hooks.Anatomy, mlp: nn.Module | None, tokens: LabelledTokens) ->
     return Shortcuts(True, gathers, None, (MessageRecord(level="info", text=text),))
 
 
-def _random_tokens(parts: hooks.Anatomy, device: torch.device) -> LabelledTokens:
+def _random_tokens(parts: Anatomy, device: torch.device) -> LabelledTokens:
     """Rows of different lengths, padded at the end; labels with gaps, none in the last columns."""
     embedding: Any = parts.embedding
     generator = torch.Generator().manual_seed(0)
@@ -139,7 +140,7 @@ def _random_tokens(parts: hooks.Anatomy, device: torch.device) -> LabelledTokens
     return LabelledTokens.of(ids, mask, labels).to(device)
 
 
-def _logits(parts: hooks.Anatomy, tokens: LabelledTokens) -> Tensor:
+def _logits(parts: Anatomy, tokens: LabelledTokens) -> Tensor:
     causal: Any = parts.causal
     return causal(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False).logits
 

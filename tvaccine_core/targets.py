@@ -13,9 +13,9 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from tvaccine_core.anatomy import find_blocks
 from tvaccine_core.config import ALL_LINEAR
 from tvaccine_core.errors import ModelError
-from tvaccine_core.hooks import find_blocks
 
 
 def find_targets(model: nn.Module, wanted: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_models import build, make_batch, make_method
 
-from tvaccine_core.config import SFTConfig, TVaccineConfig, VaccineConfig
+from tvaccine_core.config import PlainConfig, SFTConfig, TVaccineConfig, VaccineConfig
 from tvaccine_core.errors import ConfigError
 from tvaccine_core.methods import METHODS, capabilities_of, load_method, worst_case_of
 from tvaccine_core.methods.base import Batch, MethodContext
@@ -18,6 +18,7 @@ CHOICES = ("sampled", "top_k", "uniform", "first", "last", "all")
 DRAWS: dict[str, Any] = {"num_layers": 2, "resample_every": 2, "rescore_every": 3, "probe_batch_size": 5}
 CONFIGS: dict[str, Any] = {
     "sft": SFTConfig(),
+    "plain": PlainConfig(),
     "vaccine": VaccineConfig(),
     **{f"tvaccine {choice}": TVaccineConfig(layer_choice=choice, **DRAWS) for choice in CHOICES},
 }
@@ -25,7 +26,7 @@ every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
 def test_every_method_is_looked_at() -> None:
-    assert {config.name for config in CONFIGS.values()} == set(METHODS)
+    assert {config.name for config in CONFIGS.values()} == {name for name, info in METHODS.items() if info.path}
 
 
 @every_config

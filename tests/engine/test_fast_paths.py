@@ -9,9 +9,9 @@ from tiny_models import build, make_batch, make_method, take_gradients, worst_er
 from torch import Tensor, nn
 
 from tvaccine_core import fast_paths
+from tvaccine_core.anatomy import find_blocks
 from tvaccine_core.config import LabConfig, ModelConfig, SFTConfig, TVaccineConfig, VaccineConfig
 from tvaccine_core.errors import ConfigError
-from tvaccine_core.hooks import find_blocks
 from tvaccine_core.lowrank import LowRankSum
 from tvaccine_core.merged import MergedLinear
 from tvaccine_core.methods.base import Batch, MethodContext

@@ -17,10 +17,10 @@ from tiny_models import (
 )
 from torch import nn
 
+from tvaccine_core.anatomy import find_blocks
 from tvaccine_core.bench.memory import SavedActivations
 from tvaccine_core.config import SFTConfig, TVaccineConfig
 from tvaccine_core.errors import DataError, ModelError
-from tvaccine_core.hooks import find_blocks
 from tvaccine_core.losses import LabelledTokens
 from tvaccine_core.lowrank import lean_adapters
 from tvaccine_core.methods.base import Batch

@@ -8,8 +8,9 @@ from tiny_models import build, make_batch, make_method, plain_two_passes, take_g
 from torch import Tensor, nn
 
 from tvaccine_core import short_attention
+from tvaccine_core.anatomy import find_blocks
 from tvaccine_core.config import TVaccineConfig
-from tvaccine_core.hooks import find_blocks, replace_forwards
+from tvaccine_core.hooks import replace_forwards
 from tvaccine_core.short_attention import LONGEST, RotaryAttention, short_attentions
 
 OF_ITS_FORM: dict[str, Any] = {"attention": "sdpa", "num_key_value_heads": 4, "max_position_embeddings": 256}

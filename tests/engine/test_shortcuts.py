@@ -10,8 +10,8 @@ from tiny_models import FAMILIES, build, make_batch, make_method, plain_loss, ta
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tvaccine_core.anatomy import anatomy, find_blocks
 from tvaccine_core.config import SFTConfig, TVaccineConfig
-from tvaccine_core.hooks import anatomy, find_blocks
 
 
 class PaddedShift(nn.Module):

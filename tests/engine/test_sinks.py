@@ -8,8 +8,9 @@ from test_passes import left_padded
 from tiny_models import FAMILIES, build, make_batch, make_method, take_gradients, worst_error
 from torch import Tensor, nn
 
-from tvaccine_core import hooks, sinks
+from tvaccine_core import sinks
 from tvaccine_core.activation_memory import Mode
+from tvaccine_core.anatomy import find_blocks
 from tvaccine_core.bench.memory import SavedActivations
 from tvaccine_core.config import SFTConfig
 from tvaccine_core.errors import ModelError
@@ -161,7 +162,7 @@ def test_attention_of_another_kind_is_refused_and_nothing_is_left_behind() -> No
             return hidden_states, None
 
     model = build()
-    layer: Any = hooks.find_blocks(model)[2].layer
+    layer: Any = find_blocks(model)[2].layer
     layer.self_attn.forward = Other().forward
     passes = make_method(SFTConfig(), model)[0].passes
     with passes.scope(torch.Generator()), pytest.raises(ModelError, match="does not go through transformers"):

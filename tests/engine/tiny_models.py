@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from tvaccine_core.activation_memory import Mode
-from tvaccine_core.hooks import find_blocks
+from tvaccine_core.anatomy import find_blocks
 from tvaccine_core.methods import load_method
 from tvaccine_core.methods.base import Batch, Method, MethodContext
 from tvaccine_core.records import Event

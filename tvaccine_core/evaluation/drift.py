@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from tvaccine_core.adapters import ModelStates
+from tvaccine_core.anatomy import anatomy
 from tvaccine_core.data.prompts import encode_prompts
 from tvaccine_core.evaluation.halving import in_batches
-from tvaccine_core.hooks import anatomy, hidden_of, last_column, record_output
+from tvaccine_core.hooks import hidden_of, last_column, record_output
 from tvaccine_core.records import DriftRecord
 
 

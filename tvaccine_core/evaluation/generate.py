@@ -22,10 +22,11 @@ from transformers import DynamicCache
 
 from tvaccine_core import fast_paths
 from tvaccine_core.adapters import ModelStates
+from tvaccine_core.anatomy import anatomy, find_blocks
 from tvaccine_core.data.prompts import encode_prompts
 from tvaccine_core.errors import CancelledError
 from tvaccine_core.evaluation.halving import in_batches
-from tvaccine_core.hooks import anatomy, find_blocks, last_column
+from tvaccine_core.hooks import last_column
 
 Row = tuple[str, str]
 """State and prompt (not yet rendered)."""
