@@ -24,7 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {"tvaccine": {"num_layers": 2, "resample_e
 PLAIN_STEPS = {"sft", "plain"}
 CONFIGS = {name: info.config(**SETTINGS.get(name, {})) for name, info in METHODS.items() if info.path}
 CONFIGS["tvaccine, paper's freezing"] = TVaccineConfig(freezing="layer", **SETTINGS["tvaccine"])
-PERTURBING = {name: config for name, config in CONFIGS.items() if name != "sft"}
+PERTURBING = {name: config for name, config in CONFIGS.items() if name not in PLAIN_STEPS}
 PARAMETERS = [
     pytest.param(config, checkpointing, id=f"{name}-{'checkpointing' if checkpointing else 'plain'}")
     for name, config in CONFIGS.items()

@@ -47,7 +47,9 @@ def train(
 ) -> tuple[list[Event], dict[str, Tensor]]:
     """Events and adapter after two steps."""
     method = load_method(config or SFTConfig())
-    events = list(fit(states.model, method, encoded, CONFIG, seed=3, pad_id=states.loaded.pad_id, **options))
+    events = list(
+        fit(states.model, method, {"alignment": encoded}, CONFIG, seed=3, pad_id=states.loaded.pad_id, **options)
+    )
     weights = {name: p.detach().clone() for name, p in states.model.named_parameters() if ".mine." in name}
     return events, weights
 
