@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,9 @@ class Shortcuts:
 
 NONE = Shortcuts(cuts=False, gathers=False, last_mlp=None)
 
-_found: WeakKeyDictionary[nn.Module, tuple[nn.Module | None, Shortcuts]] = WeakKeyDictionary()
-"""Causal model -> its last feed-forward half, and what was found."""
+_found: WeakKeyDictionary[nn.Module, tuple[ref[nn.Module] | None, bool, Shortcuts]] = WeakKeyDictionary()
+"""Causal model -> its last feed-forward half, whether that may run at labelled positions only, and the rest of what was
+found. A half is held weakly: it may hold its model, and a model that is let go must go."""
 
 
 def tolerance(model: nn.Module, full: float, rounded: float) -> float:
@@ -78,12 +79,13 @@ def find_shortcuts(parts: Anatomy) -> Shortcuts:
     device = next(parts.causal.parameters()).device
     if not has_numbers(parts.causal):
         return Shortcuts(cuts=True, gathers=True, last_mlp=mlp)
-    tried, known = _found.get(parts.causal, (None, None))
-    if known is not None and tried is mlp:
-        return known
+    if parts.causal in _found:
+        tried, alone, known = _found[parts.causal]
+        if (tried and tried()) is mlp:
+            return replace(known, last_mlp=mlp if alone else None)
     with torch.no_grad(), isolated_randomness(device, 0), without_dropout(parts.causal):
         found = _try(parts, mlp, _random_tokens(parts, device))
-    _found[parts.causal] = mlp, found
+    _found[parts.causal] = mlp and ref(mlp), found.last_mlp is not None, replace(found, last_mlp=None)
     return found
 
 

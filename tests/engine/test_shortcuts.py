@@ -1,5 +1,7 @@
 """What a pass leaves out is tried on the model: parts that mix tokens get the plain gradients."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -207,3 +209,18 @@ def test_shapes_without_numbers_are_believed() -> None:
     assert (found.cuts, found.gathers) == (True, True)
     assert found.last_mlp is not None
     assert not found.notes
+
+
+def test_what_was_found_keeps_no_model_alive() -> None:
+    """A divided model's parts know their model; one that outlives the processes' connection would end them badly."""
+    parts = anatomy(build())
+    model = parts.causal
+    mlp = parts.blocks[-1].mlp
+    assert mlp is not None
+    mlp.__dict__["model"] = model
+    assert find_shortcuts(parts).last_mlp is mlp
+    assert find_shortcuts(parts).last_mlp is mlp, "found before"
+    gone = weakref.ref(model)
+    del model, parts, mlp
+    gc.collect()
+    assert gone() is None

@@ -16,13 +16,15 @@ from test_engine import (
     ALIGN_STEPS,
     ATTACK_STEPS,
     CONFIG,
-    METHOD,
     attack,
     losses,
     run_all,
     scores,
     state_hash,
     whole_run,
+)
+from test_engine import (
+    ALIGNED as ALIGN_PARAMS,
 )
 
 from tvaccine_core import models
@@ -63,7 +65,7 @@ def finished(store: Store, engine: TorchEngine) -> str:
 def queued(store: Store) -> tuple[str, str]:
     """A run and its alignment."""
     run_id = store.create_run(CONFIG)
-    return run_id, store.enqueue(run_id, "align", METHOD)
+    return run_id, store.enqueue(run_id, "align", ALIGN_PARAMS)
 
 
 def equal(store: Store, first: str, second: str, state: str = ALIGNED) -> bool:
@@ -281,7 +283,7 @@ def test_a_base_that_was_damaged_between_two_jobs_is_named(
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
         config = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"name": str(folder)})})
-        job_id = store.enqueue(store.create_run(config), "align", METHOD)
+        job_id = store.enqueue(store.create_run(config), "align", ALIGN_PARAMS)
         worker.run_one()
         assert store.job(job_id).state == "failed"
         assert message in (store.job(job_id).error or "")
