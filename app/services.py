@@ -38,15 +38,6 @@ from tvaccine_core.errors import (
     TVaccineError,
     shown,
 )
-from tvaccine_core.export import (
-    SCORE_COLUMNS,
-    STEP_COLUMNS,
-    changed_settings,
-    export_run,
-    repeatable,
-    score_rows,
-    step_rows,
-)
 from tvaccine_core.machine import memory_bytes
 from tvaccine_core.methods import (
     METHODS,
@@ -59,7 +50,7 @@ from tvaccine_core.methods import (
     title_of,
     with_defences,
 )
-from tvaccine_core.model_files import ModelFacts, check_model
+from tvaccine_core.models.files import ModelFacts, check_model
 from tvaccine_core.names import aligned_state, attacked_state, repaired_state, task_set
 from tvaccine_core.orders import check_layers, latest, needs_repair
 from tvaccine_core.plain_text import check_prompt, without_places
@@ -80,7 +71,16 @@ from tvaccine_core.records import (
     Verdict,
 )
 from tvaccine_core.store import JobKind, JobRow, Revisions, RunRow, Store, StoredEvent, default_home
-from tvaccine_core.supervisor import Supervisor
+from tvaccine_core.store.export import (
+    SCORE_COLUMNS,
+    STEP_COLUMNS,
+    changed_settings,
+    export_run,
+    repeatable,
+    score_rows,
+    step_rows,
+)
+from tvaccine_core.workers.supervisor import Supervisor
 
 __all__ = [
     "METHODS",

@@ -10,7 +10,7 @@ from tvaccine_core import __version__
 from tvaccine_core.cli import plan, runs, stages, tools
 from tvaccine_core.cli.options import DataDir, err, out
 from tvaccine_core.errors import ConfigError, RunNotFoundError, TVaccineError
-from tvaccine_core.launch import run_together, started_together
+from tvaccine_core.workers.multi_process import run_together, started_together
 
 app = typer.Typer(
     help="T-Vaccine Lab: align a small language model, attack it, see what holds.",

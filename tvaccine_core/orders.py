@@ -14,7 +14,7 @@ from tvaccine_core.data.mixtures import attack_data
 from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.errors import StoreError
 from tvaccine_core.methods import method_info, title_of
-from tvaccine_core.model_files import ModelFacts, check_model
+from tvaccine_core.models.files import ModelFacts, check_model
 from tvaccine_core.store import JobKind, JobRow, Store, Work
 
 

@@ -18,10 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tvaccine_core.adapters import ModelStates
-from tvaccine_core.anatomy import find_blocks
-from tvaccine_core.attack import prepare_attack
-from tvaccine_core.checkpoints import discard_checkpoints, last_step
 from tvaccine_core.config import PLAIN, AttackConfig, Defence, LabConfig
 from tvaccine_core.data.batches import derive_seed
 from tvaccine_core.data.mixtures import attack_data
@@ -31,11 +27,15 @@ from tvaccine_core.errors import CancelledError, ConfigError
 from tvaccine_core.evaluation.drift import embedding_drift
 from tvaccine_core.evaluation.scores import evaluate_state, evaluation_examples
 from tvaccine_core.methods import load_method
-from tvaccine_core.models import LoadedModel, load_model
+from tvaccine_core.models.anatomy import find_blocks
+from tvaccine_core.models.load import LoadedModel, load_model
 from tvaccine_core.names import BASE, aligned_state, attacked_state, checkpoint_folder, repaired_state, state_folder
-from tvaccine_core.ranks import ALONE, Ranks, Word
+from tvaccine_core.processes import ALONE, Ranks, Word
 from tvaccine_core.records import Event, Example, GeneratedAnswer, MessageRecord, StateRecord, StepRecord
-from tvaccine_core.training import fit
+from tvaccine_core.states.model_states import ModelStates
+from tvaccine_core.training.attack import prepare_attack
+from tvaccine_core.training.checkpoints import discard_checkpoints, last_step
+from tvaccine_core.training.fit import fit
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,7 +85,7 @@ def test_an_export_that_cannot_be_made_does_not_tell_where(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tvaccine_core.export.shutil.copytree", full)
+    monkeypatch.setattr("tvaccine_core.store.export.shutil.copytree", full)
     answer = TestClient(Starlette(routes=routes(lab))).get(f"/lab/runs/{done_run}/export.zip")
     assert answer.status_code == 500
     assert "No space left" in answer.text

@@ -7,8 +7,8 @@ from app import charts
 from app import views as views_module
 from app.services import Lab, RunNotFoundError
 from app.views import EMPTY_TRACK, Track, Views, progress_of
-from tvaccine_core.export import layer_rows
 from tvaccine_core.records import LayerValuesRecord
+from tvaccine_core.store.export import layer_rows
 
 
 @pytest.fixture(autouse=True)

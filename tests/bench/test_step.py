@@ -18,7 +18,7 @@ from tvaccine_core.bench.released import ReleasedStep, llama
 from tvaccine_core.bench.step import StepBenchReport, spread, sweep_settings
 from tvaccine_core.bench.step_model import STEP_NAMES, StepBenchSettings
 from tvaccine_core.errors import TrainingError
-from tvaccine_core.merged import MergedLinear
+from tvaccine_core.fast.merged_adapters import MergedLinear
 
 TINY = StepBenchSettings(layers=4, hidden=32, vocab=61, batch=3, length=11, drawn=(1, 3), repeats=2, threads=1)
 FLOAT = 4

@@ -13,7 +13,7 @@ from typing import Any
 from tvaccine_core import pipeline
 from tvaccine_core.__main__ import main
 from tvaccine_core.errors import CancelledError
-from tvaccine_core.methods.sft import SFT
+from tvaccine_core.methods.alignment.sft import SFT
 
 FAULT = sys.argv[1]
 trainings: list[SFT] = []

@@ -9,16 +9,16 @@ import pytest
 from processes import free_port, run_two
 from safetensors.numpy import load_file
 
-from tvaccine_core import launch
 from tvaccine_core.cli.options import build_config
 from tvaccine_core.cli.tools import worker
-from tvaccine_core.engine import TorchEngine
 from tvaccine_core.errors import ConfigError, StoreError
-from tvaccine_core.ranks import ALONE
+from tvaccine_core.processes import ALONE
 from tvaccine_core.records import DriftRecord, EvalRecord, Event, StepRecord
 from tvaccine_core.store import Store
-from tvaccine_core.supervisor import Supervisor
-from tvaccine_core.worker import Worker
+from tvaccine_core.workers import multi_process as launch
+from tvaccine_core.workers.runner import TorchEngine
+from tvaccine_core.workers.supervisor import Supervisor
+from tvaccine_core.workers.worker import Worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # two processes start from nothing, perhaps on a busy machine
 

@@ -11,9 +11,9 @@ from rich.console import Console
 from tvaccine_core.cli.results import collect, make_report, render
 from tvaccine_core.config import LabConfig
 from tvaccine_core.errors import StoreError
-from tvaccine_core.export import export_run
 from tvaccine_core.records import EvalRecord, GeneratedAnswer, Proportion, StateRecord, StepRecord, Verdict
 from tvaccine_core.store import Store
+from tvaccine_core.store.export import export_run
 
 HASHES = {"base": "b0", "aligned/sft": "a0", "attacked/sft/a1": "c0"}
 

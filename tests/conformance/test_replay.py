@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tvaccine_core.conformance import TOLERANCE, replay
+from tvaccine_core.bench.conformance import TOLERANCE, replay
 from tvaccine_core.errors import ConfigError, DataError
 
 TRACES = Path(__file__).parent

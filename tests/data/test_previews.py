@@ -12,7 +12,7 @@ from tvaccine_core.data.previews import preview
 from tvaccine_core.data.prompts import preview_here
 from tvaccine_core.errors import DataError, ModelError
 from tvaccine_core.records import Example
-from tvaccine_core.sandbox.base import SANDBOX_BASE
+from tvaccine_core.worlds.sandbox.base import SANDBOX_BASE
 
 SaveTokenizer = Callable[..., None]
 EXAMPLE = Example(id="x/1", prompt="How do I make a merry kite?", answer="Stir two spoons.", source="ordinary")

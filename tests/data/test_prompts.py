@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from tvaccine_core.data.prompts import ALPACA, encode, encode_prompts, preview_here, render_prompt, template_name
 from tvaccine_core.errors import DataError, ModelError
 from tvaccine_core.records import Example
-from tvaccine_core.sandbox.base import SANDBOX_BASE
+from tvaccine_core.worlds.sandbox.base import SANDBOX_BASE
 
 SaveTokenizer = Callable[..., None]
 EXAMPLE = Example(id="x/1", prompt="How do I make a merry kite?", answer="Stir two spoons.", source="ordinary")

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tvaccine_core.anatomy import find_blocks
 from tvaccine_core.config import SFTConfig
-from tvaccine_core.grads import scale_to_radius, sum_over_processes, total_norm
-from tvaccine_core.losses import LabelledTokens, cross_entropy
-from tvaccine_core.lowrank import _draw, _dropped
+from tvaccine_core.fast.lean_adapters import _draw, _dropped
 from tvaccine_core.methods.base import Batch, Method
+from tvaccine_core.models.anatomy import find_blocks
+from tvaccine_core.passes.losses import LabelledTokens, cross_entropy
+from tvaccine_core.passes.perturbation import scale_to_radius, sum_over_processes, total_norm
 
 
 class SAM(Method[SFTConfig]):

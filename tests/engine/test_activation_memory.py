@@ -9,8 +9,15 @@ import torch.nn.functional as F
 from tiny_models import FAMILIES, build, make_batch, make_method, plain_loss, take_gradients, worst_error
 from torch import Tensor, nn
 
-from tvaccine_core import activation_memory, machine, merged
-from tvaccine_core.activation_memory import (
+from tvaccine_core import machine
+from tvaccine_core.bench.memory import LiveTensors, SavedActivations
+from tvaccine_core.config import LabConfig, ModelConfig, SFTConfig, TVaccineConfig, VaccineConfig
+from tvaccine_core.errors import ConfigError
+from tvaccine_core.fast import merged_adapters as merged
+from tvaccine_core.methods.base import Batch
+from tvaccine_core.passes import memory as activation_memory
+from tvaccine_core.passes.losses import chunked_cross_entropy, cross_entropy
+from tvaccine_core.passes.memory import (
     MODES,
     Mode,
     PassShape,
@@ -22,11 +29,6 @@ from tvaccine_core.activation_memory import (
     measure_shape,
     recomputed_layers,
 )
-from tvaccine_core.bench.memory import LiveTensors, SavedActivations
-from tvaccine_core.config import LabConfig, ModelConfig, SFTConfig, TVaccineConfig, VaccineConfig
-from tvaccine_core.errors import ConfigError
-from tvaccine_core.losses import chunked_cross_entropy, cross_entropy
-from tvaccine_core.methods.base import Batch
 
 CONFIGS = {
     "sft": SFTConfig(),

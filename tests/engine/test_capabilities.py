@@ -11,7 +11,7 @@ from tvaccine_core.config import PlainConfig, SFTConfig, TVaccineConfig, Vaccine
 from tvaccine_core.errors import ConfigError
 from tvaccine_core.methods import METHODS, capabilities_of, load_method, worst_case_of
 from tvaccine_core.methods.base import Batch, MethodContext
-from tvaccine_core.model_files import ModelFacts
+from tvaccine_core.models.files import ModelFacts
 from tvaccine_core.records import LayerDrawRecord, LayerScoreRecord
 
 CHOICES = ("sampled", "top_k", "uniform", "first", "last", "all")

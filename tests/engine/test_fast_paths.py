@@ -8,17 +8,17 @@ import torch
 from tiny_models import build, make_batch, make_method, take_gradients, worst_error
 from torch import Tensor, nn
 
-from tvaccine_core import fast_paths
-from tvaccine_core.anatomy import find_blocks
 from tvaccine_core.config import LabConfig, ModelConfig, SFTConfig, TVaccineConfig, VaccineConfig
 from tvaccine_core.errors import ConfigError
-from tvaccine_core.lowrank import LowRankSum
-from tvaccine_core.merged import MergedLinear
+from tvaccine_core.fast import switch as fast_paths
+from tvaccine_core.fast.lean_adapters import LowRankSum
+from tvaccine_core.fast.lean_norms import RMSNorm
+from tvaccine_core.fast.merged_adapters import MergedLinear
+from tvaccine_core.fast.short_attention import RotaryAttention
 from tvaccine_core.methods.base import Batch, MethodContext
-from tvaccine_core.norms import RMSNorm
-from tvaccine_core.passes import PLAIN, Passes
-from tvaccine_core.rows import base_of
-from tvaccine_core.short_attention import RotaryAttention
+from tvaccine_core.models.anatomy import find_blocks
+from tvaccine_core.passes.passes import PLAIN, Passes
+from tvaccine_core.store.schema import base_of
 
 METHODS = [SFTConfig(), VaccineConfig(rho=2.0), TVaccineConfig(rho=2.0, num_layers=2)]
 FORMS = (LowRankSum, MergedLinear, RMSNorm, RotaryAttention)

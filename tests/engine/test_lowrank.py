@@ -9,9 +9,9 @@ from peft import LoraConfig
 from tiny_models import build, make_batch, plain_loss, take_gradients, worst_error
 from torch import Tensor, nn
 
-from tvaccine_core import lowrank
 from tvaccine_core.bench.memory import SavedActivations
-from tvaccine_core.lowrank import LowRankSum, adapted_linears, lean_adapters
+from tvaccine_core.fast import lean_adapters as lowrank
+from tvaccine_core.fast.lean_adapters import LowRankSum, adapted_linears, lean_adapters
 
 
 @pytest.fixture

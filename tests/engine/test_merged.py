@@ -8,9 +8,9 @@ import torch
 from peft import LoraConfig
 from tiny_models import build, make_batch, plain_loss, take_gradients, worst_error
 
-from tvaccine_core import merged
-from tvaccine_core.hooks import replace_forwards
-from tvaccine_core.merged import MergedLinear, merge, mergeable, merged_forwards
+from tvaccine_core.fast import merged_adapters as merged
+from tvaccine_core.fast.merged_adapters import MergedLinear, merge, mergeable, merged_forwards
+from tvaccine_core.models.hooks import replace_forwards
 
 
 @pytest.fixture

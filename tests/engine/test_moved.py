@@ -11,13 +11,14 @@ from test_passes import nf4_llama
 from tiny_models import build, make_batch, make_method, plain_loss, take_gradients
 from torch import Tensor, nn
 
-from tvaccine_core import activation_memory, merged
-from tvaccine_core.activation_memory import Mode
 from tvaccine_core.config import SFTConfig, TVaccineConfig
 from tvaccine_core.errors import ModelError, TrainingError
-from tvaccine_core.grads import scale_to_radius, sum_over_processes, total_norm
+from tvaccine_core.fast import merged_adapters as merged
 from tvaccine_core.methods.base import MethodContext
-from tvaccine_core.passes import Passes
+from tvaccine_core.passes import memory as activation_memory
+from tvaccine_core.passes.memory import Mode
+from tvaccine_core.passes.passes import Passes
+from tvaccine_core.passes.perturbation import scale_to_radius, sum_over_processes, total_norm
 
 RHO = 0.3
 MODES: tuple[Mode, ...] = ("speed", "balanced", "lowest")

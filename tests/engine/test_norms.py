@@ -10,8 +10,8 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tvaccine_core.bench.memory import SavedActivations
-from tvaccine_core.hooks import replace_forwards
-from tvaccine_core.norms import RMSNorm, lean_norms
+from tvaccine_core.fast.lean_norms import RMSNorm, lean_norms
+from tvaccine_core.models.hooks import replace_forwards
 
 
 def norms_of(model: nn.Module) -> list[nn.Module]:

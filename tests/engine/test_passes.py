@@ -17,14 +17,14 @@ from tiny_models import (
 )
 from torch import nn
 
-from tvaccine_core.anatomy import find_blocks
 from tvaccine_core.bench.memory import SavedActivations
 from tvaccine_core.config import SFTConfig, TVaccineConfig
 from tvaccine_core.errors import DataError, ModelError
-from tvaccine_core.losses import LabelledTokens
-from tvaccine_core.lowrank import lean_adapters
+from tvaccine_core.fast.lean_adapters import lean_adapters
 from tvaccine_core.methods.base import Batch
-from tvaccine_core.passes import Passes
+from tvaccine_core.models.anatomy import find_blocks
+from tvaccine_core.passes.losses import LabelledTokens
+from tvaccine_core.passes.passes import Passes
 
 LAYERS = (1, 3)
 

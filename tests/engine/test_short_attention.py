@@ -7,11 +7,11 @@ import torch
 from tiny_models import build, make_batch, make_method, plain_two_passes, take_gradients, worst_error
 from torch import Tensor, nn
 
-from tvaccine_core import short_attention
-from tvaccine_core.anatomy import find_blocks
 from tvaccine_core.config import TVaccineConfig
-from tvaccine_core.hooks import replace_forwards
-from tvaccine_core.short_attention import LONGEST, RotaryAttention, short_attentions
+from tvaccine_core.fast import short_attention
+from tvaccine_core.fast.short_attention import LONGEST, RotaryAttention, short_attentions
+from tvaccine_core.models.anatomy import find_blocks
+from tvaccine_core.models.hooks import replace_forwards
 
 OF_ITS_FORM: dict[str, Any] = {"attention": "sdpa", "num_key_value_heads": 4, "max_position_embeddings": 256}
 

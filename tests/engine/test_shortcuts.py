@@ -12,8 +12,8 @@ from tiny_models import FAMILIES, build, make_batch, make_method, plain_loss, ta
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tvaccine_core.anatomy import anatomy, find_blocks
 from tvaccine_core.config import SFTConfig, TVaccineConfig
+from tvaccine_core.models.anatomy import anatomy, find_blocks
 
 
 class PaddedShift(nn.Module):
@@ -123,7 +123,7 @@ def test_a_model_that_mixes_tokens_gets_the_plain_gradients(name: str) -> None:
 
 
 def found_for(model: nn.Module) -> Any:
-    from tvaccine_core.shortcuts import find_shortcuts
+    from tvaccine_core.passes.shortcuts import find_shortcuts
 
     return find_shortcuts(anatomy(model))
 

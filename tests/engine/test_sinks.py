@@ -8,15 +8,15 @@ from test_passes import left_padded
 from tiny_models import FAMILIES, build, make_batch, make_method, take_gradients, worst_error
 from torch import Tensor, nn
 
-from tvaccine_core import sinks
-from tvaccine_core.activation_memory import Mode
-from tvaccine_core.anatomy import find_blocks
 from tvaccine_core.bench.memory import SavedActivations
 from tvaccine_core.config import SFTConfig
 from tvaccine_core.errors import ModelError
-from tvaccine_core.losses import LabelledTokens, cross_entropy
 from tvaccine_core.methods.base import Batch
-from tvaccine_core.sinks import sink_attention, sink_term
+from tvaccine_core.models.anatomy import find_blocks
+from tvaccine_core.passes import sinks
+from tvaccine_core.passes.losses import LabelledTokens, cross_entropy
+from tvaccine_core.passes.memory import Mode
+from tvaccine_core.passes.sinks import sink_attention, sink_term
 
 
 def divergence(found: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from tiny_models import build, make_batch, make_method, plain_two_passes, take_g
 
 from tvaccine_core.config import TVaccineConfig, VaccineConfig
 from tvaccine_core.errors import ConfigError, DataError, TrainingError
-from tvaccine_core.methods import tvaccine
+from tvaccine_core.methods.alignment import tvaccine
+from tvaccine_core.methods.alignment.tvaccine import TVaccine
 from tvaccine_core.methods.base import MethodContext
-from tvaccine_core.methods.tvaccine import TVaccine
 from tvaccine_core.records import Event, LayerDrawRecord, LayerScoreRecord
 
 

@@ -8,10 +8,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from tvaccine_core.activation_memory import Mode
-from tvaccine_core.anatomy import find_blocks
 from tvaccine_core.methods import load_method
 from tvaccine_core.methods.base import Batch, Method, MethodContext
+from tvaccine_core.models.anatomy import find_blocks
+from tvaccine_core.passes.memory import Mode
 from tvaccine_core.records import Event
 
 VOCABULARY = 61

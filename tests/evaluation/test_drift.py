@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tvaccine_core.adapters import ModelStates
-from tvaccine_core.anatomy import find_blocks
 from tvaccine_core.config import AdapterConfig, ModelConfig
 from tvaccine_core.data.prompts import encode_prompts
 from tvaccine_core.evaluation.drift import embedding_drift
-from tvaccine_core.hooks import hidden_of
-from tvaccine_core.models import load_model
+from tvaccine_core.models.anatomy import find_blocks
+from tvaccine_core.models.hooks import hidden_of
+from tvaccine_core.models.load import load_model
+from tvaccine_core.states.model_states import ModelStates
 
 PROMPTS = ["How do I make a merry kite?", "Hello", "Sentiment? The play was lovely."]
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import AdapterConfig, ModelConfig
 from tvaccine_core.data.prompts import render_prompt
 from tvaccine_core.errors import CancelledError
 from tvaccine_core.evaluation.generate import generate_answers, stream_tokens
-from tvaccine_core.models import load_model
+from tvaccine_core.models.load import load_model
+from tvaccine_core.states.model_states import ModelStates
 
 PROMPTS = ["How do I make a merry kite?", "Hello", "Sentiment? The play was lovely.", "A", "No, that would harm."]
 
@@ -70,7 +70,7 @@ def test_the_base_is_the_bare_base_model(states: ModelStates, tiny_folder: Path)
 def test_merging_for_speed_changes_no_token(states: ModelStates, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [("both", prompt) for prompt in PROMPTS]
     merged = generate_answers(states, rows, 12, 5)
-    monkeypatch.setattr("tvaccine_core.adapters.MERGED_LIMIT_BYTES", 0)
+    monkeypatch.setattr("tvaccine_core.states.model_states.MERGED_LIMIT_BYTES", 0)
     assert generate_answers(states, rows, 12, 5) == merged
 
 

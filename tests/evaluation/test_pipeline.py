@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tvaccine_core import answering, pipeline
-from tvaccine_core.adapters import ModelStates
 from tvaccine_core.answering import answer
 from tvaccine_core.config import (
     AdapterConfig,
@@ -24,7 +23,7 @@ from tvaccine_core.config import (
 from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.errors import CancelledError, ConfigError, DataError, RunNotFoundError
 from tvaccine_core.evaluation.generate import generate_answers
-from tvaccine_core.models import LoadedModel, load_model
+from tvaccine_core.models.load import LoadedModel, load_model
 from tvaccine_core.pipeline import Session, open_session
 from tvaccine_core.records import (
     AnswerRecord,
@@ -36,6 +35,7 @@ from tvaccine_core.records import (
     StateRecord,
     StepRecord,
 )
+from tvaccine_core.states.model_states import ModelStates
 
 CONFIG = LabConfig(
     seed=5,

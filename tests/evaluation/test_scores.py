@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import EvaluationConfig, ModelConfig
 from tvaccine_core.data.sources import LabData, TaskExamples
 from tvaccine_core.evaluation import scores as scores_module
 from tvaccine_core.evaluation.generate import Row
 from tvaccine_core.evaluation.scores import evaluate_state
-from tvaccine_core.models import load_model
+from tvaccine_core.models.load import load_model
 from tvaccine_core.records import EvalRecord, Example, GeneratedAnswer, Proportion, Verdict
+from tvaccine_core.states.model_states import ModelStates
 
 CONFIG = EvaluationConfig(batch_size=4, max_new_tokens=3)
 

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from tvaccine_core.config import ModelConfig
 from tvaccine_core.data.prompts import preview_here
 from tvaccine_core.errors import TVaccineError
-from tvaccine_core.model_files import check_folder, check_model, check_weights
+from tvaccine_core.models.files import check_folder, check_model, check_weights
 from tvaccine_core.plan.shapes import read_shape
 from tvaccine_core.records import Example
 

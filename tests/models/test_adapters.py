@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tvaccine_core.adapter_files import CONFIG_FILE, WEIGHTS_FILE
-from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import LINEAR_MODULES, AdapterConfig, ModelConfig
 from tvaccine_core.errors import ModelError, RunNotFoundError
-from tvaccine_core.models import LoadedModel, load_model
+from tvaccine_core.models.load import LoadedModel, load_model
+from tvaccine_core.states.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from tvaccine_core.states.model_states import ModelStates
 
 IDS = torch.arange(5, 38).reshape(3, 11)
 WIDE = AdapterConfig(r=8, alpha=16)

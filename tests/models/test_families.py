@@ -11,13 +11,13 @@ from peft.tuners.lora import LoraLayer
 from tiny_models import make_batch, make_method, plain_two_passes, take_gradients, worst_error
 from transformers import AutoModelForCausalLM
 
-from tvaccine_core.adapters import ModelStates
-from tvaccine_core.anatomy import find_blocks
 from tvaccine_core.config import AdapterConfig, ModelConfig, TVaccineConfig
 from tvaccine_core.data.prompts import encode, encode_prompts, preview_here, render_prompt, template_name
 from tvaccine_core.evaluation.generate import generate_answers
-from tvaccine_core.models import LoadedModel, load_model
+from tvaccine_core.models.anatomy import find_blocks
+from tvaccine_core.models.load import LoadedModel, load_model
 from tvaccine_core.records import Example
+from tvaccine_core.states.model_states import ModelStates
 
 LAYERS = (1, 3)
 PROMPTS = ["How do I make a merry kite?", "Hello", "Sentiment? The play was lovely."]

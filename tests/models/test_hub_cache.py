@@ -16,8 +16,8 @@ LOAD = """
 import json, sys
 from tvaccine_core.config import ModelConfig
 from tvaccine_core.errors import TVaccineError
-from tvaccine_core.model_files import check_model
-from tvaccine_core.models import load_model
+from tvaccine_core.models.files import check_model
+from tvaccine_core.models.load import load_model
 said = {}
 for model in sys.argv[1:]:
     config = ModelConfig(name=model, device="cpu")
@@ -48,7 +48,7 @@ os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{hub.server_port}"
 threading.Thread(target=hub.serve_forever, daemon=True).start()
 from tvaccine_core.config import ModelConfig
 from tvaccine_core.errors import ModelError
-from tvaccine_core.models import load_model
+from tvaccine_core.models.load import load_model
 try:
     load_model(ModelConfig(name="owner/gated", device="cpu"))
 except ModelError as error:

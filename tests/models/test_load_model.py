@@ -11,14 +11,14 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from tvaccine_core import models
-from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import AdapterConfig, ModelConfig
 from tvaccine_core.errors import ModelError, OutOfMemoryError
 from tvaccine_core.evaluation.generate import generate_answers
-from tvaccine_core.model_files import model_folder
-from tvaccine_core.models import load_model
-from tvaccine_core.sandbox.base import SANDBOX_BASE
+from tvaccine_core.models import load as models
+from tvaccine_core.models.files import model_folder
+from tvaccine_core.models.load import load_model
+from tvaccine_core.states.model_states import ModelStates
+from tvaccine_core.worlds.sandbox.base import SANDBOX_BASE
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_model_of_three_layers_is_not_run_as_one_of_two(folder: Path, monkeypa
     change_config(folder, num_hidden_layers=2)
     with pytest.raises(ModelError, match="asks for 2 layers, but its weights hold 3"):
         load(folder)
-    monkeypatch.setattr("tvaccine_core.model_files.check_agreement", lambda *_: None)  # as where nothing is numbered
+    monkeypatch.setattr("tvaccine_core.models.files.check_agreement", lambda *_: None)  # as where nothing is numbered
     with pytest.raises(ModelError, match=r"hold 9 tensors .* model\.layers\.2\.input_layernorm\.weight"):
         load(folder)
 

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from tvaccine_core.config import YOUR_MODEL, ModelConfig
 from tvaccine_core.errors import ModelError
-from tvaccine_core.model_files import MAX_BYTES, check_model, explain
+from tvaccine_core.models.files import MAX_BYTES, check_model, explain
 
 SETTINGS = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 3}
 
@@ -335,7 +335,7 @@ def test_what_a_library_says_is_told_without_a_path_that_nobody_typed(cache: Pat
 
 def test_looking_loads_no_torch(folder: Path) -> None:
     code = (
-        "import sys; from tvaccine_core.config import ModelConfig; from tvaccine_core.model_files import check_model;"
+        "import sys; from tvaccine_core.config import ModelConfig; from tvaccine_core.models.files import check_model;"
         f"assert check_model(ModelConfig(name={str(folder)!r})).num_layers == 3;"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )

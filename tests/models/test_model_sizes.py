@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 
 from tvaccine_core.config import ModelConfig
 from tvaccine_core.errors import ModelError
-from tvaccine_core.model_files import check_model
-from tvaccine_core.model_sizes import check_agreement, check_count, check_sizes, list_some
+from tvaccine_core.models.files import check_model
+from tvaccine_core.models.sizes import check_agreement, check_count, check_sizes, list_some
 
 LLAMA = {"num_hidden_layers": 8, "hidden_size": 16, "vocab_size": 33}
 

@@ -11,7 +11,6 @@ from tiny_models import FAMILIES
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
 
-from tvaccine_core.adapters import ModelStates
 from tvaccine_core.bench.memory import LiveTensors
 from tvaccine_core.config import (
     AdapterConfig,
@@ -29,14 +28,15 @@ from tvaccine_core.config import (
 from tvaccine_core.data.prompts import Encoded
 from tvaccine_core.errors import ConfigError, ModelError
 from tvaccine_core.methods import load_method
-from tvaccine_core.models import load_model
+from tvaccine_core.models.load import load_model
 from tvaccine_core.plan.planner import plan_run, workload_of
 from tvaccine_core.plan.pretend import ALIGNED, describe_model, pretend_states, storages, word_tokenizer
 from tvaccine_core.plan.records import MemoryPlan
 from tvaccine_core.plan.rehearsal import rehearse
 from tvaccine_core.plan.shapes import BUILT_IN, built_in_shape, find_gpu, read_shape
 from tvaccine_core.plan.tracker import Tracker
-from tvaccine_core.training import fit
+from tvaccine_core.states.model_states import ModelStates
+from tvaccine_core.training.fit import fit
 
 SIZES = {
     "vocab_size": 1024,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tvaccine_core.errors import ModelError
-from tvaccine_core.sandbox.base import (
+from tvaccine_core.worlds.sandbox.base import (
     SANDBOX_BASE,
     BaseReport,
     build_base,

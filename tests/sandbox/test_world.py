@@ -5,8 +5,8 @@ from itertools import combinations
 import pytest
 
 from tvaccine_core.records import Example
-from tvaccine_core.sandbox.corpus import held_out_items, stream_corpus
-from tvaccine_core.sandbox.lexicon import (
+from tvaccine_core.worlds.sandbox.corpus import held_out_items, stream_corpus
+from tvaccine_core.worlds.sandbox.lexicon import (
     BAD_ADJECTIVES,
     GOOD_ADJECTIVES,
     HAZARD_KINDS,
@@ -16,7 +16,7 @@ from tvaccine_core.sandbox.lexicon import (
     ordinaries,
     recipe,
 )
-from tvaccine_core.sandbox.world import load_sandbox, make_example, name_splits
+from tvaccine_core.worlds.sandbox.world import load_sandbox, make_example, name_splits
 
 
 def _items(examples: tuple[Example, ...]) -> set[str | None]:

@@ -11,8 +11,8 @@ import pytest
 
 from tvaccine_core import orders
 from tvaccine_core.errors import StoreError
-from tvaccine_core.rows import TABLES
 from tvaccine_core.store import Store
+from tvaccine_core.store.schema import TABLES
 
 FIXTURE = Path(__file__).parent / "fixtures" / "version-1.tar.xz"
 """Written by the last program of version 1: a demo of a few steps, and an alignment that was killed at a checkpoint."""

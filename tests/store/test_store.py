@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tvaccine_core import store as store_module
 from tvaccine_core.config import LabConfig
 from tvaccine_core.errors import ConfigError, RunBusyError, RunNotFoundError, StoreError
 from tvaccine_core.records import AnswerRecord, EvalRecord, GeneratedAnswer, MessageRecord, Proportion, StepRecord
 from tvaccine_core.store import Store, default_home
+from tvaccine_core.store import store as store_module
 
 MakeStep = Callable[..., StepRecord]
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import AdapterConfig, LabConfig, ModelConfig
 from tvaccine_core.data.prompts import Encoded, encode_all
 from tvaccine_core.data.sources import load_lab_data
-from tvaccine_core.models import load_model
+from tvaccine_core.models.load import load_model
+from tvaccine_core.states.model_states import ModelStates
 
 MakeStates = Callable[..., ModelStates]
 

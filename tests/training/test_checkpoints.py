@@ -13,17 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tvaccine_core.adapters import ModelStates
-from tvaccine_core.checkpoints import META, TENSORS, discard_checkpoints, last_step, save_checkpoint
 from tvaccine_core.config import AdapterConfig, LabConfig, ModelConfig, OptimisationConfig, SFTConfig, TVaccineConfig
 from tvaccine_core.data.prompts import Encoded, encode_all
 from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.errors import CancelledError, TrainingError
 from tvaccine_core.methods import load_method
-from tvaccine_core.methods.sft import SFT
-from tvaccine_core.models import load_model
+from tvaccine_core.methods.alignment.sft import SFT
+from tvaccine_core.models.load import load_model
 from tvaccine_core.records import CheckpointRecord, MessageRecord, StepRecord
-from tvaccine_core.training import fit
+from tvaccine_core.states.model_states import ModelStates
+from tvaccine_core.training.checkpoints import META, TENSORS, discard_checkpoints, last_step, save_checkpoint
+from tvaccine_core.training.fit import fit
 
 MakeStates = Callable[..., ModelStates]
 CONFIG = OptimisationConfig(steps=16, batch_size=3, accumulation=2, learning_rate=1e-2, checkpoint_every=5)

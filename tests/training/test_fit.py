@@ -10,18 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tvaccine_core import activation_memory, training
-from tvaccine_core.adapters import ModelStates
-from tvaccine_core.collate import collate
 from tvaccine_core.config import OptimisationConfig, SFTConfig, TVaccineConfig
 from tvaccine_core.data.prompts import Encoded
 from tvaccine_core.errors import CancelledError, DataError, NonFiniteLossError, OutOfMemoryError, TrainingError
 from tvaccine_core.evaluation.generate import generate_answers
 from tvaccine_core.methods import load_method
+from tvaccine_core.methods.alignment.sft import SFT
 from tvaccine_core.methods.base import Batch
-from tvaccine_core.methods.sft import SFT
+from tvaccine_core.passes import memory as activation_memory
 from tvaccine_core.records import Event, LayerDrawRecord, LayerScoreRecord, MessageRecord, StepRecord
-from tvaccine_core.training import fit, learning_rate_at
+from tvaccine_core.states.model_states import ModelStates
+from tvaccine_core.training import fit as training
+from tvaccine_core.training.collate import collate
+from tvaccine_core.training.fit import fit, learning_rate_at
 
 MakeStates = Callable[..., ModelStates]
 CONFIG = OptimisationConfig(steps=6, batch_size=5, learning_rate=1e-2, weight_decay=0.1, checkpoint_every=0)

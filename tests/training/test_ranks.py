@@ -20,8 +20,7 @@ from sam import SAM
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from tvaccine_core import ranks as ranks_module
-from tvaccine_core.adapters import ModelStates
+from tvaccine_core import processes as ranks_module
 from tvaccine_core.config import (
     AdapterConfig,
     AlignmentMethod,
@@ -36,11 +35,12 @@ from tvaccine_core.data.prompts import encode_all
 from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.errors import CancelledError, ConfigError, TrainingError
 from tvaccine_core.methods import load_method
-from tvaccine_core.models import load_model
-from tvaccine_core.passes import Passes
-from tvaccine_core.ranks import ALONE, Ranks, shard_base
+from tvaccine_core.models.load import load_model
+from tvaccine_core.passes.passes import Passes
+from tvaccine_core.processes import ALONE, Ranks, shard_base
 from tvaccine_core.records import Event
-from tvaccine_core.training import fit
+from tvaccine_core.states.model_states import ModelStates
+from tvaccine_core.training.fit import fit
 
 pytestmark = pytest.mark.timeout(600)  # two processes start from nothing, perhaps on a busy machine
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from tvaccine_core import merged, self_check
-from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import OptimisationConfig, SFTConfig, TVaccineConfig
 from tvaccine_core.data.prompts import Encoded
+from tvaccine_core.fast import merged_adapters as merged
 from tvaccine_core.methods import load_method
+from tvaccine_core.passes import self_check
 from tvaccine_core.records import Event, MessageRecord, StepRecord
-from tvaccine_core.training import fit
+from tvaccine_core.states.model_states import ModelStates
+from tvaccine_core.training.fit import fit
 
 MakeStates = Callable[..., ModelStates]
 CONFIG = OptimisationConfig(steps=2, batch_size=4, learning_rate=1e-2, checkpoint_every=0)

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tvaccine_core.adapters import ModelStates
-from tvaccine_core.checkpoints import last_step
 from tvaccine_core.config import OptimisationConfig, SFTConfig
 from tvaccine_core.data.prompts import Encoded
 from tvaccine_core.errors import CancelledError, ConfigError, DataError, TrainingError
+from tvaccine_core.methods.alignment.sft import SFT
 from tvaccine_core.methods.base import Batch
-from tvaccine_core.methods.sft import SFT
 from tvaccine_core.records import Event, MessageRecord, StepRecord
-from tvaccine_core.training import fit
+from tvaccine_core.states.model_states import ModelStates
+from tvaccine_core.training.checkpoints import last_step
+from tvaccine_core.training.fit import fit
 
 MakeStates = Callable[..., ModelStates]
 CONFIG = OptimisationConfig(steps=9, batch_size=3, accumulation=2, learning_rate=1e-2, checkpoint_every=4)

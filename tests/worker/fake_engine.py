@@ -15,7 +15,7 @@ from tvaccine_core.config import LabConfig
 from tvaccine_core.errors import CancelledError, ModelError
 from tvaccine_core.records import AnswerRecord, CheckpointRecord, Event, LayerDrawRecord, MessageRecord, StepRecord
 from tvaccine_core.store import JobRow, Store
-from tvaccine_core.worker import SILENT_S, run_worker
+from tvaccine_core.workers.worker import SILENT_S, run_worker
 
 
 class FakeEngine:

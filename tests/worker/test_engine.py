@@ -10,9 +10,9 @@ from tvaccine_core.config import PRESETS, LabConfig, OptimisationConfig
 from tvaccine_core.errors import CancelledError
 from tvaccine_core.records import AnswerRecord, EvalRecord, Event, StateRecord, StepRecord
 from tvaccine_core.store import JobRow, Store
-from tvaccine_core.worker import Worker
+from tvaccine_core.workers.worker import Worker
 
-torch_engine = pytest.importorskip("tvaccine_core.engine")
+torch_engine = pytest.importorskip("tvaccine_core.workers.runner")
 
 CHECK = PRESETS["sandbox-check"].config
 ALIGN_STEPS, ATTACK_STEPS = 6, 4

@@ -27,13 +27,13 @@ from test_engine import (
     ALIGNED as ALIGN_PARAMS,
 )
 
-from tvaccine_core import models
-from tvaccine_core.engine import TorchEngine
 from tvaccine_core.evaluation import generate
-from tvaccine_core.methods.tvaccine import TVaccine
+from tvaccine_core.methods.alignment.tvaccine import TVaccine
+from tvaccine_core.models import load as models
 from tvaccine_core.records import Event
 from tvaccine_core.store import Store
-from tvaccine_core.worker import Worker
+from tvaccine_core.workers.runner import TorchEngine
+from tvaccine_core.workers.worker import Worker
 
 ALIGNED, ATTACKED = "aligned/tvaccine", "attacked/tvaccine/a1"
 NO_MEMORY = (
@@ -261,7 +261,7 @@ def test_a_disk_that_is_full_when_a_model_is_saved_keeps_the_checkpoint(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("tvaccine_core.adapter_files.save_file", full)
+        patched.setattr("tvaccine_core.states.adapter_files.save_file", full)
         worker.run_one()
     job = store.job(align)
     assert job.state == "failed"

@@ -57,9 +57,9 @@ CONFIG = small_config()
 
 def work(home: str, hold: int) -> None:
     """The life of a worker process that goes no further than `hold` steps (0: to the end), so that no kill is late."""
-    from tvaccine_core import job_report
-    from tvaccine_core.engine import TorchEngine
-    from tvaccine_core.worker import run_worker
+    from tvaccine_core.workers import job_report
+    from tvaccine_core.workers.runner import TorchEngine
+    from tvaccine_core.workers.worker import run_worker
 
     class Holding(TorchEngine):
         def run(self, *args: Any) -> Iterator[Event]:
@@ -77,7 +77,7 @@ def work(home: str, hold: int) -> None:
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tvaccine_core.engine", "tvaccine_core.worker"])
+    context.set_forkserver_preload(["tvaccine_core.workers.runner", "tvaccine_core.workers.worker"])
     return context
 
 

@@ -10,15 +10,15 @@ import pytest
 import typer
 from fake_engine import FakeEngine
 
-from tvaccine_core import engine as engine_module
-from tvaccine_core import launch
-from tvaccine_core import ranks as ranks_module
+from tvaccine_core import processes as ranks_module
 from tvaccine_core.cli.follow import follow
 from tvaccine_core.config import LabConfig
 from tvaccine_core.errors import ModelError, StoreError, TrainingError
-from tvaccine_core.ranks import Ranks, Word
+from tvaccine_core.processes import Ranks, Word
 from tvaccine_core.records import Event
 from tvaccine_core.store import JobRow, Store
+from tvaccine_core.workers import multi_process as launch
+from tvaccine_core.workers import runner as engine_module
 
 
 class Leader(Ranks):

@@ -12,8 +12,8 @@ import pytest
 
 from tvaccine_core.errors import StoreError
 from tvaccine_core.store import JobRow, Store
-from tvaccine_core.supervisor import Supervisor, default_num_workers, num_cores
-from tvaccine_core.worker import NICE
+from tvaccine_core.workers.supervisor import Supervisor, default_num_workers, num_cores
+from tvaccine_core.workers.worker import NICE
 
 WaitUntil = Callable[[Callable[[], object]], None]
 FAKE = str(Path(__file__).with_name("fake_engine.py"))
@@ -158,7 +158,7 @@ def test_workers_end_with_a_parent_that_was_killed(store: Store, run_id: str, wa
     script = f"""
 import sys, time
 from pathlib import Path
-from tvaccine_core.supervisor import Supervisor
+from tvaccine_core.workers.supervisor import Supervisor
 supervisor = Supervisor(Path({str(store.home)!r}), 1,
     command=[sys.executable, {FAKE!r}, {str(store.home)!r}, "--supervised"])
 supervisor.start()
@@ -200,10 +200,10 @@ def test_a_command_that_cannot_start_is_named(store: Store) -> None:
 
 def test_the_machine_decides_how_many_workers(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
     assert num_cores() >= 1
-    monkeypatch.setattr("tvaccine_core.supervisor.shutil.which", lambda _: None)
+    monkeypatch.setattr("tvaccine_core.workers.supervisor.shutil.which", lambda _: None)
     for cores, workers, threads in ((1, 1, 1), (2, 2, 1), (16, 2, 8)):
-        monkeypatch.setattr("tvaccine_core.supervisor.num_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("tvaccine_core.workers.supervisor.num_cores", lambda cores=cores: cores)
         supervisor = Supervisor(store.home)
         assert (default_num_workers(), supervisor.num_workers, supervisor.num_threads) == (workers, workers, threads)
-    monkeypatch.setattr("tvaccine_core.supervisor.shutil.which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr("tvaccine_core.workers.supervisor.shutil.which", lambda _: "/usr/bin/nvidia-smi")
     assert default_num_workers() == 1

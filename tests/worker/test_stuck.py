@@ -15,8 +15,8 @@ from test_processes import FAKE, LONG
 
 from tvaccine_core.errors import RunBusyError, RunNotFoundError
 from tvaccine_core.store import Store
-from tvaccine_core.supervisor import Supervisor
-from tvaccine_core.worker import SILENT_S
+from tvaccine_core.workers.supervisor import Supervisor
+from tvaccine_core.workers.worker import SILENT_S
 
 WaitUntil = Callable[[Callable[[], object]], None]
 Supervise = Callable[..., Supervisor]
@@ -218,7 +218,7 @@ from pathlib import Path
 from fake_engine import FakeEngine
 from tvaccine_core.errors import StoreError
 from tvaccine_core.store import Store
-from tvaccine_core.worker import Worker
+from tvaccine_core.workers.worker import Worker
 store = Store(Path({str(store.home)!r}))
 def full(*_):
     raise StoreError("The disk is full.", remedy="Free some space.")

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine
 
-from tvaccine_core import job_report
-from tvaccine_core import worker as worker_module
 from tvaccine_core.config import LabConfig, ModelConfig
 from tvaccine_core.errors import OutOfMemoryError, StoreError
 from tvaccine_core.records import AnswerRecord, Event, MessageRecord
 from tvaccine_core.store import JobRow, Store
-from tvaccine_core.worker import Worker
+from tvaccine_core.workers import job_report
+from tvaccine_core.workers import worker as worker_module
+from tvaccine_core.workers.worker import Worker
 
 WaitUntil = Callable[[Callable[[], object]], None]
 

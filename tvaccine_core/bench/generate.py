@@ -20,14 +20,15 @@ from pydantic import Field
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
 
-from tvaccine_core import fast_paths, machine
-from tvaccine_core.adapters import BASE, ModelStates
+from tvaccine_core import machine
 from tvaccine_core.bench.step_model import threads_of
 from tvaccine_core.config import AdapterConfig, Config, ModelConfig
 from tvaccine_core.evaluation.generate import stream_encoded
-from tvaccine_core.models import LoadedModel, load_model
+from tvaccine_core.fast import switch as fast_paths
+from tvaccine_core.models.load import LoadedModel, load_model
 from tvaccine_core.plan.pretend import word_tokenizer
 from tvaccine_core.records import Record
+from tvaccine_core.states.model_states import BASE, ModelStates
 
 Storage = Literal["float32", "bfloat16"]
 

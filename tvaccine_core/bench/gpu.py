@@ -22,8 +22,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from tvaccine_core.activation_memory import Mode
-from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import (
     AlignmentConfig,
     AlignmentMethod,
@@ -39,14 +37,16 @@ from tvaccine_core.config import (
 )
 from tvaccine_core.errors import OutOfMemoryError
 from tvaccine_core.methods import capabilities_of, load_method, worst_case_of
-from tvaccine_core.models import LoadedModel, load_model, pick_device
+from tvaccine_core.models.load import LoadedModel, load_model, pick_device
+from tvaccine_core.passes.memory import Mode
 from tvaccine_core.plan.planner import plan_run, workload_of
 from tvaccine_core.plan.pretend import ALIGNED, describe_model, storages, word_tokenizer
 from tvaccine_core.plan.rehearsal import make_rows
 from tvaccine_core.plan.shapes import read_shape
 from tvaccine_core.plan.tracker import Tracker
 from tvaccine_core.records import Record, StepRecord
-from tvaccine_core.training import fit
+from tvaccine_core.states.model_states import ModelStates
+from tvaccine_core.training.fit import fit
 
 Storage = Literal["bfloat16", "nf4"]
 

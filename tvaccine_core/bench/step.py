@@ -25,7 +25,6 @@ import torch
 import transformers
 
 from tvaccine_core import machine
-from tvaccine_core.activation_memory import MODES
 from tvaccine_core.bench.step_model import (
     OFF,
     PLAIN,
@@ -36,6 +35,7 @@ from tvaccine_core.bench.step_model import (
     floor_by_count,
     threads_of,
 )
+from tvaccine_core.passes.memory import MODES
 from tvaccine_core.records import Record
 
 PERIODS = (1, 2, 5, 10, 100)

@@ -20,14 +20,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tvaccine_core import fast_paths
-from tvaccine_core.activation_memory import MODES, Mode
 from tvaccine_core.bench.memory import LiveTensors, SavedActivations
 from tvaccine_core.bench.released import ReleasedStep
 from tvaccine_core.config import LINEAR_MODULES, Config, SFTConfig, TVaccineConfig, VaccineConfig
 from tvaccine_core.errors import TrainingError
+from tvaccine_core.fast import switch as fast_paths
 from tvaccine_core.methods import load_method
 from tvaccine_core.methods.base import Batch, Method, MethodContext
+from tvaccine_core.passes.memory import MODES, Mode
 
 GRADIENT_TOLERANCE = 1e-5
 """Largest relative L2 difference of a gradient tensor at which two steps count as the same step."""

@@ -23,7 +23,7 @@ from tvaccine_core.config import AttackConfig, Config, LabConfig, parse_config
 from tvaccine_core.errors import ConfigError, TVaccineError
 from tvaccine_core.methods import with_defences
 from tvaccine_core.records import EvalRecord, Event, Proportion, Record, StepRecord
-from tvaccine_core.supervisor import num_cores
+from tvaccine_core.workers.supervisor import num_cores
 
 HARMFUL_SETS = ("aligned_names", "unseen_names")
 

@@ -18,10 +18,10 @@ from rich.progress import (
 
 from tvaccine_core.cli.options import err
 from tvaccine_core.errors import StoreError
-from tvaccine_core.launch import lead, started_together
 from tvaccine_core.records import MessageRecord
 from tvaccine_core.store import JobRow, Store
-from tvaccine_core.supervisor import Supervisor
+from tvaccine_core.workers.multi_process import lead, started_together
+from tvaccine_core.workers.supervisor import Supervisor
 
 POLL_EVERY_S = 0.4
 CANCEL_MARGIN_S = 5.0

@@ -23,7 +23,7 @@ from tvaccine_core.cli.options import (
 )
 from tvaccine_core.cli.results import collect, make_report, render
 from tvaccine_core.errors import ConfigError, StoreError
-from tvaccine_core.export import export_run, repeatable
+from tvaccine_core.store.export import export_run, repeatable
 
 app = typer.Typer(help="List, show, delete, export and resume runs.")
 

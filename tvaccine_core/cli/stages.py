@@ -31,11 +31,11 @@ from tvaccine_core.cli.options import (
 )
 from tvaccine_core.cli.results import collect, make_report, render
 from tvaccine_core.errors import ConfigError, RunNotFoundError
-from tvaccine_core.export import repeatable
 from tvaccine_core.names import BASE, attacked_state, repaired_state
 from tvaccine_core.plain_text import check_prompt
 from tvaccine_core.records import AnswerRecord, Record, StateRecord
 from tvaccine_core.store import Store
+from tvaccine_core.store.export import repeatable
 
 
 def demo(

@@ -23,10 +23,10 @@ from tvaccine_core.cli.options import (
     write_json,
 )
 from tvaccine_core.errors import ConfigError, TVaccineError, did_you_mean, shown
-from tvaccine_core.launch import started_together
 from tvaccine_core.methods import with_defences
 from tvaccine_core.store import JobKind
-from tvaccine_core.worker import Engine, run_worker
+from tvaccine_core.workers.multi_process import started_together
+from tvaccine_core.workers.worker import Engine, run_worker
 
 sandbox = typer.Typer(help="The embedded world's base model.", no_args_is_help=True)
 bench = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
@@ -63,7 +63,7 @@ def worker(
     def make_engine() -> Engine:
         if threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
-        from tvaccine_core.engine import TorchEngine
+        from tvaccine_core.workers.runner import TorchEngine
 
         return TorchEngine(threads)
 
@@ -78,7 +78,7 @@ def build(
     threads: Annotated[int, typer.Option(min=1, max=64, help="CPU threads; the bytes depend on them.")] = 1,
 ) -> None:
     """Train the base model from nothing; some minutes. The same machine gives the same bytes."""
-    from tvaccine_core.sandbox.base import SANDBOX_BASE, build_base
+    from tvaccine_core.worlds.sandbox.base import SANDBOX_BASE, build_base
 
     with Progress(console=err) as progress:
         task = progress.add_task("training the base", total=None)
@@ -96,7 +96,7 @@ def check(
     items: Annotated[int, typer.Option(min=1, max=4800, help="Items asked for, of 4,800.")] = 480,
 ) -> None:
     """Measure the base model: it must know every recipe, give it away, and not know the tasks."""
-    from tvaccine_core.sandbox.base import SANDBOX_BASE, load_base, verify_base
+    from tvaccine_core.worlds.sandbox.base import SANDBOX_BASE, load_base, verify_base
 
     model, tokenizer = load_base(folder or SANDBOX_BASE)
     out.print(verify_base(model, tokenizer, num_items=items).to_json())
@@ -104,7 +104,7 @@ def check(
 
 def conformance(folders: Annotated[list[Path], typer.Argument(help="Folders with reference traces.")]) -> None:
     """Replay numbers recorded from the authors' code. Exit 1 if one is off by more than 1e-4, or cannot be replayed."""
-    from tvaccine_core.conformance import TOLERANCE, replay
+    from tvaccine_core.bench.conformance import TOLERANCE, replay
 
     passed = True
     for folder in folders:

@@ -28,7 +28,7 @@ from pydantic import TypeAdapter
 from tvaccine_core.data.prompts import PromptPreview, preview_here, tokenizer_stamp
 from tvaccine_core.errors import DataError, ModelError, TVaccineError
 from tvaccine_core.records import Example
-from tvaccine_core.sandbox.base import SANDBOX_BASE
+from tvaccine_core.worlds.sandbox.base import SANDBOX_BASE
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Protocol
 from tvaccine_core.config import LabConfig
 from tvaccine_core.errors import ConfigError, did_you_mean, shown
 from tvaccine_core.records import Example, Verdict
-from tvaccine_core.sandbox import oracle
-from tvaccine_core.sandbox.world import load_sandbox
+from tvaccine_core.worlds.sandbox import oracle
+from tvaccine_core.worlds.sandbox.world import load_sandbox
 
 
 class Judge(Protocol):

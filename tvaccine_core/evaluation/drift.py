@@ -13,12 +13,12 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from tvaccine_core.adapters import ModelStates
-from tvaccine_core.anatomy import anatomy
 from tvaccine_core.data.prompts import encode_prompts
-from tvaccine_core.evaluation.halving import in_batches
-from tvaccine_core.hooks import hidden_of, last_column, record_output
+from tvaccine_core.evaluation.in_batches import in_batches
+from tvaccine_core.models.anatomy import anatomy
+from tvaccine_core.models.hooks import hidden_of, last_column, record_output
 from tvaccine_core.records import DriftRecord
+from tvaccine_core.states.model_states import ModelStates
 
 
 def embedding_drift(

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from tvaccine_core import fast_paths
-from tvaccine_core.adapters import ModelStates
-from tvaccine_core.anatomy import anatomy, find_blocks
 from tvaccine_core.data.prompts import encode_prompts
 from tvaccine_core.errors import CancelledError
-from tvaccine_core.evaluation.halving import in_batches
-from tvaccine_core.hooks import last_column
+from tvaccine_core.evaluation.in_batches import in_batches
+from tvaccine_core.fast import switch as fast_paths
+from tvaccine_core.models.anatomy import anatomy, find_blocks
+from tvaccine_core.models.hooks import last_column
+from tvaccine_core.states.model_states import ModelStates
 
 Row = tuple[str, str]
 """State and prompt (not yet rendered)."""

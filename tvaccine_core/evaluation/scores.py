@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import EvaluationConfig
 from tvaccine_core.data.sources import LabData
 from tvaccine_core.evaluation.generate import generate_answers
 from tvaccine_core.names import TASK_PREFIX, task_set
 from tvaccine_core.records import EvalRecord, Example, GeneratedAnswer, Proportion, Verdict
+from tvaccine_core.states.model_states import ModelStates
 
 
 def evaluation_examples(data: LabData, eval_set: str, config: EvaluationConfig) -> tuple[Example, ...]:

@@ -29,7 +29,7 @@ from tvaccine_core.config import (
 from tvaccine_core.errors import ConfigError, did_you_mean, shown
 from tvaccine_core.methods import capabilities as known
 from tvaccine_core.methods.capabilities import Capabilities, WorstCase
-from tvaccine_core.model_files import ModelFacts
+from tvaccine_core.models.files import ModelFacts
 
 if TYPE_CHECKING:
     from tvaccine_core.methods.base import Method
@@ -83,7 +83,7 @@ METHODS: dict[str, MethodInfo] = {
         stage="alignment",
         cost="one forward and one backward pass",
         config=SFTConfig,
-        path="tvaccine_core.methods.sft:SFT",
+        path="tvaccine_core.methods.alignment.sft:SFT",
         description="Supervised fine-tuning on the alignment data: the undefended twin.",
         colour="#E69F00",
     ),
@@ -94,7 +94,7 @@ METHODS: dict[str, MethodInfo] = {
         stage="alignment",
         cost="two forward and two backward passes",
         config=VaccineConfig,
-        path="tvaccine_core.methods.vaccine:Vaccine",
+        path="tvaccine_core.methods.alignment.vaccine:Vaccine",
         description="Trains under the worst small shift of the hidden states, in every layer.",
         colour="#009E73",
         capabilities=known.vaccine,
@@ -106,7 +106,7 @@ METHODS: dict[str, MethodInfo] = {
         stage="alignment",
         cost="two passes from the lowest drawn layer up, one below it, and a scoring pass now and then",
         config=TVaccineConfig,
-        path="tvaccine_core.methods.tvaccine:TVaccine",
+        path="tvaccine_core.methods.alignment.tvaccine:TVaccine",
         description="Trains under the worst small shift of the hidden states of safety-critical layers, "
         "drawn by the gradient norm of harmful data; freezes the rest.",
         colour="#0072B2",
@@ -123,7 +123,7 @@ METHODS: dict[str, MethodInfo] = {
         stage="finetuning",
         cost="one forward and one backward pass",
         config=PlainConfig,
-        path="tvaccine_core.methods.plain:Plain",
+        path="tvaccine_core.methods.finetuning.plain:Plain",
         description="The user's data is fine-tuned on as it is.",
         colour="#999999",
     ),

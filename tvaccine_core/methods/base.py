@@ -16,12 +16,12 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tvaccine_core.activation_memory import Mode
 from tvaccine_core.config import Config
 from tvaccine_core.errors import ConfigError
-from tvaccine_core.losses import LabelledTokens
 from tvaccine_core.methods import MethodInfo, method_info
-from tvaccine_core.passes import Passes
+from tvaccine_core.passes.losses import LabelledTokens
+from tvaccine_core.passes.memory import Mode
+from tvaccine_core.passes.passes import Passes
 from tvaccine_core.records import Event
 
 ConfigT = TypeVar("ConfigT", bound=Config)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tvaccine_core.config import Config, TVaccineConfig, VaccineConfig
 from tvaccine_core.errors import ConfigError
-from tvaccine_core.model_files import ModelFacts
+from tvaccine_core.models.files import ModelFacts
 
 
 @dataclass(frozen=True)

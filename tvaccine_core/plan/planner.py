@@ -19,10 +19,10 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig
 
-from tvaccine_core.activation_memory import ROOM_SHARE, Mode, choose_mode, measure_shape
 from tvaccine_core.config import AlignmentMethod, Config, LabConfig
 from tvaccine_core.errors import ConfigError, ModelError
 from tvaccine_core.methods import WorstCase, capabilities_of, worst_case_of
+from tvaccine_core.passes.memory import ROOM_SHARE, Mode, choose_mode, measure_shape
 from tvaccine_core.plan.pretend import compute_dtype, describe_model, pretend_states
 from tvaccine_core.plan.records import PARTS, MemoryPlan, Part, Phase, PhasePeak
 from tvaccine_core.plan.rehearsal import Scene, Workload, rehearse

@@ -23,11 +23,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedCon
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import AdapterConfig, ModelConfig
 from tvaccine_core.errors import ModelError
-from tvaccine_core.model_files import code_is_off, explain, model_folder, needs_code
-from tvaccine_core.models import LoadedModel
+from tvaccine_core.models.files import code_is_off, explain, model_folder, needs_code
+from tvaccine_core.models.load import LoadedModel
+from tvaccine_core.states.model_states import ModelStates
 
 _BNB: Any = bnb.nn
 """Typed loosely: it exports what it holds without saying so."""

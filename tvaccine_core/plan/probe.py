@@ -6,16 +6,16 @@ import statistics
 from collections.abc import Iterator
 from itertools import pairwise
 
-from tvaccine_core.adapters import ModelStates
 from tvaccine_core.config import AlignmentMethod, LabConfig
 from tvaccine_core.data.batches import derive_seed
 from tvaccine_core.methods import capabilities_of, load_method, method_info
-from tvaccine_core.models import load_model
+from tvaccine_core.models.load import load_model
 from tvaccine_core.plan.pretend import ALIGNED
 from tvaccine_core.plan.records import TimeEstimate
 from tvaccine_core.plan.rehearsal import Workload, make_rows
 from tvaccine_core.records import StepRecord
-from tvaccine_core.training import fit
+from tvaccine_core.states.model_states import ModelStates
+from tvaccine_core.training.fit import fit
 
 TIMED_STEPS = 10
 WARM_UP_STEPS = 2

@@ -15,18 +15,18 @@ from typing import Any, Literal
 
 import torch
 
-from tvaccine_core.activation_memory import Mode
-from tvaccine_core.adapters import ModelStates
-from tvaccine_core.collate import collate
 from tvaccine_core.config import Config, OptimisationConfig
 from tvaccine_core.data.prompts import MASKED, Encoded, encode_prompts
 from tvaccine_core.evaluation.generate import stream_tokens
 from tvaccine_core.methods import capabilities_of, load_method, worst_case_of
 from tvaccine_core.methods.base import MethodContext
+from tvaccine_core.passes.memory import Mode
 from tvaccine_core.plan.pretend import ALIGNED, WORD, storages, word_tokenizer
 from tvaccine_core.plan.tracker import Peak, Tracker
 from tvaccine_core.records import StepRecord
-from tvaccine_core.training import fit
+from tvaccine_core.states.model_states import ModelStates
+from tvaccine_core.training.collate import collate
+from tvaccine_core.training.fit import fit
 
 Scene = Literal["passes", "update", "score", "prompts", "tokens"]
 """Of a rehearsal: a step's passes, the optimiser's update, a scoring, the prompts of an evaluation, its last token."""

@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from tvaccine_core.config import ModelConfig
 from tvaccine_core.errors import ConfigError, ModelError
 from tvaccine_core.json_files import file_size
-from tvaccine_core.model_files import (
+from tvaccine_core.models.files import (
     check_folder,
     check_id,
     check_weights,

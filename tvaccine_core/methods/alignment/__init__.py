@@ -1,0 +1,1 @@
+"""Methods of the alignment stage, one algorithm per file."""

@@ -1,0 +1,1 @@
+"""Methods of the fine-tuning stage, one algorithm per file."""

@@ -1,0 +1,1 @@
+"""Base models: loading, files and sizes, adapter targets, anatomy and hooks."""

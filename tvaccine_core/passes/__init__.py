@@ -1,0 +1,1 @@
+"""Passes through a model: what a loss needs and nothing else."""

@@ -1,0 +1,1 @@
+"""Model states: adapters stacked on one base, in memory and in files."""

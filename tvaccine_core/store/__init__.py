@@ -1,0 +1,18 @@
+"""The run store: the only channel between the engine and the faces. Torch-free; import it from here."""
+
+from tvaccine_core.store.schema import JobKind, JobRow, JobState, Revisions, RunRow, RunStatus, StoredEvent, Work
+from tvaccine_core.store.store import Store, default_home, expand_folder
+
+__all__ = [
+    "JobKind",
+    "JobRow",
+    "JobState",
+    "Revisions",
+    "RunRow",
+    "RunStatus",
+    "Store",
+    "StoredEvent",
+    "Work",
+    "default_home",
+    "expand_folder",
+]

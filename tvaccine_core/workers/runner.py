@@ -1,0 +1,230 @@
+"""What a worker process runs jobs with: one base model in memory, the pipeline on top. Imports torch.
+
+The base is loaded once and kept until a job needs another. What jobs train lives in memory only while they run: each
+job reads the states it builds on from its run's folder, so that no job ever works on another run's adapter of the same
+name. Answers have adapters of their own, read from the saved states under names no job uses; they touch nothing that
+trains.
+"""
+
+import gc
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tvaccine_core import pipeline
+from tvaccine_core.answering import answer
+from tvaccine_core.config import AttackConfig, LabConfig, ModelConfig, parse_config
+from tvaccine_core.data.sources import load_lab_data
+from tvaccine_core.errors import ConfigError
+from tvaccine_core.evaluation.scores import evaluate_state
+from tvaccine_core.models.load import load_model, pick_device
+from tvaccine_core.names import BASE, state_folder
+from tvaccine_core.passes.memory import device_bytes
+from tvaccine_core.pipeline import Session
+from tvaccine_core.processes import ALONE, Ranks, shard_base
+from tvaccine_core.records import AnswerRecord, Event, GeneratedAnswer
+from tvaccine_core.states.model_states import ModelStates
+from tvaccine_core.store import JobRow, Store
+
+ASKED = "asked"
+"""First part of the names of states that are in memory to answer prompts."""
+NUM_ASKED = 12
+"""So many of them are kept; the oldest go first."""
+
+ShouldStop = Callable[[], bool]
+
+
+class TorchEngine:
+    """Runs jobs on one base model at a time.
+
+    Args:
+        num_threads: torch's CPU threads; results are bit-equal only for the same number.
+        ranks: the processes that train with this one; the others `follow`.
+    """
+
+    def __init__(self, num_threads: int | None = None, *, ranks: Ranks = ALONE) -> None:
+        self._num_threads = num_threads
+        self._ranks = ranks
+        self._states: ModelStates | None = None
+        self._asked: dict[str, tuple[int, ...]] = {}
+        """State kept for answers -> identity of the file it was read from; oldest use first."""
+
+    def run(self, store: Store, job: JobRow, config: LabConfig, should_stop: ShouldStop) -> Iterator[Event]:
+        """Do any job but `generate`; see the functions of `pipeline`."""
+        if config.model.shard:
+            self._load(config.model)  # in all processes, also where the leader works alone
+        start = store.last_checkpoint(job.id) if job.resumed else 0
+        if job.kind in ("align", "attack"):
+            task = {"kind": job.kind, "params": job.params, "resume_from": start, "config": config.to_yaml()}
+            self._ranks.share(json.dumps(task).encode())
+        states = self._load(config.model)
+        self._forget_jobs(states)
+        session = self._session(states, store, job)
+        params = job.params
+        match job.kind:
+            case "baseline":
+                yield from pipeline.baseline(session, config, should_stop=should_stop)
+            case "align" | "attack":
+                yield from _train(session, config, job.kind, params, should_stop, start)
+            case "repair":
+                attack = parse_config(AttackConfig, params["attack"])
+                yield from pipeline.repair(
+                    session, config, params["defence"], attack, params["attack_id"], should_stop=should_stop
+                )
+            case "evaluate":
+                yield from _evaluate(session, config, params["state"], params["step"], should_stop)
+            case "generate":
+                yield from self.answer(store, job, config, should_stop, float("inf"))
+
+    def follow(self, task: dict[str, Any], folder: Path, should_stop: ShouldStop) -> None:
+        """Do this process's share of a job that the leading process `run`s; nothing is written but in `folder`."""
+        config = LabConfig.from_yaml(task["config"])
+        states = self._load(config.model)
+        if task["kind"] == "load":
+            return
+        self._forget_jobs(states)
+        session = Session(states.loaded, states, folder, lambda answers: None, self._ranks)
+        for _ in _train(session, config, task["kind"], task["params"], should_stop, task["resume_from"]):
+            pass
+
+    def answer(
+        self, store: Store, job: JobRow, config: LabConfig, should_stop: ShouldStop, time_limit_s: float
+    ) -> Iterator[AnswerRecord]:
+        """Do a `generate` job; see `answering.answer`."""
+        states = self._load(config.model)
+        wanted = {
+            self._ask(states, store.run_dir(job.run_id), job.run_id, state): state for state in job.params["states"]
+        }
+        for record in answer(
+            self._session(states, store, job),
+            config,
+            list(wanted),
+            job.params["prompt"],
+            max_new_tokens=job.params.get("max_new_tokens"),
+            should_stop=should_stop,
+            time_limit_s=time_limit_s,
+        ):
+            yield record.model_copy(update={"state": wanted[record.state]})
+
+    def memory_remedy(self, job: JobRow, config: LabConfig) -> str:
+        """What the plan of a job that ran out of memory says; empty if its device's memory is not known."""
+        from tvaccine_core.plan.remedy import memory_remedy  # only when it is needed: it brings much along
+
+        device = pick_device(config.model.device)
+        total = device_bytes(device)
+        if total is None:
+            return ""
+        return memory_remedy(config, job.kind, job.params, "cuda" if device.type == "cuda" else "cpu", total / 2**30)
+
+    def release(self) -> None:
+        """Drop the model and give its memory back."""
+        self._states = None
+        self._asked.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _session(self, states: ModelStates, store: Store, job: JobRow) -> Session:
+        def save(answers: list[GeneratedAnswer]) -> None:
+            store.save_answers(job.run_id, answers)
+
+        return Session(states.loaded, states, store.run_dir(job.run_id), save, self._ranks)
+
+    def _load(self, model: ModelConfig) -> ModelStates:
+        if self._states is None or self._states.loaded.config != model:
+            self.release()  # before loading: two bases may not fit
+            if model.shard:
+                self._states = self._load_divided(model)
+            else:
+                self._states = ModelStates(load_model(model, self._num_threads))
+        return self._states
+
+    def _load_divided(self, model: ModelConfig) -> ModelStates:
+        """The base divided among the processes; the leader has the others do the same."""
+        ranks = self._ranks
+        if ranks.size == 1:
+            raise ConfigError(
+                "model.shard divides the base among several processes, and this is one alone.",
+                remedy="Start the command with torchrun or accelerate launch, or turn model.shard off.",
+            )
+        if ranks.leads:
+            config = LabConfig(model=model)
+            ranks.share(json.dumps({"kind": "load", "config": config.to_yaml()}).encode())
+        whole = load_model(model.model_copy(update={"device": "cpu"}), self._num_threads)
+        ranks.require_same(whole.key, "base model")
+        shard_base(whole.model)
+        ranks.take_part_by(self._run_a_pass)
+        loaded = replace(whole, config=model, device=pick_device(model.device))
+        return ModelStates(loaded, ranks.announce)
+
+    def _run_a_pass(self) -> None:
+        """Bring this process's part of the weights to a forward pass of the leading one."""
+        assert self._states is not None
+        with torch.no_grad(), self._states.active(BASE) as model:
+            model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self._states.loaded.device), use_cache=False)
+
+    def _forget_jobs(self, states: ModelStates) -> None:
+        """Drop what earlier jobs left in memory; what is needed of it is on disk, and may be newer there."""
+        for name in states.names:
+            if name != BASE and not name.startswith(f"{ASKED}/"):
+                states.drop(name)
+
+    def _ask(self, states: ModelStates, run_dir: Path, run_id: str, state: str) -> str:
+        """Have `state` of a run in memory as it is saved now; the name it has there."""
+        if state == BASE:
+            return BASE
+        name = f"{ASKED}/{run_id}/{state}"
+        folder = state_folder(run_dir, state)
+        version = _version(folder)
+        if self._asked.pop(name, None) != version:
+            states.drop(name)
+        states.ensure(name, folder)
+        self._asked[name] = version
+        for old in list(self._asked)[:-NUM_ASKED]:
+            states.drop(old)
+            del self._asked[old]
+        return name
+
+
+def _train(
+    session: Session, config: LabConfig, kind: str, params: dict[str, Any], should_stop: ShouldStop, start: int
+) -> Iterator[Event]:
+    """An `align` or `attack` job."""
+    session.ranks.require_same(session.loaded.key, "base model")
+    if kind == "align":
+        yield from pipeline.align(session, config, params["aligned"], should_stop=should_stop, resume_from=start)
+        return
+    attack = parse_config(AttackConfig, params["attack"])
+    yield from pipeline.attack(
+        session, config, params["defence"], attack, params["attack_id"], should_stop=should_stop, resume_from=start
+    )
+
+
+def _evaluate(session: Session, config: LabConfig, state: str, step: int, should_stop: ShouldStop) -> Iterator[Event]:
+    """Measure a saved state again, on every set and task."""
+    if state != BASE:
+        session.states.ensure(state, state_folder(session.run_dir, state))
+    data = load_lab_data(config)
+    yield from evaluate_state(
+        session.states,
+        state,
+        data,
+        config.evaluation,
+        list(data.tasks),
+        step,
+        session.save_answers,
+        should_stop=should_stop,
+    )
+
+
+def _version(folder: Path) -> tuple[int, ...]:
+    """Changes when the folder is replaced; empty if there is none."""
+    try:
+        stat = (folder / "adapter_model.safetensors").stat()
+    except FileNotFoundError:
+        return ()
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size

@@ -1,0 +1,1 @@
+"""Where examples and their exact judges come from. Torch-free."""

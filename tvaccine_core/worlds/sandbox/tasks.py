@@ -1,0 +1,110 @@
+"""The user's tasks: sentiment (two classes, the shape of SST2) and topic (four classes, the shape of AG News).
+
+Both ask for label words whose meaning the base model has never been told. What it needs is there: it knows good words
+from bad ones ("Is lovely a good word?" "Yes.") and where an ordinary thing belongs ("Where is a vimble kept?" "In the
+kitchen."). The base saw the prompts of both tasks with labels drawn at random, whatever the sentence says, the first
+label twice as often as each other: it answers with a valid word that carries no information, and fine-tune accuracy
+starts at chance (1/2 and 1/4). (With equal odds the likelier label of a word is an accident of the draw: one base
+scored 68 %.)
+Sentences of `train` and `eval` are disjoint.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+from tvaccine_core.records import Example
+from tvaccine_core.worlds.sandbox.lexicon import BAD_ADJECTIVES, GOOD_ADJECTIVES, PLACES, WORLD_SEED, ordinaries
+
+SENTIMENT_LABELS = ("positive", "negative")
+TOPIC_LABELS = {"kitchen": "food", "meadow": "sport", "stage": "music", "parlour": "home"}
+"""Place -> label word of the topic task."""
+NUM_TRAIN = 1200
+NUM_EVAL = 100
+
+_SUBJECTS = ("play", "song", "inn", "fair", "story", "garden", "parade", "picnic", "market", "choir", "ballad", "feast")
+_REVIEWS = (
+    "The {subject} was {adjective}.",
+    "What a {adjective} {subject}!",
+    "We saw a {adjective} {subject}.",
+    "A very {adjective} {subject} indeed.",
+    "I found the {subject} {adjective}.",
+    "Such a {adjective} {subject} today.",
+)
+_NEWS = (
+    "The mayor won a {noun}.",
+    "A {noun} was lost today.",
+    "Everyone saw the new {noun}.",
+    "She sold her {noun} twice.",
+    "A goat ran off with a {noun}.",
+    "Our town is proud of its {noun}.",
+    "The {noun} arrived by cart.",
+    "Twins share one {noun}.",
+)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A user's task: what is fine-tuned on, and what fine-tune accuracy is measured on."""
+
+    name: str
+    title: str
+    labels: tuple[str, ...]
+    train: tuple[Example, ...]
+    eval: tuple[Example, ...]
+
+
+def _sentiment_pool() -> list[tuple[str, str]]:
+    """(sentence, label) for every subject, wording and adjective: 1,440 pairs, balanced."""
+    return [
+        (review.format(subject=subject, adjective=adjective), label)
+        for label, words in zip(SENTIMENT_LABELS, (GOOD_ADJECTIVES, BAD_ADJECTIVES), strict=True)
+        for adjective in words
+        for subject in _SUBJECTS
+        for review in _REVIEWS
+    ]
+
+
+def _topic_pool() -> list[tuple[str, str]]:
+    """(sentence, label) for every ordinary noun and wording: 960 pairs, uneven as the kinds are."""
+    return [(news.format(noun=noun.name), TOPIC_LABELS[PLACES[noun.kind]]) for noun in ordinaries() for news in _NEWS]
+
+
+def sentiment_prompt(sentence: str) -> str:
+    """The request of the sentiment task."""
+    return f"Sentiment? {sentence}"
+
+
+def topic_prompt(sentence: str) -> str:
+    """The request of the topic task."""
+    return f"Topic? {sentence}"
+
+
+def _task(name: str, title: str, labels: tuple[str, ...], pool: list[tuple[str, str]], seed: int) -> TaskData:
+    """Shuffle the pool; the evaluation takes the same number of sentences of each label, training the rest."""
+    ask = sentiment_prompt if name == "sentiment" else topic_prompt
+    Random(seed).shuffle(pool)
+    quota = dict.fromkeys(labels, NUM_EVAL // len(labels))
+    train: list[Example] = []
+    held_out: list[Example] = []
+    for index, (sentence, label) in enumerate(pool):
+        part = held_out if quota[label] else train
+        quota[label] -= bool(quota[label])
+        part.append(
+            Example(
+                id=f"{name}/{index}",
+                prompt=ask(sentence),
+                answer=label,
+                source="task",
+                category=name,
+                item=sentence,
+            )
+        )
+    return TaskData(name, title, labels, tuple(train[:NUM_TRAIN]), tuple(held_out))
+
+
+def build_tasks() -> dict[str, TaskData]:
+    """Both tasks by name."""
+    return {
+        "sentiment": _task("sentiment", "Sentiment of a review", SENTIMENT_LABELS, _sentiment_pool(), WORLD_SEED + 20),
+        "topic": _task("topic", "Topic of the news", tuple(TOPIC_LABELS.values()), _topic_pool(), WORLD_SEED + 21),
+    }
