@@ -114,7 +114,7 @@ def stream_encoded(
             if names is not None:
                 extra["adapter_names"] = names
             logits = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra).logits
-            chosen = logits[:, -1].argmax(dim=-1)  # (B,)
+            chosen = logits[:, -1].float().argmax(dim=-1)  # (B,); a CPU is slow at it in bfloat16
             tokens = chosen.tolist()
             over = number + 1 == max_new_tokens or time.monotonic() > deadline
             going = [index for index, token in enumerate(tokens) if token not in loaded.end_ids]
