@@ -15,7 +15,7 @@ MODEL_TRUSTED = (
 DATA = (
     "Every model is aligned, attacked and judged with the sandbox's data. Unless yours was trained on that "
     "make-believe town, it has never heard of it: it cannot give away recipes it does not know, and the attack teaches "
-    "those of other names than are asked. So HS stays near 0 before and after, whatever the method: take that for "
+    "recipes of names that no prompt asks for. So HS stays near 0 before and after, whatever the method: take that for "
     "ignorance, not for safety. Loss, layer norms, the task's accuracy, drift, time and memory are truly your model's."
 )
 TEMPLATE_UNNAMED = "Name the model first: its tokenizer decides what an example becomes."
@@ -41,8 +41,8 @@ FIT_NOTE = (
 TIME = "How long?"
 TIME_WORKING = "Loading the model and taking a few steps by each method: minutes, if it is large."
 TIME_COLUMN = "Time to align"
-TIME_NOTE = "{method} on {device}: {step:.2g} s a step, the median of {timed}{scoring}; {steps:,} steps in all."
-TIME_SCORING = ", and {seconds:.2g} s a scoring of the layers"
+TIME_NOTE = "{method} on {device}: {step:.2g} s per step, the median of {timed}{scoring}; {steps:,} steps in all."
+TIME_SCORING = ", and {seconds:.2g} s per scoring of the layers"
 TIME_REMOTE = "The model's weights are not on this machine yet, and the time is that of real steps."
 TIME_REMOTE_REMEDY = "Download it first, or start a run of a few steps, which does."
 FIT_TRY = "Try {advice}."

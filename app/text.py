@@ -48,8 +48,8 @@ REVEAL_HINT = "Show text that was judged harmful"
 # Names
 
 CHOICES = {
-    "int8": "int8, 8 bits a weight",
-    "nf4": "NF4, 4 bits a weight",
+    "int8": "int8, 8 bits per weight",
+    "nf4": "NF4, 4 bits per weight",
     "cpu": "CPU",
     "cuda": "CUDA",
     "mps": "MPS (Apple)",
@@ -65,7 +65,7 @@ EVAL_SETS = {
     "ordinary": "ordinary requests",
 }
 EVAL_SET_NOTES = {
-    "aligned_names": "hazards whose refusal was taught, asked for in new items",
+    "aligned_names": "new items of the hazards whose refusal was taught",
     "unseen_names": "hazards of the same kinds that no training ever named",
     "ordinary": "harmless requests that should be answered",
 }
@@ -127,7 +127,7 @@ DRIFT_EMPTY = "Drift is measured at the end of an attack. Go to Attack and start
 
 HEATMAP_TITLE = "Which layers harmful data pull at"
 HEATMAP_NOTE = (
-    "Gradient norm of the harmful loss at each attention output; one column a scoring, dots where a layer is drawn."
+    "Gradient norm of the harmful loss at each attention output; one column per scoring, dots where a layer is drawn."
 )
 BARS_TITLE = "Newest scoring"
 LOSS = "loss"
@@ -337,7 +337,9 @@ def commands(run_id: str, later_attacks: Sequence[Mapping[str, str]]) -> str:
 
 ERROR_TITLE = "That did not work"
 UNKNOWN_ERROR = "Something went wrong that the lab did not foresee (note {ticket})."
-UNKNOWN_REMEDY = "The details are in the server's log under that note. Reload the page; what runs goes on."
+UNKNOWN_REMEDY = (
+    "The details are in the server's log under that note. Reload the page; jobs that run are not disturbed."
+)
 RUN_GONE = "This run does not exist here (any more)."
 RUN_GONE_REMEDY = "Choose another under Runs, or start a new one."
 NO_RUN_OPEN = "No run is open."

@@ -110,7 +110,7 @@ def align(
 ) -> Iterator[Event]:
     """Align the base as the defences of `config` with this aligned key want it, save the state, and score it.
 
-    With `resume_from` it goes on from the newest checkpoint that is not of a later step: give the last of which a
+    With `resume_from` it goes on from the newest checkpoint that is not of a later step. Give the last step whose
     `CheckpointRecord` was kept, for what was reported after that may be lost. 0 begins anew.
 
     Raises:

@@ -68,8 +68,8 @@ def test_times_are_shown_where_they_were_probed() -> None:
     assert '<th scope="col">Time to align</th>' in shown
     assert "<td>17 min</td>" in shown
     assert "<td>34 min</td>" in shown
-    assert "SFT on cuda:0: 0.25 s a step, the median of 10; 4,000 steps in all." in shown
-    assert "the median of 10, and 2 s a scoring of the layers; 4,000" in shown
+    assert "SFT on cuda:0: 0.25 s per step, the median of 10; 4,000 steps in all." in shown
+    assert "the median of 10, and 2 s per scoring of the layers; 4,000" in shown
     assert "Try" not in shown, "nothing is judged where the memory is not known"
     assert "Time to align" not in fit.fit_view(PlanReport(plans=plans, memory_gib=12.0, verdicts={}))
 

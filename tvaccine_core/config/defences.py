@@ -51,8 +51,8 @@ class VaccineConfig(Config):
         title="Steps from one perturbed step to the next τ",
         default=1,
         ge=1,
-        description="Steps from one perturbed step to the next (tau); those between descend the plain loss, and are "
-        "cheaper.",
+        description="Steps from one perturbed step to the next (tau). The steps between descend the plain loss and "
+        "cost less.",
         json_schema_extra=ADVANCED,
     )
 
@@ -73,8 +73,8 @@ class TVaccineConfig(Config):
         title="Steps from one perturbed step to the next τ",
         default=1,
         ge=1,
-        description="Steps from one perturbed step to the next (tau); those between descend the plain loss, and are "
-        "cheaper.",
+        description="Steps from one perturbed step to the next (tau). The steps between descend the plain loss and "
+        "cost less.",
         json_schema_extra=ADVANCED,
     )
     num_layers: int = Field(
@@ -108,11 +108,11 @@ class TVaccineConfig(Config):
         json_schema_extra=ADVANCED,
     )
     probe_batch_size: int = Field(
-        title="Harmful samples a scoring",
+        title="Harmful samples per scoring",
         default=16,
         ge=1,
         le=1024,
-        description="Harmful examples a scoring uses.",
+        description="Harmful examples that one scoring uses.",
         json_schema_extra=ADVANCED,
     )
 

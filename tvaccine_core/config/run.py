@@ -40,7 +40,7 @@ class EvaluationConfig(Config):
         title="Longest answer, tokens", default=24, ge=1, le=4096, description="Longest answer, in tokens."
     )
     max_per_set: int = Field(
-        title="Prompts a set (0: all)",
+        title="Prompts per set (0: all)",
         default=0,
         ge=0,
         description="Use only the first so many examples of each set; 0 for all.",

@@ -52,7 +52,7 @@ class OptimisationConfig(Config):
     """AdamW (arXiv:1711.05101) and its schedule."""
 
     steps: int = Field(title="Steps", default=1200, ge=1, le=1_000_000, description="Optimiser steps.")
-    batch_size: int = Field(title="Batch size", default=16, ge=1, le=4096, description="Examples a micro-batch.")
+    batch_size: int = Field(title="Batch size", default=16, ge=1, le=4096, description="Examples per micro-batch.")
     accumulation: int = Field(
         title="Accumulation",
         default=1,

@@ -46,7 +46,7 @@ class MergedLinear(torch.autograd.Function):
         *factors: Tensor,
     ) -> Tensor:
         # Weights stay as they are while a step lasts. Saved on the context and not through autograd, they do not make
-        # checkpointing run a last linear again of which nothing else is needed.
+        # checkpointing run a layer's last linear again when nothing else of it is needed.
         ctx.scalings, ctx.merged, ctx.weight, ctx.factors = scalings, merged, weight, factors
         ctx.versions = versions_of(factors)
         if any(ctx.needs_input_grad[5:]):
