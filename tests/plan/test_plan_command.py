@@ -69,10 +69,10 @@ def test_a_probe_without_weights_says_so(capsys: pytest.CaptureFixture[str], mon
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("quantization", "limit_gb"), [("nf4", 10), ("none", 18)])
-def test_readme_tells_what_is_predicted_for_seven_billion_parameters(
+def test_docs_tell_what_is_predicted_for_seven_billion_parameters(
     quantization: str, limit_gb: float, tmp_path: Path
 ) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[2] / "docs" / "COSTS.md").read_text(encoding="utf-8")
     command = re.search(r"tvaccine_core (plan .*--activation-memory lowest)$", readme, re.MULTILINE)
     figures = re.search(r"it predicts\s+([\d.]+) GB in NF4 and, with `--quantization none`, ([\d.]+) GB", readme)
     assert command is not None

@@ -1,4 +1,4 @@
-"""The study behind the README's table: does T-Vaccine resist better than its undefended twin, over seeds?
+"""The study behind the tables of docs/RESULTS.md: does T-Vaccine resist better than its undefended twin, over seeds?
 
 Every alignment seed aligns the base by every method; every aligned model then faces the same attacks (harmful ratios x
 attack seeds, and a stronger attack), measured along the way. Nothing is tuned here: the config is given, and equal for

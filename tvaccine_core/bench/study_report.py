@@ -191,7 +191,7 @@ def methods_of(results: Sequence[AlignedResult]) -> list[str]:
 
 
 def render_markdown(results: Sequence[AlignedResult]) -> str:
-    """The README's results: before the attack, the attack at every ratio, the stronger attack, what they rest on."""
+    """The results: before the attack, the attack at every ratio, the stronger attack, what they rest on."""
     methods = methods_of(results)
     seeds = sorted({result.seed for result in results})
     attack_seeds = sorted({a.attack_seed for result in results for a in result.attacks})
