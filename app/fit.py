@@ -1,6 +1,6 @@
 """Will it fit, how long will it take? Asks the command `plan`, in a process of its own: the page holds no torch.
 
-Cost: some twenty seconds of one core, in which torch and transformers are imported and one step is rehearsed on tensors
+Cost: some twenty seconds of one core, in which torch and transformers are imported and one step is taken on tensors
 without contents. The time is that of real steps, for which the model is loaded.
 """
 

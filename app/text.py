@@ -1,4 +1,7 @@
-"""Every sentence a user reads, and the names of things. British spelling, short sentences, the field's words."""
+"""The sentences a user reads, and the names of things. British spelling, short sentences, the field's words.
+
+Sentences about models of their own are in `own_text`.
+"""
 
 import shlex
 from collections.abc import Mapping, Sequence

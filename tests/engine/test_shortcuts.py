@@ -204,8 +204,8 @@ def test_shapes_without_numbers_are_believed() -> None:
         model = build(lora=False)
     assert found_for(model).last_mlp is not None
     with FakeTensorMode():
-        pretended = build(lora=False)
-        found = found_for(pretended)
+        fake = build(lora=False)
+        found = found_for(fake)
     assert (found.cuts, found.gathers) == (True, True)
     assert found.last_mlp is not None
     assert not found.notes

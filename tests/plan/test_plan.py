@@ -29,10 +29,10 @@ from tvaccine_core.data.prompts import Encoded
 from tvaccine_core.errors import ConfigError, ModelError
 from tvaccine_core.methods import load_method
 from tvaccine_core.models.load import load_model
+from tvaccine_core.plan.dry_run import dry_run
+from tvaccine_core.plan.fake_model import ALIGNED, describe_model, fake_states, storages, word_tokenizer
 from tvaccine_core.plan.planner import plan_run, workload_of
-from tvaccine_core.plan.pretend import ALIGNED, describe_model, pretend_states, storages, word_tokenizer
 from tvaccine_core.plan.records import MemoryPlan
-from tvaccine_core.plan.rehearsal import rehearse
 from tvaccine_core.plan.shapes import BUILT_IN, built_in_shape, find_gpu, read_shape
 from tvaccine_core.plan.tracker import Tracker
 from tvaccine_core.states.model_states import ModelStates
@@ -163,17 +163,17 @@ def test_the_plan_is_what_real_steps_hold(case: Case, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", [pytest.param(CASES[1], marks=pytest.mark.slow), CASES[8]], ids=str)
-def test_every_phase_and_part_is_what_the_same_rehearsal_finds_on_a_real_model(case: Case, tmp_path: Path) -> None:
+def test_every_phase_and_part_is_what_the_same_dry_run_finds_on_a_real_model(case: Case, tmp_path: Path) -> None:
     shape = tiny_shape(case.family, case.layers)
     save_model(tmp_path, shape)
     config = lab_config(case, tmp_path)
     method = config.defences[0].alignment
     states = ModelStates(load_model(config.model))
     states.add(ALIGNED, AdapterConfig(), 0)
-    truth = rehearse(states, method, workload_of(config))
-    pretended = rehearse(pretend_states(config.model, shape, "cpu", AdapterConfig()), method, workload_of(config))
+    truth = dry_run(states, method, workload_of(config))
+    fake = dry_run(fake_states(config.model, shape, "cpu", AdapterConfig()), method, workload_of(config))
     assert set(truth) == {"passes", "update", "score", "prompts", "tokens"}
-    assert pretended == truth
+    assert fake == truth
     assert truth["tokens"].parts["cache"] > 0
     # 3 prompts of 50 or 128 tokens and 4 new ones, 2 key-value heads of 32, keys and values, in each layer
     cached = 3 * (case.length + 4) * 2 * 32 * 2 * case.layers * (2 if case.storage == "bfloat16" else 4)
@@ -244,7 +244,7 @@ def test_what_is_kept_long_is_an_activation_and_moments_count_from_the_start() -
 def test_seven_billion_parameters_are_described_without_memory_and_nf4_stores_them_in_half_a_byte() -> None:
     shape = built_in_shape("llama-2-7b")
     shape.num_hidden_layers = 2
-    states = pretend_states(ModelConfig(name="llama-2-7b", quantization="nf4"), shape, "cuda", AdapterConfig())
+    states = fake_states(ModelConfig(name="llama-2-7b", quantization="nf4"), shape, "cuda", AdapterConfig())
     linears = 2 * (4 * 4096**2 + 3 * 4096 * 11008)
     others = 2 * (2 * 32000 * 4096 + 5 * 4096)  # bytes in bfloat16
     adapters = sum(parameter.nbytes for parameter in states.model.parameters() if parameter.dtype == torch.float32)

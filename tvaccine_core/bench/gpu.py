@@ -39,9 +39,9 @@ from tvaccine_core.errors import OutOfMemoryError
 from tvaccine_core.methods import capabilities_of, load_method, worst_case_of
 from tvaccine_core.models.load import LoadedModel, load_model, pick_device
 from tvaccine_core.passes.memory import Mode
+from tvaccine_core.plan.dry_run import make_rows
+from tvaccine_core.plan.fake_model import ALIGNED, describe_model, storages, word_tokenizer
 from tvaccine_core.plan.planner import plan_run, workload_of
-from tvaccine_core.plan.pretend import ALIGNED, describe_model, storages, word_tokenizer
-from tvaccine_core.plan.rehearsal import make_rows
 from tvaccine_core.plan.shapes import read_shape
 from tvaccine_core.plan.tracker import Tracker
 from tvaccine_core.records import Record, StepRecord

@@ -60,7 +60,7 @@ def tolerance(model: nn.Module, full: float, rounded: float) -> float:
 
 
 def has_numbers(model: nn.Module) -> bool:
-    """False where `model` has shapes only: on the meta device, or pretended, as a plan's."""
+    """False where `model` has shapes only: on the meta device, or fake, as a plan's."""
     return not any(tensor.device.type == "meta" or isinstance(tensor, FakeTensor) for tensor in model.parameters())
 
 

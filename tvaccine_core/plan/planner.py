@@ -1,9 +1,9 @@
 """Will it fit: what each method's run of a model holds in memory, from the model's config alone.
 
-A model without weights (`pretend`) goes through the product's own steps (`rehearsal`), and every storage is counted
+A model without weights (`fake_model`) goes through the product's own steps (`dry_run`), and every storage is counted
 (`tracker`). Nothing here knows how a family of models or a method is built, so nothing here can fall behind it.
 
-Pretending costs time for every layer. The layers of a deep model are alike, so its memory is linear in their number,
+Building costs time for every layer. The layers of a deep model are alike, so its memory is linear in their number,
 and in that of the drawn ones among them; it is computed from two or three shallow models of the same shape. Models
 whose layers are few or small are run through whole: limits in bytes, such as those of `merged`, show there.
 """
@@ -23,9 +23,9 @@ from tvaccine_core.config import AlignmentMethod, Config, LabConfig
 from tvaccine_core.errors import ConfigError, ModelError
 from tvaccine_core.methods import WorstCase, capabilities_of, worst_case_of
 from tvaccine_core.passes.memory import ROOM_SHARE, Mode, choose_mode, measure_shape
-from tvaccine_core.plan.pretend import compute_dtype, describe_model, pretend_states
+from tvaccine_core.plan.dry_run import Moment, Workload, dry_run
+from tvaccine_core.plan.fake_model import compute_dtype, describe_model, fake_states
 from tvaccine_core.plan.records import PARTS, MemoryPlan, Part, Phase, PhasePeak
-from tvaccine_core.plan.rehearsal import Scene, Workload, rehearse
 from tvaccine_core.plan.shapes import read_shape
 from tvaccine_core.plan.tracker import Peak
 
@@ -35,7 +35,7 @@ LARGE_LAYER_PARAMETERS = 2**24
 TENSORS_IN_FLIGHT = 4
 """transformers reads as many tensors at once, unquantised; each is quantised as it arrives."""
 
-SCENES: dict[Scene, Phase] = {
+MOMENTS: dict[Moment, Phase] = {
     "passes": "step",
     "update": "step",
     "score": "score",
@@ -116,15 +116,15 @@ class _Planner:
     def plan(self, method: AlignmentMethod, source: str, memory_gib: float | None) -> MemoryPlan:
         wish = self._config.model.activation_memory
         workload = replace(self._workload, mode="speed" if wish == "auto" else wish)
-        scenes, exact = self._scenes(method, workload)
+        moments, exact = self._moments(method, workload)
         if wish == "auto" and memory_gib is not None:
-            mode = self._choose_mode(scenes["passes"], memory_gib)
+            mode = self._choose_mode(moments["passes"], memory_gib)
             if mode != workload.mode:
                 workload = replace(workload, mode=mode)
-                scenes, exact = self._scenes(method, workload)
+                moments, exact = self._moments(method, workload)
         phases: dict[Phase, PhasePeak] = {}
-        for scene, peak in scenes.items():
-            name = SCENES[scene]
+        for moment, peak in moments.items():
+            name = MOMENTS[moment]
             if name not in phases or phases[name].peak_bytes < peak.num_bytes:
                 phases[name] = PhasePeak(phase=name, peak_bytes=peak.num_bytes, parts=peak.parts)
         model = self._config.model
@@ -161,30 +161,30 @@ class _Planner:
         )
         return choose_mode("auto", shape, int(memory_gib * 2**30 * ROOM_SHARE) - resident)
 
-    def _scenes(self, method: AlignmentMethod, workload: Workload) -> tuple[dict[Scene, Peak], bool]:
-        """The peak of each scene, and whether every layer was run through."""
+    def _moments(self, method: AlignmentMethod, workload: Workload) -> tuple[dict[Moment, Peak], bool]:
+        """The peak of each moment, and whether every layer was run through."""
         case = worst_case_of(method)
         depths = None if self._whole else self._depths(case, workload.mode)
         if depths is None or (self._whole is None and self._is_small()):
-            return self._rehearse(method, self._shape, workload), True
-        sums: dict[Scene, dict[Part, int]] = {}
+            return self._dry_run(method, self._shape, workload), True
+        sums: dict[Moment, dict[Part, int]] = {}
         for depth in depths:
             shallow = _with_layers(self._shape, depth.drawn + depth.undrawn)
             shallower = case.with_drawn(depth.drawn) if case.with_drawn and depth.drawn else method
-            for scene, peak in self._rehearse(shallower, shallow, workload).items():
-                parts = sums.setdefault(scene, dict.fromkeys(PARTS, 0))
+            for moment, peak in self._dry_run(shallower, shallow, workload).items():
+                parts = sums.setdefault(moment, dict.fromkeys(PARTS, 0))
                 for part, num_bytes in peak.parts.items():
                     parts[part] += depth.weight * num_bytes
-        return {scene: Peak(sum(parts.values()), parts) for scene, parts in sums.items()}, False
+        return {moment: Peak(sum(parts.values()), parts) for moment, parts in sums.items()}, False
 
     def _is_small(self) -> bool:
         stacks = (module for module in self._described.modules() if isinstance(module, nn.ModuleList))
         largest = max((_num_parameters(layer) for stack in stacks for layer in stack), default=0)
         return self._num_layers <= WHOLE_UP_TO_LAYERS or largest < LARGE_LAYER_PARAMETERS
 
-    def _rehearse(self, method: Config, shape: PretrainedConfig, workload: Workload) -> dict[Scene, Peak]:
-        states = pretend_states(self._config.model, shape, self._device, self._config.alignment.adapter)
-        return rehearse(states, method, workload)
+    def _dry_run(self, method: Config, shape: PretrainedConfig, workload: Workload) -> dict[Moment, Peak]:
+        states = fake_states(self._config.model, shape, self._device, self._config.alignment.adapter)
+        return dry_run(states, method, workload)
 
     def _depths(self, case: WorstCase, mode: Mode) -> list[_Depth] | None:
         """Shallower models whose weighted sum is the whole one; None if there are none."""

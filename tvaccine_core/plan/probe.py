@@ -10,9 +10,9 @@ from tvaccine_core.config import AlignmentMethod, LabConfig
 from tvaccine_core.data.batches import derive_seed
 from tvaccine_core.methods import capabilities_of, load_method, method_info
 from tvaccine_core.models.load import load_model
-from tvaccine_core.plan.pretend import ALIGNED
+from tvaccine_core.plan.dry_run import Workload, make_rows
+from tvaccine_core.plan.fake_model import ALIGNED
 from tvaccine_core.plan.records import TimeEstimate
-from tvaccine_core.plan.rehearsal import Workload, make_rows
 from tvaccine_core.records import StepRecord
 from tvaccine_core.states.model_states import ModelStates
 from tvaccine_core.training.fit import fit

@@ -1,4 +1,4 @@
-"""Every tensor's memory, from its first byte to its last: a ledger of storages, real or pretended.
+"""Every tensor's memory, from its first byte to its last: a ledger of storages, real or fake.
 
 A storage is entered when an operation returns it and struck out when it is freed. The ledger is read afterwards: at
 which moment most bytes were alive, and what they were for. Counting is exact for storages; what a kernel takes and
@@ -70,7 +70,7 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     "bitsandbytes::int8_vectorwise_quant": _quantise_without_outliers,
     "bitsandbytes::int8_mixed_scaled_mm": _multiply_without_outliers,
 }
-"""Operations whose result has as many elements as the values say, for pretended tensors: int8's outliers are none."""
+"""Operations whose result has as many elements as the values say, for fake tensors: int8's outliers are none."""
 
 
 class _Entry:
@@ -97,15 +97,15 @@ class Peak:
 class Tracker(TorchDispatchMode):
     """Context manager: a ledger of all storages that operations make inside it, and of those it is told of.
 
-    Where tensors are pretended (`FakeTensor`), a number that is read off one, such as a loss, is `pretended_float`, or
-    `pretended_int` for whole numbers: control flow must not depend on it in any other way than a real run's does.
+    Where tensors are fake (`FakeTensor`), a number that is read off one, such as a loss, is `fake_float`, or
+    `fake_int` for whole numbers: control flow must not depend on it in any other way than a real run's does.
     """
 
-    def __init__(self, vocabulary: int, *, pretended_float: float = 2.0, pretended_int: int = 1) -> None:
+    def __init__(self, vocabulary: int, *, fake_float: float = 2.0, fake_int: int = 1) -> None:
         super().__init__()
         self._vocabulary = vocabulary
-        self._pretended_float = pretended_float
-        self._pretended_int = pretended_int
+        self._fake_float = fake_float
+        self._fake_int = fake_int
         self._entries: list[_Entry] = []
         self._live: dict[int, tuple[_Entry, weakref.ref[torch.UntypedStorage]]] = {}
         self._scratch: list[tuple[int, int]] = []
@@ -161,11 +161,11 @@ class Tracker(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is _DEVICE:  # a pretended tensor is asked for its device through here
+        if func is _DEVICE:  # a fake tensor is asked for its device through here
             return func(*args, **(kwargs or {}))
         self._clock += 1
         if func is _READ and isinstance(args[0], FakeTensor):
-            return self._pretend_to_read(args[0])
+            return self._fake_reading(args[0])
         if func in _ADAMW:
             self._note_optimiser(args)
         scratch = SCRATCH.get(func._schema.name)
@@ -218,7 +218,7 @@ class Tracker(TorchDispatchMode):
         self._entries.append(entry)
         return entry
 
-    def _pretend_to_read(self, tensor: Tensor) -> float | int | bool:
+    def _fake_reading(self, tensor: Tensor) -> float | int | bool:
         if tensor.dtype == torch.bool:
             return True
-        return self._pretended_float if tensor.dtype.is_floating_point else self._pretended_int
+        return self._fake_float if tensor.dtype.is_floating_point else self._fake_int

@@ -2,9 +2,9 @@
 
 Its tensors are PyTorch's `FakeTensor`s: shape, type and storage size are true, bytes there are none. The product's own
 code runs on them unchanged. Quantised weights have the parts and sizes that bitsandbytes gives them: its own quantiser
-reads values, which a pretended tensor has not.
+reads values, which a fake tensor has not.
 
-The pretended device is always the CPU, whatever the plan is for: PyTorch knows how a GPU's kernels divide their memory
+The fake device is always the CPU, whatever the plan is for: PyTorch knows how a GPU's kernels divide their memory
 only where there is a GPU. `device` decides what it decides in `load_model`: the precision of quantised models.
 """
 
@@ -77,7 +77,7 @@ def describe_model(config: ModelConfig, shape: PretrainedConfig, device: str) ->
     return model
 
 
-def pretend_states(config: ModelConfig, shape: PretrainedConfig, device: str, adapter: AdapterConfig) -> ModelStates:
+def fake_states(config: ModelConfig, shape: PretrainedConfig, device: str, adapter: AdapterConfig) -> ModelStates:
     """The loaded model of `config`, without its weights and with a tokenizer of one word; a fresh adapter `ALIGNED`.
 
     Raises:
@@ -136,7 +136,7 @@ def _mark_quantised(model: Any, config: ModelConfig, dtype: torch.dtype) -> None
 
 
 class _Fakes:
-    """Pretended tensors in place of those on the meta device; what is tied stays tied."""
+    """Fake tensors in place of those on the meta device; what is tied stays tied."""
 
     def __init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)

@@ -1,6 +1,6 @@
 """A run in small, by the product's own code: a training step, a scoring of the layers, an evaluation, all counted.
 
-The same rehearsal runs on a model that is there, whose ledger is then the truth, and on one that is pretended, whose
+The same dry run runs on a model that is there, whose ledger is then the truth, and on one that is fake, whose
 ledger is the prediction. Data are rows of equal length, as full as they can be, so the worst batch.
 
 Layers that are drawn by chance are taken from the bottom up: nothing is skipped below layer 0, which is the worst draw.
@@ -21,15 +21,15 @@ from tvaccine_core.evaluation.generate import stream_tokens
 from tvaccine_core.methods import capabilities_of, load_method, worst_case_of
 from tvaccine_core.methods.base import MethodContext
 from tvaccine_core.passes.memory import Mode
-from tvaccine_core.plan.pretend import ALIGNED, WORD, storages, word_tokenizer
+from tvaccine_core.plan.fake_model import ALIGNED, WORD, storages, word_tokenizer
 from tvaccine_core.plan.tracker import Peak, Tracker
 from tvaccine_core.records import StepRecord
 from tvaccine_core.states.model_states import ModelStates
 from tvaccine_core.training.collate import collate
 from tvaccine_core.training.fit import fit
 
-Scene = Literal["passes", "update", "score", "prompts", "tokens"]
-"""Of a rehearsal: a step's passes, the optimiser's update, a scoring, the prompts of an evaluation, its last token."""
+Moment = Literal["passes", "update", "score", "prompts", "tokens"]
+"""Of a dry run: a step's passes, the optimiser's update, a scoring, the prompts of an evaluation, its last token."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Workload:
     """What is kept for the backward passes."""
 
 
-def rehearse(states: ModelStates, method: Config, workload: Workload) -> dict[Scene, Peak]:
-    """The peak of each scene; `states` holds the adapter `ALIGNED`, whose values change.
+def dry_run(states: ModelStates, method: Config, workload: Workload) -> dict[Moment, Peak]:
+    """The peak of each moment; `states` holds the adapter `ALIGNED`, whose values change.
 
     Raises:
         What `fit` and a method's `setup` raise.
@@ -63,7 +63,7 @@ def rehearse(states: ModelStates, method: Config, workload: Workload) -> dict[Sc
     worst = worst_case_of(method).settings
     rows = make_rows(workload, workload.batch_size)
     steps = OptimisationConfig(steps=1, batch_size=workload.batch_size, max_length=max(workload.length, 8))
-    peaks: dict[Scene, Peak] = {}
+    peaks: dict[Moment, Peak] = {}
     with tracker, _nothing_ends(states):
         events = fit(
             model,
@@ -116,9 +116,9 @@ def _score(model: Any, tracker: Tracker, config: Config, num_rows: int, workload
     return tracker.peak(start)
 
 
-def _evaluate(states: ModelStates, tracker: Tracker, workload: Workload) -> dict[Scene, Peak]:
+def _evaluate(states: ModelStates, tracker: Tracker, workload: Workload) -> dict[Moment, Peak]:
     """The pass over the prompts, and the last token: in between the cache only grows."""
-    peaks: dict[Scene, Peak] = {}
+    peaks: dict[Moment, Peak] = {}
     with tracker.generating():
         start = tracker.now + 1
         for _ in _tokens(states, workload, workload.length, 1):
