@@ -33,7 +33,7 @@ def job(**changes: Any) -> JobRow:
         "id": "align-1",
         "run_id": "r",
         "kind": "align",
-        "params": {"method": "sft"},
+        "params": {"aligned": "sft"},
         "state": "running",
         "done": 10,
         "total": 40,

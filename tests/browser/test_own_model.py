@@ -63,7 +63,7 @@ def test_from_a_folder_to_the_last_answer(page: Page, server: Server, tiny_folde
     expect(page.locator("#fit")).to_contain_text("T-Vaccine, most in ")
     expect(page.locator("#fit")).to_contain_text("fits")
     page.click("#how-long")
-    expect(page.locator("#fit")).to_contain_text("s a step, the median of 10, and ")
+    expect(page.locator("#fit")).to_contain_text("s per step, the median of 10, and ")
     go(page, 2)
     page.click("#start-align")
     said = page.locator("#align-messages")
@@ -72,7 +72,7 @@ def test_from_a_folder_to_the_last_answer(page: Page, server: Server, tiny_folde
     wait_for_step(page, 2, "done")
     run = server.store.run(run_id(page))
     assert (run.config.model.name, run.config.model.quantization) == (str(folder), "nf4")
-    assert run.name.startswith("mine: SFT + T-Vaccine")
+    assert run.name.startswith("mine: SFT, T-Vaccine")
 
     # Attack and Compare, as with the sandbox; what the scores mean is said again.
     go(page, 3)

@@ -14,10 +14,11 @@ from tvaccine_core import pipeline
 from tvaccine_core.__main__ import main
 from tvaccine_core.errors import CancelledError
 from tvaccine_core.methods.alignment.sft import SFT
+from tvaccine_core.methods.finetuning.plain import Plain
 
 FAULT = sys.argv[1]
-trainings: list[SFT] = []
-training_step, evaluate_state = SFT.training_step, pipeline.evaluate_state
+attacks: list[Plain] = []
+training_step, attack_step, evaluate_state = SFT.training_step, Plain.training_step, pipeline.evaluate_state
 
 
 def failing_step(self: SFT, model: Any, batch: Any, step: int) -> Any:
@@ -29,13 +30,13 @@ def failing_step(self: SFT, model: Any, batch: Any, step: int) -> Any:
     return training_step(self, model, batch, step)
 
 
-def terminated_step(self: SFT, model: Any, batch: Any, step: int) -> Any:
-    """A SIGTERM to the second process, at the second step of the third training by SFT."""
+def terminated_step(self: Plain, model: Any, batch: Any, step: int) -> Any:
+    """A SIGTERM to the second process, at the second step of the second attack."""
     if step == 1 and os.environ["RANK"] == "1":
-        trainings.append(self)
-        if len(trainings) == 3:
+        attacks.append(self)
+        if len(attacks) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-    return training_step(self, model, batch, step)
+    return attack_step(self, model, batch, step)
 
 
 def stopped_evaluation(states: Any, state: str, data: Any, config: Any, tasks: Any, step: int, *args: Any, **kw: Any):  # noqa: ANN201
@@ -49,5 +50,5 @@ if FAULT in ("memory", "killed"):
     SFT.training_step = failing_step
 elif FAULT == "stopped":
     pipeline.evaluate_state = stopped_evaluation
-    SFT.training_step = terminated_step
+    Plain.training_step = terminated_step
 sys.exit(main(sys.argv[2:]))

@@ -107,7 +107,7 @@ def enqueue_all(store: Store) -> tuple[str, str, str]:
     """A run with an alignment and the attack that waits for it."""
     run_id = store.create_run(CONFIG)
     align = store.enqueue(run_id, "align", {"aligned": "sft"})
-    params = {"method": "sft", "attack_id": "a1", "attack": CONFIG.attack.model_dump(mode="json")}
+    params = {"defence": "sft", "attack_id": "a1", "attack": CONFIG.attack.model_dump(mode="json")}
     return run_id, align, store.enqueue(run_id, "attack", params, depends_on=align)
 
 

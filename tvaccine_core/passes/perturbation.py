@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -70,6 +70,10 @@ class Perturbation:
     """Joint over the layers and all processes."""
     gradient_norms: dict[int, Tensor]
     """Layer -> L2 norm of its gradient, over all processes."""
+
+    def numbers(self) -> Perturbation:
+        """The same without the shifts, which are as large as what they shift: to be kept from step to step."""
+        return replace(self, shifts={})
 
     def metrics(self, reduce_sum: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """What a step reports of it, the same in all processes."""

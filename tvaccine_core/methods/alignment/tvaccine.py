@@ -105,7 +105,7 @@ class TVaccine(Method[TVaccineConfig]):
 
             # 3. The perturbed pass, from the floor up: descend d f(e_l + eps_l) / d w.
             loss = self.passes.perturbed(tokens, clean, eps.shifts, self._frozen, batch.weight)
-        self.perturbation = eps
+        self.perturbation = eps.numbers()
         return {"loss": clean.loss, "perturbed_loss": loss, **eps.metrics(reduce_sum)}
 
     def score_layers(self, harmful: Batch) -> tuple[Tensor, Tensor]:

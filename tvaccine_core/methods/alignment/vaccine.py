@@ -43,5 +43,5 @@ class Vaccine(Method[VaccineConfig]):
 
             # 3. The perturbed pass: descend d f(e_l + eps_l) / d w.
             loss = self.passes.perturbed(tokens, clean, eps.shifts, frozen=(), weight=batch.weight)
-        self.perturbation = eps
+        self.perturbation = eps.numbers()
         return {"loss": clean.loss, "perturbed_loss": loss, **eps.metrics(reduce_sum)}
