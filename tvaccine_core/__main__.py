@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text; standard error does so itself
     if not started_together():
         return _run(lambda: app(arguments))
-    return _run(lambda: sys.exit(run_together(lambda: _run(lambda: app(arguments)))))
+    return _run(lambda: run_together(lambda: _run(lambda: app(arguments))))
 
 
 def _run(action: Callable[[], None]) -> int:

@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from enum import IntEnum
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -289,9 +290,16 @@ def shard_base(model: nn.Module) -> None:
         fully_shard(module, mesh=mesh, ignored_params=kept)
 
 
-def leave() -> None:
-    """Close the connections to the other processes."""
+def leave(code: int) -> NoReturn:
+    """Close the connections to the other processes, and end this one with `code`.
+
+    At once: gloo's own threads outlive the group and may still let a tensor go, for which they need the interpreter.
+    Taken down under them, it aborts the process now and then.
+    """
     dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

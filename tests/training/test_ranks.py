@@ -147,7 +147,7 @@ def be_a_process(model_folder: str, out: Path) -> None:
     except TrainingError as error:
         report["different"] = str(error)
     (mine / "report.json").write_text(json.dumps(report))
-    ranks_module.leave()
+    ranks_module.leave(0)
 
 
 Results = tuple[list[dict[str, Any]], list[dict[str, dict[str, Tensor]]]]

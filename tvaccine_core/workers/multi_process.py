@@ -49,8 +49,8 @@ def started_together() -> bool:
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def run_together(command_line: Callable[[], int]) -> int:
-    """Meet the other processes, then run `command_line` (rank 0) or follow it (the others); returns the exit code.
+def run_together(command_line: Callable[[], int]) -> NoReturn:
+    """Meet the other processes, then run `command_line` (rank 0) or follow it (the others); ends the process.
 
     Raises:
         TVaccineError: the processes do not meet.
@@ -61,13 +61,12 @@ def run_together(command_line: Callable[[], int]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     _group = group = ranks.join()
     if not group.leads:
-        return _follow(group)
+        _follow(group)
     code = command_line()
     if group.failure() is not None:  # the others hear of it and end, if they have not yet
         _end(code or 1)
     group.share(json.dumps({"kind": "end"}).encode())
-    ranks.leave()
-    return code
+    ranks.leave(code)
 
 
 def lead(store: Store, job_ids: Sequence[str], look: Callable[[], None]) -> bool:
@@ -139,7 +138,7 @@ def lead(store: Store, job_ids: Sequence[str], look: Callable[[], None]) -> bool
     return stop.is_set()
 
 
-def _follow(group: Group) -> int:
+def _follow(group: Group) -> NoReturn:
     """Train with the leader until it says that this is the end."""
     from tvaccine_core.workers.runner import TorchEngine
 
@@ -165,8 +164,7 @@ def _follow(group: Group) -> int:
     over.set()
     from tvaccine_core import processes as ranks
 
-    ranks.leave()
-    return 0
+    ranks.leave(0)
 
 
 def _look_for_failures(group: Group, on_failure: Callable[[TVaccineError], None], over: threading.Event) -> None:
