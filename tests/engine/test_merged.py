@@ -9,7 +9,13 @@ from peft import LoraConfig
 from tiny_models import build, make_batch, plain_loss, take_gradients, worst_error
 
 from tvaccine_core.fast import merged_adapters as merged
-from tvaccine_core.fast.merged_adapters import MergedLinear, merge, mergeable, merged_forwards
+from tvaccine_core.fast.merged_adapters import (
+    MergedLinear,
+    merge,
+    mergeable,
+    merged_forwards,
+    merged_forwards_without_gradient,
+)
 from tvaccine_core.models.hooks import replace_forwards
 
 
@@ -116,3 +122,42 @@ def test_what_is_not_plain_is_left_to_peft(reason: str, merges: list[int]) -> No
     ):
         plain_loss(model, make_batch())
     assert not merges
+
+
+def test_kept_and_made_anew_are_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build()
+    kept = gradients(model, lean=True)
+    monkeypatch.setattr(merged, "KEEP_LIMIT_BYTES", 0)
+    anew = gradients(model, lean=True)
+    assert kept.keys() == anew.keys()
+    assert all(torch.equal(kept[name], anew[name]) for name in kept)
+
+
+@torch.no_grad()
+def answer(model: Any, *, lean: bool) -> torch.Tensor:
+    """Logits as an evaluation sees them, with merged weights or by peft."""
+    model.eval()
+    with replace_forwards(merged_forwards_without_gradient(mergeable(model)) if lean else {}):
+        return model(input_ids=make_batch().input_ids).logits
+
+
+def test_without_a_gradient_logits_equal_pefts_to_rounding() -> None:
+    model: Any = build()
+    with model.disable_adapter():
+        base = answer(model, lean=False)
+        assert torch.equal(answer(model, lean=True), base)
+    expected = answer(model, lean=False)
+    assert (answer(model, lean=True) - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert (base - expected).abs().max() > 1e-3 * expected.abs().max()
+
+
+def test_copies_above_the_limit_are_not_made_for_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = build()
+    modules: Any = mergeable(model)
+    copies = sum(module.base_layer.weight.nbytes for module in modules)
+    monkeypatch.setattr(merged, "KEEP_LIMIT_BYTES", copies)
+    assert len(merged_forwards_without_gradient(modules)) == len(modules)
+    monkeypatch.setattr(merged, "KEEP_LIMIT_BYTES", copies - 1)
+    assert not merged_forwards_without_gradient(modules)
+    with model.disable_adapter():  # the base needs no copies
+        assert len(merged_forwards_without_gradient(modules)) == len(modules)

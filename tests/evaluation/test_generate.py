@@ -71,7 +71,7 @@ def test_the_base_is_the_bare_base_model(states: ModelStates, tiny_folder: Path)
 def test_merging_for_speed_changes_no_token(states: ModelStates, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [("both", prompt) for prompt in PROMPTS]
     merged = generate_answers(states, rows, 12, 5)
-    monkeypatch.setattr("tvaccine_core.states.model_states.MERGED_LIMIT_BYTES", 0)
+    monkeypatch.setattr("tvaccine_core.fast.merged_adapters.KEEP_LIMIT_BYTES", 0)
     assert generate_answers(states, rows, 12, 5) == merged
 
 

@@ -26,9 +26,10 @@ from tvaccine_core.config import AdapterConfig, Config, ModelConfig
 from tvaccine_core.evaluation.generate import stream_encoded
 from tvaccine_core.fast import switch as fast_paths
 from tvaccine_core.models.load import LoadedModel, load_model
+from tvaccine_core.names import BASE
 from tvaccine_core.plan.fake_model import word_tokenizer
 from tvaccine_core.records import Record
-from tvaccine_core.states.model_states import BASE, ModelStates
+from tvaccine_core.states.model_states import ModelStates
 
 Storage = Literal["float32", "bfloat16"]
 
