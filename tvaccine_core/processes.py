@@ -9,10 +9,10 @@ through gloo, which may wait as long as the leader needs to measure a model. A t
 store, takes the first failure: a process that fails leaves the others waiting inside a sum, and only a thread that
 looks there can end them with the reason.
 
-Where the base is divided (`shard_base`), a forward pass needs every process. The leader measures alone, so before each
-of its passes it says so, and the others, who wait for its word meanwhile, run one over a single token: they bring their
-parts of the weights, and what it computes is thrown away. So followers cannot fall out of step with what the leader
-generates, however long that is.
+Where the base is divided (`models.shard`), a forward pass needs every process. The leader measures alone, so before
+each of its passes it says so, and the others, who wait for its word meanwhile, run one over a single token: they bring
+their parts of the weights, and what it computes is thrown away. So followers cannot fall out of step with what the
+leader generates, however long that is.
 
 Cost a step: one small gloo exchange before it and one after the backward pass, the sum of the adapters' gradients in
 buckets, one for the metrics, and three small sums a micro-batch for a method that perturbs. Bytes between processes are
@@ -40,7 +40,6 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from tvaccine_core.errors import ConfigError, TrainingError, TVaccineError
-from tvaccine_core.models.anatomy import anatomy
 
 PATIENCE = timedelta(days=7)
 """Longest wait for another process's word; what is dead is noticed by its closed connection, not by this."""
@@ -262,32 +261,6 @@ def join() -> Group:
             remedy="Each of the WORLD_SIZE processes needs a RANK of its own, and the address and a free port of the "
             "machine that rank 0 is on; a firewall between machines must let them through.",
         ) from error
-
-
-def shard_base(model: nn.Module) -> None:
-    """Divide the frozen base among the processes, decoder layer by decoder layer (FSDP2); adapters stay whole.
-
-    A layer's weights are gathered when it runs, forward and backward, and given back after it. Call it in every
-    process, before a method sees the model. Adapters that require a gradient by then stay whole, as do those that are
-    added later. The methods' hooks and `autograd.grad` work as on a whole base; no weights are merged, for merging
-    needs whole ones. From then on every forward pass needs all processes, through the same layers: training
-    does that; for what the leader runs alone see `Ranks.take_part_by`.
-
-    With GPUs the parts go to this process's own, layer by layer, from wherever `model` is. So a GPU need hold no more
-    than its parts, the embedding with the head (whole from a forward pass on), and the layers at work; a model that was
-    read into main memory needs room for all of it there, in each process.
-
-    Raises:
-        ModelError: no decoder layers are found.
-    """
-    from torch.distributed.device_mesh import init_device_mesh  # a second and a half to import, for those who need it
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (dist.get_world_size(),))
-    kept = {parameter for parameter in model.parameters() if parameter.requires_grad}
-    parts = anatomy(model)
-    for module in (*(block.layer for block in parts.blocks), parts.causal):
-        fully_shard(module, mesh=mesh, ignored_params=kept)
 
 
 def leave(code: int) -> NoReturn:

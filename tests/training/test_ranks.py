@@ -36,8 +36,9 @@ from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.errors import CancelledError, ConfigError, TrainingError
 from tvaccine_core.methods import load_method
 from tvaccine_core.models.load import load_model
+from tvaccine_core.models.shard import shard_base
 from tvaccine_core.passes.passes import Passes
-from tvaccine_core.processes import ALONE, Ranks, shard_base
+from tvaccine_core.processes import ALONE, Ranks
 from tvaccine_core.records import Event
 from tvaccine_core.states.model_states import ModelStates
 from tvaccine_core.training.fit import fit

@@ -9,7 +9,6 @@ trains.
 import gc
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,17 @@ from tvaccine_core import pipeline
 from tvaccine_core.answering import answer
 from tvaccine_core.config import AttackConfig, LabConfig, ModelConfig, parse_config
 from tvaccine_core.data.sources import load_lab_data
-from tvaccine_core.errors import ConfigError
 from tvaccine_core.evaluation.scores import evaluate_state
 from tvaccine_core.models.load import load_model, pick_device
 from tvaccine_core.names import BASE, state_folder
 from tvaccine_core.passes.memory import device_bytes
 from tvaccine_core.pipeline import Session
-from tvaccine_core.processes import ALONE, Ranks, shard_base
+from tvaccine_core.processes import ALONE, Ranks
 from tvaccine_core.records import AnswerRecord, Event, GeneratedAnswer
 from tvaccine_core.states.model_states import ModelStates
 from tvaccine_core.store import JobRow, Store
-
-ASKED = "asked"
-"""First part of the names of states that are in memory to answer prompts."""
-NUM_ASKED = 12
-"""So many of them are kept; the oldest go first."""
+from tvaccine_core.workers.asked_states import AskedStates
+from tvaccine_core.workers.divided_base import load_divided, run_a_pass
 
 ShouldStop = Callable[[], bool]
 
@@ -50,8 +45,7 @@ class TorchEngine:
         self._num_threads = num_threads
         self._ranks = ranks
         self._states: ModelStates | None = None
-        self._asked: dict[str, tuple[int, ...]] = {}
-        """State kept for answers -> identity of the file it was read from; oldest use first."""
+        self._asked = AskedStates()
 
     def run(self, store: Store, job: JobRow, config: LabConfig, should_stop: ShouldStop) -> Iterator[Event]:
         """Do any job but `generate`; see the functions of `pipeline`."""
@@ -97,7 +91,8 @@ class TorchEngine:
         """Do a `generate` job; see `answering.answer`."""
         states = self._load(config.model)
         wanted = {
-            self._ask(states, store.run_dir(job.run_id), job.run_id, state): state for state in job.params["states"]
+            self._asked.load(states, store.run_dir(job.run_id), job.run_id, state): state
+            for state in job.params["states"]
         }
         for record in answer(
             self._session(states, store, job),
@@ -138,56 +133,22 @@ class TorchEngine:
         if self._states is None or self._states.loaded.config != model:
             self.release()  # before loading: two bases may not fit
             if model.shard:
-                self._states = self._load_divided(model)
+                self._states = load_divided(model, self._num_threads, self._ranks)
+                self._ranks.take_part_by(self._run_a_pass)
             else:
                 self._states = ModelStates(load_model(model, self._num_threads))
         return self._states
 
-    def _load_divided(self, model: ModelConfig) -> ModelStates:
-        """The base divided among the processes; the leader has the others do the same."""
-        ranks = self._ranks
-        if ranks.size == 1:
-            raise ConfigError(
-                "model.shard divides the base among several processes, and this is one alone.",
-                remedy="Start the command with torchrun or accelerate launch, or turn model.shard off.",
-            )
-        if ranks.leads:
-            config = LabConfig(model=model)
-            ranks.share(json.dumps({"kind": "load", "config": config.to_yaml()}).encode())
-        whole = load_model(model.model_copy(update={"device": "cpu"}), self._num_threads)
-        ranks.require_same(whole.key, "base model")
-        shard_base(whole.model)
-        ranks.take_part_by(self._run_a_pass)
-        loaded = replace(whole, config=model, device=pick_device(model.device))
-        return ModelStates(loaded, ranks.announce)
-
     def _run_a_pass(self) -> None:
-        """Bring this process's part of the weights to a forward pass of the leading one."""
+        """What a follower does while the leader measures: kept by `ranks`, so it must not keep an old base alive."""
         assert self._states is not None
-        with torch.no_grad(), self._states.active(BASE) as model:
-            model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self._states.loaded.device), use_cache=False)
+        run_a_pass(self._states)
 
     def _forget_jobs(self, states: ModelStates) -> None:
         """Drop what earlier jobs left in memory; what is needed of it is on disk, and may be newer there."""
         for name in states.names:
-            if name != BASE and not name.startswith(f"{ASKED}/"):
+            if name != BASE and not self._asked.has(name):
                 states.drop(name)
-
-    def _ask(self, states: ModelStates, run_dir: Path, run_id: str, state: str) -> str:
-        """Have `state` of a run in memory as it is saved now; the name it has there."""
-        if state == BASE:
-            return BASE
-        name = f"{ASKED}/{run_id}/{state}"
-        folder = state_folder(run_dir, state)
-        version = _version(folder)
-        if self._asked.pop(name, None) != version:
-            states.drop(name)
-        states.ensure(name, folder)
-        self._asked[name] = version
-        for old in list(self._asked)[:-NUM_ASKED]:
-            states.drop(old)
-            del self._asked[old]
-        return name
 
 
 def _train(
@@ -219,12 +180,3 @@ def _evaluate(session: Session, config: LabConfig, state: str, step: int, should
         session.save_answers,
         should_stop=should_stop,
     )
-
-
-def _version(folder: Path) -> tuple[int, ...]:
-    """Changes when the folder is replaced; empty if there is none."""
-    try:
-        stat = (folder / "adapter_model.safetensors").stat()
-    except FileNotFoundError:
-        return ()
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
