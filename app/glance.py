@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app import text
-from app.services import Lab, RunNotFoundError, new_owner
+from app.services import PRESETS, Lab, LabConfig, RunNotFoundError, new_owner
 from app.views import RunView
 
 Memory = dict[str, Any]
@@ -29,6 +29,11 @@ class Glance:
     """What this viewer's browser remembers; only drawings of their own may depend on it."""
     runs_revision: int = 0
     """Changes with the list of runs; known to news only."""
+
+    @property
+    def config(self) -> LabConfig:
+        """The run's config; the first preset's while no run is open."""
+        return self.view.config if self.view else next(iter(PRESETS.values())).config
 
     @property
     def missed(self) -> str | None:

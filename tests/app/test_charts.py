@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 import pytest
 from written_runs import eval_record, step_record
 
-from app import charts, study, text
+from app import charts, text
+from app.compare import study
 from app.looks import aligned_looks, looks_of
 from app.services import Defence, Estimate, Lab, StudySummary
 from app.views import RunView, Track, Views

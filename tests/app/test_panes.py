@@ -6,10 +6,10 @@ import pytest
 from written_runs import answer_question, finish_alignments, finish_attacks, small_config
 
 from app import text
+from app.compare.asking import own_question, pane_value
 from app.page import Glance, remembered
 from app.panes import BASE, panes_value, states_of
 from app.services import AnswerRecord, Lab, Verdict, is_harmless, suggestions
-from app.tabs.compare import own_question, pane_value
 from app.views import Views
 from tvaccine_core.config import parse_defence
 

@@ -136,7 +136,7 @@ def not_here(*_: object, **__: object) -> None:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("app.tabs.compare.PATIENCE_S", 0.0)  # no worker answers here
+        patch.setattr("app.compare.asking.PATIENCE_S", 0.0)  # no worker answers here
         patch.setattr("app.api.ANSWER_WAIT_S", 0.0)
         patch.setattr("app.tabs.choose.predict", not_here)
         yield Bench(tmp_path_factory.mktemp("fuzz") / "home")

@@ -1,10 +1,18 @@
-"""The recorded study over seeds, as the page shows it: its words and its figure."""
+"""The recorded study over seeds: what one run cannot say."""
 
 import math
+from typing import Any
 
-from app import charts, text
+import gradio as gr
+
+from app import charts, markup, text
+from app.arguments import one_of
+from app.components import figure, markup_block, section
 from app.looks import method_look
-from app.services import Estimate, StudySummary
+from app.page import Page
+from app.services import DataError, Estimate, StudySummary, study
+
+STUDY_SETS = ("aligned_names", "unseen_names")
 
 STUDY_TITLE = "The same over seeds"
 STUDY_NOTE = (
@@ -17,10 +25,47 @@ STUDY_LABEL = "Recorded study: mean harmful score on {where} and fine-tune accur
 STUDY_MISSING = "The recorded study is not here: {problem} {remedy}"
 
 
+def build(page: Page) -> None:
+    """Place and wire the part."""
+    gr.HTML(section(STUDY_TITLE), apply_default_css=False, elem_id="study-title")
+    try:
+        summary = study()
+    except DataError as error:
+        markup_block(markup.notice(STUDY_MISSING.format(problem=error, remedy=error.remedy)))
+        return
+    ratios = summary.ratios
+    first = min(ratios, key=lambda ratio: abs(ratio - 0.1))
+
+    def draw(ratio: float) -> list[Any]:
+        ratio = one_of(ratio, ratios, STUDY_RATIO)
+        return [study_words(summary, ratio), *(study_curves(summary, ratio, where) for where in STUDY_SETS)]
+
+    words, *specs = draw(first)
+    chosen = gr.Radio([(f"p = {ratio:g}", ratio) for ratio in ratios], value=first, label=STUDY_RATIO)
+    shown = [markup_block(words, elem_id="study-words")]
+    with gr.Row(elem_classes="lab-pair"):
+        for where, spec in zip(STUDY_SETS, specs, strict=True):
+            with gr.Column(min_width=0):
+                shown.append(figure(f"study-{where}", spec))
+    page.on(chosen.input, draw, [chosen], shown)
+
+
+def study_words(summary: StudySummary, ratio: float) -> str:
+    """What the study is, and what it found at this harmful ratio."""
+    note = STUDY_NOTE.format(
+        seeds=summary.num_alignment_seeds,
+        attacks=summary.num_attack_seeds,
+        alignment=summary.alignment,
+        samples=summary.num_samples,
+        steps=summary.steps,
+    )
+    return f'<p class="lab-note">{note}</p>' + markup.notice(study_finding(summary, ratio))
+
+
 def study_finding(summary: StudySummary, ratio: float) -> str:
     """What the study says of T-Vaccine against its twin, whatever its sign."""
     parts = []
-    for where in ("aligned_names", "unseen_names"):
+    for where in STUDY_SETS:
         found = summary.outcome("tvaccine", ratio, where)
         if found is None or found.difference is None or not found.difference.n:
             continue

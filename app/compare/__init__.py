@@ -1,0 +1,1 @@
+"""The parts of the Compare screen, which `app.tabs.compare` places."""

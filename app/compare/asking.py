@@ -1,0 +1,124 @@
+"""One prompt to every model: the question, the answers side by side as they come, and prompts to try."""
+
+import time
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import gradio as gr
+
+from app import markup, panes, text
+from app.arguments import choice_of, text_of
+from app.components import answer_panes, news_block
+from app.page import Glance, Memory, Page, remembered, run_of
+from app.services import JobRow, Lab, LabConfig, StoreError, is_harmless, suggestions
+
+STREAM_EVERY_S = 0.12
+PATIENCE_S = 600.0
+"""A question that nothing answers is left after so long; its job goes on."""
+
+
+def build(page: Page) -> None:
+    """Place and wire the part."""
+    with gr.Row(elem_classes="lab-ask", elem_id="ask-row"):
+        prompt = gr.Textbox(
+            label=text.PROMPT,
+            placeholder=text.PROMPT_HINT,
+            elem_id="prompt",
+            lines=1,
+            max_lines=4,
+            scale=8,
+            max_length=2000,
+        )
+        ask = gr.Button(text.ASK, variant="primary", elem_id="ask", scale=1, min_width=96)
+    suggested = news_block("suggested")
+    with_base = gr.Checkbox(False, label=text.BASE_PANE, elem_id="with-base", container=False)
+    shown = answer_panes("panes")
+
+    def ask_all(memory: Memory, question: str) -> Iterator[Any]:
+        memory, question = remembered(memory), text_of(question, "The prompt")
+        view = page.views.view(run_of(memory), fresh=True)
+        states = panes.states_of(view, view.choose_attack(memory["attack"]), memory["base"])
+        if not any(state != panes.BASE for state in states):
+            raise StoreError(text.NO_MODEL, remedy=text.NO_MODEL_REMEDY)
+        page.lab.ask(view.run.id, question, states, memory["owner"], view.config.evaluation.max_new_tokens)
+        yield memory, gr.skip()
+        for value in follow(page, memory):
+            yield gr.skip(), value
+
+    def reattach(memory: Memory) -> Iterator[Any]:
+        yield gr.skip()  # a generator that yields nothing would blank the panes
+        yield from follow(page, memory)
+
+    def choose_base(memory: Memory, base: bool) -> Memory:
+        return remembered(memory, base=base is True)
+
+    def take_suggestion(event: gr.EventData) -> str:
+        return choice_of(event)
+
+    asking: dict[str, Any] = {"concurrency_limit": 32, "trigger_mode": "multiple"}
+    for trigger in (ask.click, prompt.submit):
+        page.act(trigger, ask_all, [page.memory, prompt], [page.memory, shown], **asking)
+    page.act(with_base.input, choose_base, [page.memory, with_base], [page.memory])
+    page.on(suggested.choose, take_suggestion, [], [prompt])
+    page.on_loaded(reattach, [page.memory], [shown], **asking)
+
+    page.show(shown, panes_key, lambda glance: pane_value(page.lab, glance), own=True)
+    page.show(with_base, lambda glance: glance.memory["base"], lambda glance: bool(glance.memory["base"]), own=True)
+    page.show(suggested, lambda glance: glance.stamp(), lambda glance: suggestion_chips(glance.config))
+
+
+def panes_key(glance: Glance) -> Hashable:
+    """Changes with the models there are and with the visitor's question."""
+    question = own_question(glance)
+    return (
+        glance.stamp("state", "jobs_made"),
+        glance.memory["base"],
+        (question.id, question.state) if question else None,
+    )
+
+
+def own_question(glance: Glance) -> JobRow | None:
+    """The visitor's newest question in this run; never another visitor's."""
+    if glance.view is None or not glance.memory["owner"]:
+        return None
+    mine = [j for j in glance.view.jobs if j.kind == "generate" and j.params.get("owner") == glance.memory["owner"]]
+    return mine[-1] if mine else None
+
+
+def pane_value(lab: Lab, glance: Glance) -> dict[str, Any]:
+    """The panes as they are now."""
+    question = own_question(glance)
+    return panes.panes_value(
+        glance.view,
+        glance.attack,
+        bool(glance.memory["base"]),
+        question,
+        panes.by_state(lab.answer_records(question)) if question else None,
+        bool(question and is_harmless(glance.config, question.params["prompt"])),
+        lab.queue_position(question.id) if question and question.state == "queued" else None,
+    )
+
+
+def follow(page: Page, memory: Memory) -> Iterator[dict[str, Any]]:
+    """The panes while the visitor's question is answered, at every change, until it has ended or a new one came."""
+    first = own_question(page.glance(memory, fresh=True))
+    shown = None
+    deadline = time.monotonic() + PATIENCE_S
+    while first is not None and time.monotonic() < deadline:
+        glance = page.glance(memory, fresh=True)
+        question = own_question(glance)
+        if question is None or question.id != first.id:
+            return
+        value = pane_value(page.lab, glance)
+        if value != shown:
+            yield value
+            shown = value
+        if not question.active:
+            return
+        time.sleep(STREAM_EVERY_S)
+
+
+def suggestion_chips(config: LabConfig) -> str:
+    """Prompts to try, named by the set they come from."""
+    chips = [(prompt, f"{text.set_title(where)}: {prompt}") for where, prompt in suggestions(config)]
+    return f'<p class="lab-note">{text.SUGGESTED}</p>{markup.chips(chips)}'
