@@ -12,7 +12,7 @@ import tempfile
 from html import escape
 from pathlib import Path
 
-from app import own_text, text
+from app import text
 from app.services import METHODS, LabConfig, MemoryPlan, ModelError, PlanReport, advise, memory_bytes
 
 WITHIN_S = 600.0
@@ -70,13 +70,13 @@ def predict(config: LabConfig, *, probe: bool = False) -> PlanReport:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            message = own_text.FIT_SLOW.format(minutes=within_s / 60)
-            raise ModelError(message, remedy=own_text.FIT_FAILED_REMEDY) from error
+            message = text.FIT_SLOW.format(minutes=within_s / 60)
+            raise ModelError(message, remedy=text.FIT_FAILED_REMEDY) from error
         if done.returncode != 0 or not report.is_file():
             # The command ends with message and remedy, a line each; anything else is not for a visitor's eyes.
             said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             if len(said) < 2 or "Traceback" in done.stderr:
-                raise ModelError(own_text.FIT_FAILED, remedy=own_text.FIT_FAILED_REMEDY)
+                raise ModelError(text.FIT_FAILED, remedy=text.FIT_FAILED_REMEDY)
             raise ModelError(said[-2], remedy=said[-1])
         return PlanReport.model_validate_json(report.read_text(encoding="utf-8"))
 
@@ -84,7 +84,7 @@ def predict(config: LabConfig, *, probe: bool = False) -> PlanReport:
 def fit_view(report: PlanReport) -> str:
     """Peak and verdict of each method, its time where it was probed, what the peak is made of, what would help."""
     times = {time.method: time for time in report.times}
-    columns = (*own_text.FIT_COLUMNS, own_text.TIME_COLUMN) if times else own_text.FIT_COLUMNS
+    columns = (*text.FIT_COLUMNS, text.TIME_COLUMN) if times else text.FIT_COLUMNS
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     rows = "".join(
         f'<tr><th scope="row">{escape(METHODS[plan.method].title)}</th><td>{plan.peak_bytes / 1e9:.2f} GB</td>'
@@ -96,21 +96,21 @@ def fit_view(report: PlanReport) -> str:
     memory = report.memory_gib  # None if this machine does not tell: then nothing is judged
     advice = dict.fromkeys(sentence for plan in report.plans if memory for sentence in advise(plan, memory))
     first = report.plans[0]
-    note = own_text.FIT_NOTE.format(
+    note = text.FIT_NOTE.format(
         batch=first.batch_size,
         length=first.length,
         stored=first.dtype if first.quantization == "none" else first.quantization,
         device=f"{first.device} with {memory:.0f} GiB" if memory else first.device,
     )
-    sentences = [own_text.FIT_TRY.format(advice=words) for words in advice]
+    sentences = [text.FIT_TRY.format(advice=words) for words in advice]
     sentences += [_parts(plan) for plan in report.plans]
     sentences += [
-        own_text.TIME_NOTE.format(
+        text.TIME_NOTE.format(
             method=METHODS[time.method].title,
             device=time.device,
             step=time.step_s,
             timed=time.timed_steps,
-            scoring=own_text.TIME_SCORING.format(seconds=time.scoring_s) if time.scoring_s else "",
+            scoring=text.TIME_SCORING.format(seconds=time.scoring_s) if time.scoring_s else "",
             steps=time.steps,
         )
         for time in report.times
@@ -124,8 +124,8 @@ def _parts(plan: MemoryPlan) -> str:
     """What the worst moment is made of, largest first."""
     parts = sorted(plan.worst.parts.items(), key=lambda part: -part[1])
     shown = [f"{name} {size / 1e9:.2f}" for name, size in parts if size >= 0.005e9]
-    return own_text.FIT_PARTS.format(
+    return text.FIT_PARTS.format(
         method=METHODS[plan.method].title,
-        phase=own_text.FIT_PHASES[plan.worst.phase],
-        parts=", ".join(shown) or "less than 0.01",
+        phase=text.FIT_PHASES[plan.worst.phase],
+        parts=", ".join(shown) or text.FIT_LITTLE,
     )

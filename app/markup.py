@@ -85,18 +85,19 @@ def job_sentence(job: JobRow | None, track: Track, position: int | None = None) 
         return text.STATE_WORDS["todo"]
     if job.state == "queued":
         return text.STATE_WORDS["queued"] + (f", {text.PANE_AHEAD.format(count=position)}" if position else "")
-    steps = f"{job.done or 0:,} of {job.total:,} steps" if job.total else ""
+    steps = text.JOB_STEPS.format(done=job.done or 0, total=job.total) if job.total else ""
     if job.state == "running":
         if job.cancel_requested:
-            return "stopping"
+            return text.JOB_STOPPING
         left = text.duration(track.seconds_left())
         if job.total and (job.done or 0) >= job.total:
-            return f"{steps}, measuring"
-        return ", ".join(part for part in (steps or "starting", f"{left} left" if left else "") if part)
+            return text.JOB_MEASURING.format(steps=steps)
+        return ", ".join(filter(None, (steps or text.JOB_STARTING, left and text.JOB_LEFT.format(time=left))))
     spent = track.last.elapsed_s if track.last else None
     if job.state == "done":
-        return f"{text.STATE_WORDS['done']} in {text.duration(spent)}" if spent else text.STATE_WORDS["done"]
-    return f"{text.STATE_WORDS[job.state]}{f' at {steps}' if steps else ''}"
+        return text.JOB_DONE.format(time=text.duration(spent)) if spent else text.STATE_WORDS["done"]
+    words = text.STATE_WORDS[job.state]
+    return text.JOB_ENDED.format(state=words, steps=steps) if steps else words
 
 
 def job_problem(job: JobRow | None) -> str:
@@ -136,7 +137,8 @@ def template_view(preview: PromptPreview, harmful: bool) -> str:
     )
     learned = sum(preview.learned)
     body = f'<div class="lab-tokens lab-veil" {VEIL}>' if harmful else '<div class="lab-tokens">'
-    note = f"{learned} of {len(preview.tokens)} tokens are learned." + (f" {text.TEMPLATE_CUT}" if preview.cut else "")
+    note = text.TEMPLATE_LEARNED.format(learned=learned, total=len(preview.tokens))
+    note += f" {text.TEMPLATE_CUT}" if preview.cut else ""
     return f'{body}{tokens}</div><p class="lab-note">{escape(note)}</p>'
 
 

@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from app import charts, markup, own_text, panes, text
+from app import charts, markup, panes, text
 from app.components import figure, news_block, section
 from app.draft import is_own
 from app.looks import Look
@@ -42,7 +42,7 @@ def draw_table(glance: Glance) -> str:
             rows.append((title, colour, known.state_hash[: panes.SHORT_HASH] if known else "", scores))
     judge = next(iter(view.evals.values())).judge
     caption = text.TABLE_CAPTION.format(judge=judge, seed=view.config.seed)
-    warning = markup.notice(own_text.DATA, "warning") if is_own(view.config.model) else ""
+    warning = markup.notice(text.OWN_DATA, "warning") if is_own(view.config.model) else ""
     return warning + markup.scores_table(rows, columns) + f'<p class="lab-note">{caption}</p>'
 
 

@@ -14,34 +14,24 @@ from app.services import DataError, Estimate, StudySummary, study
 
 STUDY_SETS = ("aligned_names", "unseen_names")
 
-STUDY_TITLE = "The same over seeds"
-STUDY_NOTE = (
-    "Recorded, not from your run: {seeds} alignment seeds × {attacks} attack seeds. Alignment: {alignment}. "
-    "Attack: n {samples:,}, {steps:,} steps. "
-    "Bands are 95 % t intervals over alignment seeds."
-)
-STUDY_RATIO = "Harmful ratio p of the study's attack"
-STUDY_LABEL = "Recorded study: mean harmful score on {where} and fine-tune accuracy along the attack, a line a method"
-STUDY_MISSING = "The recorded study is not here: {problem} {remedy}"
-
 
 def build(page: Page) -> None:
     """Place and wire the part."""
-    gr.HTML(section(STUDY_TITLE), apply_default_css=False, elem_id="study-title")
+    gr.HTML(section(text.STUDY_TITLE), apply_default_css=False, elem_id="study-title")
     try:
         summary = study()
     except DataError as error:
-        markup_block(markup.notice(STUDY_MISSING.format(problem=error, remedy=error.remedy)))
+        markup_block(markup.notice(text.STUDY_MISSING.format(problem=error, remedy=error.remedy)))
         return
     ratios = summary.ratios
     first = min(ratios, key=lambda ratio: abs(ratio - 0.1))
 
     def draw(ratio: float) -> list[Any]:
-        ratio = one_of(ratio, ratios, STUDY_RATIO)
+        ratio = one_of(ratio, ratios, text.STUDY_RATIO)
         return [study_words(summary, ratio), *(study_curves(summary, ratio, where) for where in STUDY_SETS)]
 
     words, *specs = draw(first)
-    chosen = gr.Radio([(f"p = {ratio:g}", ratio) for ratio in ratios], value=first, label=STUDY_RATIO)
+    chosen = gr.Radio([(f"p = {ratio:g}", ratio) for ratio in ratios], value=first, label=text.STUDY_RATIO)
     shown = [markup_block(words, elem_id="study-words")]
     with gr.Row(elem_classes="lab-pair"):
         for where, spec in zip(STUDY_SETS, specs, strict=True):
@@ -52,7 +42,7 @@ def build(page: Page) -> None:
 
 def study_words(summary: StudySummary, ratio: float) -> str:
     """What the study is, and what it found at this harmful ratio."""
-    note = STUDY_NOTE.format(
+    note = text.STUDY_NOTE.format(
         seeds=summary.num_alignment_seeds,
         attacks=summary.num_attack_seeds,
         alignment=summary.alignment,
@@ -64,26 +54,13 @@ def study_words(summary: StudySummary, ratio: float) -> str:
 
 def study_finding(summary: StudySummary, ratio: float) -> str:
     """What the study says of T-Vaccine against its twin, whatever its sign."""
-    parts = []
-    for where in STUDY_SETS:
-        found = summary.outcome("tvaccine", ratio, where)
-        if found is None or found.difference is None or not found.difference.n:
-            continue
-        change = found.difference
-        direction = "lower" if change.mean < 0 else "higher"
-        low, high = change.mean - change.half_width, change.mean + change.half_width
-        if change.n < 2:
-            certainty = "one seed, so no interval"
-        elif change.excludes_zero:
-            certainty = f"95 % interval {low:+.0f} to {high:+.0f}, which excludes 0"
-        else:
-            certainty = f"95 % interval {low:+.0f} to {high:+.0f}, which includes 0: no difference shown"
-        parts.append(
-            f"{abs(change.mean):.0f} points {direction} on {text.set_title(where)} ({certainty}, n {change.n})"
-        )
-    if not parts:
-        return ""
-    return "Once the task is learned (FA ≥ 90), T-Vaccine's HS is " + " and ".join(parts) + " than its twin's."
+    found = {where: summary.outcome("tvaccine", ratio, where) for where in STUDY_SETS}
+    differences = [
+        text.study_difference(where, outcome.difference)
+        for where, outcome in found.items()
+        if outcome is not None and outcome.difference is not None and outcome.difference.n
+    ]
+    return text.STUDY_FINDING.format(differences=" and ".join(differences)) if differences else ""
 
 
 def study_curves(summary: StudySummary, ratio: float, harmful_set: str) -> charts.Spec:
@@ -130,7 +107,7 @@ def study_curves(summary: StudySummary, ratio: float, harmful_set: str) -> chart
         "yaxis": charts.axis(text.AXIS_PERCENT, range=[-3, 103], dtick=25),
         "hovermode": "x unified",
     }
-    return charts.figure(data, layout, STUDY_LABEL.format(where=text.set_title(harmful_set)), 320, key=key)
+    return charts.figure(data, layout, text.STUDY_LABEL.format(where=text.set_title(harmful_set)), 320, key=key)
 
 
 def ends(value: Estimate) -> list[float]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from app import markup, own_text, text
+from app import markup, text
 from app.arguments import choice_of, one_of, row_of
 from app.components import go_js, heading, markup_block, section
 from app.draft import Draft, is_own, preset_of
@@ -42,8 +42,8 @@ def build(page: Page, draft: Draft) -> None:
             draft.place_model()
             model = markup_block(elem_id="model-status")
             with gr.Row(visible=False) as asks:
-                fit = gr.Button(own_text.FIT, elem_id="will-it-fit", min_width=120)
-                how_long = gr.Button(own_text.TIME, elem_id="how-long", min_width=120)
+                fit = gr.Button(text.FIT, elem_id="will-it-fit", min_width=120)
+                how_long = gr.Button(text.TIME, elem_id="how-long", min_width=120)
             fits = markup_block(elem_id="fit")
             cost = markup_block(cost_view(page.lab, start), elem_id="cost")
             onward = gr.Button(text.CONTINUE, variant="primary", elem_id="to-align")
@@ -86,14 +86,14 @@ def build(page: Page, draft: Draft) -> None:
         return [model_view(config.model), "", cost_view(page.lab, config), template_of(config, name, index or 0)]
 
     def show_plan(probe: bool, *values: Any) -> Iterator[str]:
-        yield markup.notice(own_text.TIME_WORKING if probe else own_text.FIT_WORKING)
+        yield markup.notice(text.TIME_WORKING if probe else text.FIT_WORKING)
         try:
             config = draft.read(*values)
             page.lab.permit(config.model)
             facts = check_model(config.model)
             check_layers(config, facts)
             if probe and not facts.weights_bytes:
-                raise ModelError(own_text.TIME_REMOTE, remedy=own_text.TIME_REMOTE_REMEDY)
+                raise ModelError(text.TIME_REMOTE, remedy=text.TIME_REMOTE_REMEDY)
             yield fit_view(predict(config, probe=probe))
         except TVaccineError as error:
             yield markup.notice(f"{error} {error.remedy}", "error")
@@ -165,7 +165,7 @@ def rows_view(config: LabConfig, part: str, chosen: int | None) -> str:
 def template_of(config: LabConfig, part: str, index: int) -> str:
     """Template and loss mask of one row, of the first if there are not so many; if it cannot be shown, why."""
     if config.model.name == YOUR_MODEL:
-        return markup.notice(own_text.TEMPLATE_UNNAMED)
+        return markup.notice(text.TEMPLATE_UNNAMED)
     examples = examples_of(config, part)
     example = examples[index if index < len(examples) else 0]
     try:
@@ -173,7 +173,7 @@ def template_of(config: LabConfig, part: str, index: int) -> str:
     except TVaccineError as error:
         return markup.notice(f"{error} {error.remedy}", "warning")
     if shown is None:
-        return markup.notice(own_text.TEMPLATE_LATER)
+        return markup.notice(text.TEMPLATE_LATER)
     return f'<p class="lab-note">{text.TEMPLATE_NOTE.format(template=shown.template)}</p>' + markup.template_view(
         shown, example.harmful
     )
@@ -184,15 +184,15 @@ def model_view(config: ModelConfig) -> str:
     if not is_own(config):
         return ""
     if config.name == YOUR_MODEL:
-        return markup.notice(own_text.MODEL_UNNAMED)
-    trust = markup.notice(own_text.MODEL_TRUSTED, "warning") if config.trust_remote_code else ""
+        return markup.notice(text.MODEL_UNNAMED)
+    trust = markup.notice(text.MODEL_TRUSTED, "warning") if config.trust_remote_code else ""
     try:
         facts = check_model(config)
     except TVaccineError as error:
         return markup.notice(f"{error} {error.remedy}", "error") + trust
     if facts.folder is None:
-        return markup.notice(own_text.MODEL_REMOTE) + trust
-    return markup.notice(own_text.found(facts.architecture, facts.num_layers, facts.weights_bytes)) + trust
+        return markup.notice(text.MODEL_REMOTE) + trust
+    return markup.notice(text.model_found(facts.architecture, facts.num_layers, facts.weights_bytes)) + trust
 
 
 def world_note(config: LabConfig) -> str:
@@ -202,7 +202,7 @@ def world_note(config: LabConfig) -> str:
 
 def data_warning(config: LabConfig) -> str:
     """What scores mean for a model that has never heard of the town."""
-    return markup.notice(own_text.DATA, "warning") if is_own(config.model) else ""
+    return markup.notice(text.OWN_DATA, "warning") if is_own(config.model) else ""
 
 
 def cost_view(lab: Lab, config: LabConfig) -> str:

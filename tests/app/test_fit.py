@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app import fit, own_text
+from app import fit, text
 from app.services import PRESETS, YOUR_MODEL, LabConfig, MemoryPlan, ModelConfig, ModelError, PlanReport
 from tvaccine_core.plan.records import PARTS, PhasePeak, TimeEstimate
 
@@ -100,8 +100,8 @@ def test_the_command_gets_the_config_of_the_page_and_its_answer_is_read(monkeypa
             "No such",
             "Take an",
         ),
-        ("raise ValueError('secret')", own_text.FIT_FAILED, own_text.FIT_FAILED_REMEDY),
-        ("", own_text.FIT_FAILED, own_text.FIT_FAILED_REMEDY),
+        ("raise ValueError('secret')", text.FIT_FAILED, text.FIT_FAILED_REMEDY),
+        ("", text.FIT_FAILED, text.FIT_FAILED_REMEDY),
     ],
 )
 def test_a_command_that_fails_is_quoted_if_it_speaks_to_users(

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from written_runs import finish_alignments
 
 import app
-from app import markup, own_text
+from app import markup, text
 from app.draft import Draft
 from app.page import Page, remembered
 from app.services import (
@@ -66,8 +66,8 @@ def test_what_is_known_of_a_model_is_said_and_what_is_wrong_too(folder: Path) ->
 
 def test_remote_code_is_warned_of_whatever_else_is_said(folder: Path) -> None:
     for name in (folder, "owner/not-in-any-cache", folder / "missing"):
-        assert own_text.MODEL_TRUSTED not in model_view(ModelConfig(name=str(name)))
-        assert own_text.MODEL_TRUSTED in model_view(ModelConfig(name=str(name), trust_remote_code=True))
+        assert text.MODEL_TRUSTED not in model_view(ModelConfig(name=str(name)))
+        assert text.MODEL_TRUSTED in model_view(ModelConfig(name=str(name), trust_remote_code=True))
 
 
 @pytest.fixture(autouse=True)
@@ -80,13 +80,13 @@ def _online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_the_template_is_previewed_where_the_tokenizer_is(folder: Path) -> None:
     shown = template_of(config_for(folder), "alignment", 0)
     assert shown == template_of(LabConfig(), "alignment", 0)
-    assert template_of(PRESETS[YOUR_MODEL].config, "alignment", 0) == markup.notice(own_text.TEMPLATE_UNNAMED)
-    assert template_of(config_for("owner/model"), "alignment", 0) == markup.notice(own_text.TEMPLATE_LATER)
+    assert template_of(PRESETS[YOUR_MODEL].config, "alignment", 0) == markup.notice(text.TEMPLATE_UNNAMED)
+    assert template_of(config_for("owner/model"), "alignment", 0) == markup.notice(text.TEMPLATE_LATER)
     (folder / "tokenizer.json").write_text("{")
     damaged = config_for(folder.rename(folder.with_name("damaged")))
     assert "cannot be read" in template_of(damaged, "alignment", 0)
     (folder.with_name("damaged") / "tokenizer.json").unlink()
-    assert template_of(damaged, "alignment", 0) == markup.notice(own_text.TEMPLATE_LATER)
+    assert template_of(damaged, "alignment", 0) == markup.notice(text.TEMPLATE_LATER)
 
 
 def test_what_scores_mean_is_said_for_a_model_that_is_not_the_sandbox_s(lab: Lab) -> None:

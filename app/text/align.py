@@ -1,0 +1,25 @@
+"""Align, and what starting, stopping and resuming say on any screen."""
+
+DEFENCES = "Defences, side by side"
+DEFENCES_INFO = (
+    "Choose some, or write one: its alignment method, and methods of other stages joined by +, as in tvaccine+identity."
+)
+START_ALIGN = "Start alignment"
+STOP = "Stop"
+RESUME = "Resume"
+ADVANCED = "Advanced"
+NEW_RUN_NOTE = "Start makes a new run; the one on the page is kept under Runs."
+ALIGN_EMPTY = "Nothing is aligned yet. Press Start: the first numbers come within seconds."
+STARTED_ALIGN = "Alignment queued. You may close the page: it goes on."
+ALREADY_ALIGNING = (
+    "This very run, {name}, is already queued or running; you see it now. To make another one, change a setting."
+)
+STOPPING = "Stopping: each job ends within a step and keeps its checkpoint. A job that hangs is ended after a minute."
+NOTHING_TO_STOP = "Nothing is running."
+NOTHING_TO_RESUME = "Nothing to resume: no job of this step was stopped or interrupted."
+RESUMED = "Resumed from the last checkpoint."
+DOMINATES = (
+    "Layer {layer} holds {share:.0f} % of the probability: its gradient norm is {ratio:.0f} times the median of the "
+    "others, so it is drawn nearly always. That is a property of this model. The other choices of layers, under "
+    "Advanced, show what T-Vaccine does without it."
+)
