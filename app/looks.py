@@ -8,8 +8,10 @@ from app.services import Defence, LabConfig, alignment_methods, method_info, tit
 
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x", "pentagon", "hexagon", "triangle-down")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-OTHER_COLOURS = ("#AA4499", "#882255", "#44AA99", "#332288", "#999933", "#CC6677", "#117733", "#88CCEE")
-"""For defences of several methods, and for those with a name of their own: Tol's muted colours, safe to tell apart."""
+OTHER_COLOURS = ("#CC009C", "#307818", "#5484FC", "#C08400", "#3054FC", "#D82400", "#6C90CC", "#007860")
+"""For defences of several methods, and for defences with a name of their own. Of middling lightness, so that each is
+seen on white and on black; a search made them as unlike each other and the methods' colours as it could,
+for eyes of every kind."""
 
 
 @dataclass(frozen=True)
