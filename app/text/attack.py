@@ -6,7 +6,7 @@ STARTED_ATTACK = "Attack queued for {defences}."
 REPAIR_NOTE = "Repair: {state}."
 ALREADY_ATTACKING = "The same attack, {attack}, is already queued or running; it is shown now."
 ATTACK_SHOWN = "Attack shown"
-AT_STEP = "measured at attack step {step}"
+AT_STEP = "Measured at attack step {step}."
 
 
 def consequence(harmful: int, total: int, task: str, steps: int, batch: int) -> str:

@@ -73,7 +73,7 @@ def alignment_events(method: str, num_steps: int) -> list[Event]:
     """What aligning by `method` reports; layer 0 dominates the scores, as it does in the sandbox."""
     events: list[Event] = []
     for step in range(num_steps):
-        if method == "tvaccine" and step % max(1, num_steps // 6) == 0:
+        if method.startswith("tvaccine") and step % max(1, num_steps // 6) == 0:
             scores = [0.8 * math.exp(-step / num_steps)] + [0.02 + 0.004 * (layer + step % 3) for layer in range(1, 8)]
             total = sum(scores)
             events.append(
@@ -84,7 +84,7 @@ def alignment_events(method: str, num_steps: int) -> list[Event]:
                     harmful_loss=1.0,
                 )
             )
-        if method == "tvaccine" and step % max(1, num_steps // 60) == 0:
+        if method.startswith("tvaccine") and step % max(1, num_steps // 60) == 0:
             events.append(LayerDrawRecord(step=step, layers=tuple(sorted({0, 1 + step % 3, 4, 5 + (step // 7) % 3}))))
         events.append(
             step_record(step + 1, num_steps, 3.2 * math.exp(-5 * step / num_steps) + 0.02 + 0.01 * (step % 5))
@@ -98,7 +98,7 @@ def alignment_events(method: str, num_steps: int) -> list[Event]:
 
 def attack_events(method: str, attack_id: str, num_steps: int, every: int) -> list[Event]:
     state = f"attacked/{method}/{attack_id}"
-    slope = 0.5 if method == "tvaccine" else 1.0
+    slope = 0.5 if method.startswith("tvaccine") else 1.0
     events: list[Event] = []
     for step in range(num_steps + 1):
         if step:
