@@ -13,7 +13,7 @@ from app.draft import Draft
 from app.exports import routes
 from app.news import News, news_route
 from app.page import Page
-from app.security import Access, Gate, access_for
+from app.security import Access, Gate, access_for, outermost
 from app.services import PRESETS, Lab, Permissions
 from app.tabs import align, attack, choose, compare, runs
 
@@ -82,6 +82,7 @@ def launch_options(data_dir: Path, blocks: LabBlocks, access: Access | None = No
         "app_kwargs": {
             "routes": [*routes(Lab(data_dir)), news_route(blocks.news, data_dir)],
             "middleware": [Middleware(Gate, access=access)],
+            "lifespan": outermost(access),
         },
         "footer_links": ["api"],
         "run_history": False,

@@ -9,11 +9,13 @@ Sources: RFC 9110, 7.2 (Host) and 15.5.20 (421); RFC 6454 (Origin); w3.org/TR/fe
 
 import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import IPv6Address, ip_address
 
+from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -143,6 +145,37 @@ class Gate:
                 words = _refusal(500, "The server failed to answer.", "Its log says why. Reload the page.")
                 await words(scope, receive, answer.send)
             raise
+
+
+class Doorstep:
+    """ASGI middleware outside of Gradio's own, which answers a browser's question before a request (a preflight) by
+    itself. It only refuses; `Gate`, behind it, asks again, so that nothing depends on how Gradio starts."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self.app = app
+        self.access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = None
+        if scope["type"] == "http":
+            refusal = refuse(self.access, scope["method"], scope["path"], Headers(scope=scope))
+        if refusal is None:
+            await self.app(scope, receive, send)
+        else:
+            await refusal(scope, receive, _Answer(send, self.access.frames).send)
+
+
+def outermost(access: Access) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+    """A lifespan that puts a `Doorstep` before everything that answers."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        inside = app.middleware_stack
+        assert inside is not None, "a server's first call, which brought us here, builds it"
+        app.middleware_stack = Doorstep(inside, access)
+        yield
+
+    return lifespan
 
 
 def refuse(access: Access, method: str, path: str, headers: Headers) -> PlainTextResponse | None:

@@ -71,11 +71,26 @@ def test_a_page_of_another_site_starts_nothing(served: Served) -> None:
         ("POST", "/gradio_api/reset"),
         ("PUT", "/"),
         ("DELETE", "/"),
+        ("OPTIONS", "/"),
     ],
 )
 def test_every_route_of_gradio_stands_behind_the_gate(served: Served, method: str, path: str) -> None:
     assert served.request(method, path, host="evil.example").status == 421
     assert served.request(method, path, FOREIGN).status == 403
+
+
+@pytest.mark.parametrize("path", ["/", JOIN, "/gradio_api/run/list_runs"])
+def test_a_browser_s_question_before_a_request_is_refused_like_the_request(served: Served, path: str) -> None:
+    """A preflight (Fetch, 3.2.2): Gradio would answer it before anything that is put behind its own middleware."""
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    foreign = served.request("OPTIONS", path, FOREIGN | asks)
+    assert foreign.status == 403
+    assert "another site" in foreign.body
+    assert not [name for name in foreign.headers if name.startswith("access-control-allow")]
+    assert foreign.headers["x-content-type-options"] == "nosniff"
+    own = {"Origin": "http://localhost:1"}
+    assert served.request("OPTIONS", path, own | asks).status == 403, "another program's page on this machine"
+    assert served.request("OPTIONS", path, FOREIGN | asks, host="evil.example").status == 421
 
 
 def test_a_refusal_is_plain_words_with_a_remedy(served: Served) -> None:
