@@ -88,3 +88,24 @@ def test_wrong_kinds_are_told_in_plain_words() -> None:
         parse_config(LabConfig, {"model": "sandbox", "sead": 1})
     assert "sead: There is no such setting" in str(raised.value)
     assert "ModelConfig" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"alignmnt": {}}, "alignmnt: There is no such setting. Did you mean alignment?"),
+        ({"attack": {"optimisation": {"step": 3}}}, "attack.optimisation.step: .* Did you mean steps"),
+        ({"defences": [{"alignment": {"name": "tvaccine", "roh": 3}}]}, r"roh: .* Did you mean rho\?"),
+        ({"defences": [{"algnment": {"name": "sft"}}]}, r"algnment: .* Did you mean alignment\?"),
+        ({"evaluation": {"xyzzy": 1}}, "xyzzy: .* There are: batch_size, max_new_tokens, max_per_set"),
+    ],
+)
+def test_a_misspelt_key_gets_the_nearest_name(data: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_config(LabConfig, data)
+
+
+def test_a_message_about_many_or_long_unknown_keys_stays_short() -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_config(LabConfig, {"x" * 10_000: 1, **{f"{number}": 1 for number in range(100)}})
+    assert len(str(raised.value)) < 3000

@@ -1,12 +1,12 @@
 """What every config shares: no unknown key, real and finite numbers, and errors that name each field. Torch-free."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from tvaccine_core.errors import ConfigError, cut, shown
+from tvaccine_core.errors import ConfigError, cut, did_you_mean, shown
 
 ADVANCED: dict[str, Any] = {"advanced": True}
 """Marks a field that a face folds away."""
@@ -81,13 +81,40 @@ def parse_config(cls: type[ConfigT], data: dict[str, Any]) -> ConfigT:
         # A list whose items are wrong also counts as too short for pydantic.
         inner = {detail["loc"][:depth] for detail in details for depth in range(1, len(detail["loc"]))}
         details = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in inner]
-        problems = [_problem(detail) for detail in details[:MAX_PROBLEMS]]
+        problems = [_problem(detail, cls) for detail in details[:MAX_PROBLEMS]]
         if len(details) > MAX_PROBLEMS:
             problems.append(f"and {len(details) - MAX_PROBLEMS:,} more")
         raise ConfigError("; ".join(problems), remedy="Correct the named settings and try again.") from error
 
 
-def _problem(detail: Mapping[str, Any]) -> str:
+def _problem(detail: Mapping[str, Any], cls: type[Config]) -> str:
     place = ".".join(cut(str(part), 40) for part in detail["loc"]) or "config"
     message = _WORDS.get(detail["type"]) or cut(detail["msg"].removeprefix("Value error, "), 300)
+    if detail["type"] == "extra_forbidden" and (holder := _holder(cls, detail["loc"][:-1])):
+        message += f". {cut(did_you_mean(str(detail['loc'][-1]), holder.model_fields), 300)}"
     return f"{place}: {message} (given: {shown(detail['input'])})"
+
+
+def _holder(kind: Any, place: Sequence[int | str]) -> type[Config] | None:
+    """The config that stands at `place` below `kind`; None if the way there cannot be told.
+
+    Args:
+        kind: a config class, a union of some, or a list of them.
+        place: names of fields, numbers of a list's items, and of a union the name of its chosen member.
+    """
+    if not place:
+        return kind if isinstance(kind, type) and issubclass(kind, Config) else None
+    step, *rest = place
+    if isinstance(kind, type) and issubclass(kind, Config):
+        field = kind.model_fields.get(str(step))
+        return _holder(field.annotation, rest) if field else None
+    members = get_args(kind)
+    if isinstance(step, int):
+        return _holder(members[0], rest) if members else None
+    named = (member for member in members if isinstance(member, type) and issubclass(member, Config))
+    return next((_holder(member, rest) for member in named if _name_of(member) == step), None)
+
+
+def _name_of(cls: type[Config]) -> Any:
+    field = cls.model_fields.get("name")
+    return field.default if field else None
