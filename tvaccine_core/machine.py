@@ -7,6 +7,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from tvaccine_core.errors import ConfigError, shown
+
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 """A container's share of the machine's memory (cgroup v2): a number, or `max`."""
 
@@ -32,3 +34,31 @@ def processor() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+LAUNCHERS = (
+    "Start the processes with torchrun, accelerate launch or srun, or set these variables in each; for a process on "
+    "its own unset RANK and WORLD_SIZE."
+)
+
+
+def launched_as() -> tuple[int, int, int]:
+    """This process as a launcher numbered it: RANK (0 leads), WORLD_SIZE, LOCAL_RANK; 0, 1, 0 on its own.
+
+    Raises:
+        ConfigError: one of these environment variables is no number, or is one that no process can have.
+    """
+    rank, local = _launcher_number("RANK", 0, 0), _launcher_number("LOCAL_RANK", 0, 0)
+    size = _launcher_number("WORLD_SIZE", 1, 1)
+    if rank >= size:
+        raise ConfigError(f"RANK is {rank}, but WORLD_SIZE is {size}: ranks go from 0 to {size - 1}.", remedy=LAUNCHERS)
+    return rank, size, local
+
+
+def _launcher_number(name: str, default: int, least: int) -> int:
+    given = os.environ.get(name, "").strip()
+    if not given:
+        return default
+    if not (given.isascii() and given.isdecimal() and len(given) < 10 and int(given) >= least):
+        raise ConfigError(f"{name} is {shown(given)}; it is a whole number from {least} up.", remedy=LAUNCHERS)
+    return int(given)

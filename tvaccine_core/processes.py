@@ -40,6 +40,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from tvaccine_core.errors import ConfigError, TrainingError, TVaccineError
+from tvaccine_core.machine import LAUNCHERS, launched_as
 
 PATIENCE = timedelta(days=7)
 """Longest wait for another process's word; what is dead is noticed by its closed connection, not by this."""
@@ -233,7 +234,7 @@ def join() -> Group:
     """
     backend = "gloo"
     if torch.cuda.is_available():
-        local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        (_, _, local), gpus = launched_as(), torch.cuda.device_count()
         if local >= gpus:
             raise ConfigError(
                 f"Process {local} of this machine has no GPU: there are {gpus}.",
@@ -252,8 +253,7 @@ def join() -> Group:
     except ValueError as error:
         raise ConfigError(
             f"The processes cannot meet: {error} Here: {given}.",
-            remedy="Start them with torchrun, accelerate launch or srun, or set these variables in each; "
-            "for a process on its own unset RANK and WORLD_SIZE.",
+            remedy=LAUNCHERS,
         ) from error
     except RuntimeError as error:
         raise TrainingError(

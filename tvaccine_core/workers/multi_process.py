@@ -29,6 +29,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from tvaccine_core.errors import CancelledError, StoreError, TVaccineError
+from tvaccine_core.machine import launched_as
 from tvaccine_core.store import Store
 from tvaccine_core.workers.supervisor import Supervisor
 from tvaccine_core.workers.worker import Worker
@@ -45,8 +46,8 @@ _group: Group | None = None
 
 
 def started_together() -> bool:
-    """True if a launcher started this process as one of several."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """True if a launcher started this process as one of several. Raises `ConfigError`: see `launched_as`."""
+    return "RANK" in os.environ and launched_as()[1] > 1
 
 
 def run_together(command_line: Callable[[], int]) -> NoReturn:
