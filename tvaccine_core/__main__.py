@@ -1,16 +1,22 @@
 """`python -m tvaccine_core`: the lab without a browser. Each command imports what it needs when it runs."""
 
 import io
+import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import typer
+from typer.exceptions import TyperException
 
 from tvaccine_core import __version__
 from tvaccine_core.cli import plan, runs, stages, tools
 from tvaccine_core.cli.options import DataDir, err, out
-from tvaccine_core.errors import ConfigError, RunNotFoundError, TVaccineError
+from tvaccine_core.errors import SHOWN, ConfigError, RunNotFoundError, TVaccineError, cut
 from tvaccine_core.workers.multi_process import run_together, started_together
+
+MAX_WORDS = 400
+"""Characters of a message about a command line that cannot be read."""
 
 app = typer.Typer(
     help="T-Vaccine Lab: align a small language model, attack it, see what holds.",
@@ -49,14 +55,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text; standard error does so itself
-    if not started_together():
-        return _run(lambda: app(arguments))
-    return _run(lambda: run_together(lambda: _run(lambda: app(arguments))))
+
+    def command() -> Any:
+        return app(arguments, standalone_mode=False)  # an error of the command line is then ours to print
+
+    def begin() -> Any:
+        return run_together(lambda: _run(command)) if started_together() else command()
+
+    return _run(begin)
 
 
-def _run(action: Callable[[], None]) -> int:
+def _run(action: Callable[[], Any]) -> int:
     try:
-        action()
+        code = action()
+    except TyperException as error:  # what was given may be as long as a file
+        words = re.sub(rf"\S{{{SHOWN},}}", lambda word: cut(word[0], SHOWN), getattr(error, "message", ""))
+        error.message = cut(words, MAX_WORDS)
+        error.show()  # pyright: ignore[reportAttributeAccessIssue] - typer raises subclasses, which have it
+        return error.exit_code
+    except typer.Abort:
+        err.print("Aborted!")
+        return 1
     except TVaccineError as error:
         err.print(str(error), style="bold red", soft_wrap=True)
         if error.remedy:
@@ -64,7 +83,7 @@ def _run(action: Callable[[], None]) -> int:
         return 2 if isinstance(error, ConfigError | RunNotFoundError) else 1
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-    return 0
+    return code if isinstance(code, int) else 0  # what `typer.Exit` was given
 
 
 if __name__ == "__main__":

@@ -232,3 +232,58 @@ def test_wishes_from_a_file_are_named_by_its_name(tmp_path: Path) -> None:
     path.write_text("attack:\n  seed: 1\n  seed: 1\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml.*line 3"):
         build_config(None, path, None)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["x" * 5000],
+        ["runs", "x" * 5000],
+        ["runs", "list", "--" + "x" * 5000],
+        ["runs", "list", "x" * 5000],
+        ["runs", "list", *["x" * 70] * 100],
+        ["runs", "x y " * 5000],
+    ],
+)
+def test_a_very_long_wrong_word_is_not_repeated_whole(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "xxx" in said or "x y x y" in said
+    assert len(said) < 800
+    assert "--help" in said
+
+
+def test_a_short_wrong_word_is_repeated_and_help_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demoo"]) == 2
+    assert "No such command 'demoo'" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+    assert "demo" in capsys.readouterr().out
+    assert main([]) == 2, "no command is given"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WORLD_SIZE", "two"),
+        ("WORLD_SIZE", "0x2"),
+        ("WORLD_SIZE", "0"),
+        ("WORLD_SIZE", "-2"),
+        ("RANK", "first"),
+        ("RANK", "2"),
+        ("RANK", "-1"),
+        ("LOCAL_RANK", "x" * 5000),
+    ],
+)
+def test_a_launcher_s_variable_that_is_no_number_is_named(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for other, number in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(other, number)
+    monkeypatch.setenv(name, value)
+    assert main(["version"]) == 2
+    said = capsys.readouterr().err
+    assert name in said
+    assert value[:20] in said
+    assert "torchrun" in said
+    assert "unset RANK and WORLD_SIZE" in said
+    assert len(said) < 800
