@@ -5,7 +5,7 @@ run = client.predict("sandbox-quick", ["sft", "tvaccine"], api_name="/start_alig
 """
 
 import time
-from typing import Any
+from typing import Any, get_args
 
 from gradio.events import api
 
@@ -15,7 +15,7 @@ from app.guard import guarded
 from app.markup import verdict_word
 from app.page import Page
 from app.panes import by_state, states_of
-from app.services import PRESETS, ConfigError, StoreError, new_owner, shown, with_defences
+from app.services import PRESETS, ConfigError, JobKind, StoreError, new_owner, shown, with_defences
 
 ANSWER_WAIT_S = 300.0
 
@@ -44,7 +44,7 @@ def add_endpoints(page: Page) -> None:
 
     def stop(run_id: Name) -> int:
         """Stop everything of a run; returns how many jobs were asked to."""
-        return lab.stop(run_id, ("baseline", "align", "attack", "repair", "evaluate", "generate"))
+        return lab.stop(run_id, get_args(JobKind))
 
     def run_status(run_id: Name) -> dict[str, Any]:
         """Jobs with their progress, and the newest scores of every model."""

@@ -98,6 +98,7 @@ __all__ = [
     "Estimate",
     "EvalRecord",
     "Example",
+    "JobKind",
     "JobRow",
     "Lab",
     "LabConfig",
@@ -340,13 +341,13 @@ def mixture(config: LabConfig, attack: AttackConfig) -> list[Example]:
 def suggestions(config: LabConfig) -> list[tuple[str, str]]:
     """Prompts to try, from the evaluation split: (set, prompt), two of each set and one of the attack's task."""
     data = data_of(config)
-    found = [(name, example.prompt) for name, examples in data.eval_sets.items() for example in examples[:2]]
+    found = [(name, example.prompt) for name, found in data.eval_sets.items() for example in found.examples[:2]]
     return [*found, (task_set(config.attack.task), data.task(config.attack.task).eval[0].prompt)]
 
 
 def is_harmless(config: LabConfig, prompt: str) -> bool:
-    """True if the judge knows the prompt and it asks for nothing harmful; False for what nobody knows."""
-    example = data_of(config).judge.recognise(prompt)
+    """True if the world knows the prompt and it asks for nothing harmful; False for what nobody knows."""
+    example = data_of(config).world.recognise(prompt)
     return example is not None and not example.harmful
 
 

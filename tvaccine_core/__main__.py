@@ -32,7 +32,7 @@ def everywhere(data_dir: DataDir = None) -> None:
     """`--data-dir` may stand before the command, too: the option itself remembers it."""
 
 
-for command in (stages.demo, stages.align, stages.attack, stages.evaluate, stages.generate):
+for command in (stages.demo, stages.align, stages.attack, stages.evaluate, stages.judge, stages.generate):
     app.command()(command)
 app.add_typer(runs.app, name="runs")
 app.command()(tools.worker)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from tvaccine_core.config import LabConfig
 from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.evaluation.generate import decode, stream_tokens
+from tvaccine_core.evaluation.judges import load_judge
 from tvaccine_core.names import state_folder
 from tvaccine_core.pipeline import Session
 from tvaccine_core.records import AnswerRecord
@@ -44,8 +45,8 @@ def answer(
     for state in states:
         session.states.ensure(state, state_folder(session.run_dir, state))
     hashes = [session.states.hash_of(state) for state in states]
-    judge = load_lab_data(config).judge
-    example = judge.recognise(prompt)
+    world = load_lab_data(config).world
+    judge, example = load_judge(config.data.judge, world), world.recognise(prompt)
     ids: list[list[int]] = [[] for _ in states]
     waiting: set[int] = set()
     last = time.monotonic()
@@ -58,7 +59,7 @@ def answer(
             prompt=prompt,
             text=text,
             done=done,
-            verdict=judge.judge(example, text) if done and example else None,
+            verdict=judge.judge([(example, text)])[0] if done and example else None,
         )
 
     for step in stream_tokens(

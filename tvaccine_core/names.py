@@ -34,3 +34,8 @@ def checkpoint_folder(run_dir: Path, state: str) -> Path:
 def task_set(task: str) -> str:
     """The evaluation set that yields the accuracy on a task."""
     return f"{TASK_PREFIX}{task}"
+
+
+def task_of(eval_set: str) -> str:
+    """The task whose accuracy an evaluation set yields; empty for any other set."""
+    return eval_set.removeprefix(TASK_PREFIX) if eval_set.startswith(TASK_PREFIX) else ""

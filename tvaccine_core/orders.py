@@ -13,6 +13,7 @@ from tvaccine_core.config import PLAIN, STAGES, AttackConfig, Defence, LabConfig
 from tvaccine_core.data.mixtures import attack_data
 from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.errors import StoreError
+from tvaccine_core.evaluation.judges import JUDGES, load_judge
 from tvaccine_core.methods import method_info, title_of
 from tvaccine_core.models.files import ModelFacts, check_model
 from tvaccine_core.store import JobKind, JobRow, Store, Work
@@ -32,11 +33,13 @@ def check(config: LabConfig) -> ModelFacts:
     """Find what would fail in a worker: the data, the model's files, the mixture, the number of layers.
 
     Raises:
-        ConfigError: the task does not exist, or the model has fewer layers than are to be drawn.
+        ConfigError: the task, a set or the judge does not exist, or the model has fewer layers than are to be drawn.
         DataError: the attack asks for more samples than there are.
         ModelError: see `check_model`.
     """
-    attack_data(load_lab_data(config), config.attack)
+    data = load_lab_data(config)
+    attack_data(data, config.attack)
+    load_judge(config.data.judge, data.world)
     facts = check_model(config.model)
     check_layers(config, facts)
     return facts
@@ -121,6 +124,26 @@ def evaluate(store: Store, run_id: str, states: Mapping[str, int]) -> Order:
     return Order(run_id, tuple(store.enqueue_all(run_id, work)))
 
 
+def judge(store: Store, run_id: str, key: str) -> Order:
+    """Let a judge read the answers that a run has saved: scores by a second judge cost no generation.
+
+    Raises:
+        ConfigError: there is no such judge, or it cannot judge this run's world.
+        StoreError: the run has no saved answers yet, or this judge is the run's own.
+        RunBusyError: the same is already queued or running.
+    """
+    config = store.run(run_id).config
+    load_judge(key, load_lab_data(config).world)
+    if key == config.data.judge:
+        raise StoreError(
+            f"The judge {key} is the run's own: it has judged every answer already.",
+            remedy=f"Choose another: {', '.join(name for name in JUDGES if name != key)}.",
+        )
+    if not store.answers(run_id, limit=1):
+        raise StoreError("This run has no saved answers yet.", remedy="Wait until a model of it is measured.")
+    return Order(run_id, (store.enqueue(run_id, "judge", {"judge": key}),))
+
+
 def stop(store: Store, run_id: str, kinds: Collection[JobKind]) -> int:
     """Ask the run's jobs of these kinds to stop; returns how many. Waiting ones first, so that none slips in.
 
@@ -155,12 +178,14 @@ def resume(store: Store, run_id: str, kinds: Collection[JobKind]) -> list[str]:
 
 def latest(jobs: Sequence[JobRow], kind: JobKind) -> dict[str, JobRow]:
     """The newest job of each piece of work of `kind`: alignments by key, attacks and repairs by attack and defence
-    (`a1/sft`), measurements by state; "" for the base."""
+    (`a1/sft`), measurements by state, judgings by judge; "" for the base."""
     found: dict[str, JobRow] = {}
     for job in jobs:
         if job.kind == kind:
             parts = [
-                str(job.params[name]) for name in ("attack_id", "defence", "aligned", "state") if name in job.params
+                str(job.params[name])
+                for name in ("attack_id", "defence", "aligned", "state", "judge")
+                if name in job.params
             ]
             found["/".join(parts)] = job
     return found

@@ -25,7 +25,9 @@ from tvaccine_core.data.prompts import Encoded, encode_all, template_name
 from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.errors import CancelledError, ConfigError
 from tvaccine_core.evaluation.drift import embedding_drift
-from tvaccine_core.evaluation.scores import evaluate_state, evaluation_examples
+from tvaccine_core.evaluation.evaluate import evaluate_state
+from tvaccine_core.evaluation.judges import load_judge
+from tvaccine_core.evaluation.scores import evaluation_examples
 from tvaccine_core.methods import load_method
 from tvaccine_core.models.anatomy import find_blocks
 from tvaccine_core.models.load import LoadedModel, load_model
@@ -80,24 +82,47 @@ def open_session(
     return Session(loaded, ModelStates(loaded), run_dir, save_answers or append)
 
 
-def baseline(session: Session, config: LabConfig, *, should_stop: Callable[[], bool] | None = None) -> Iterator[Event]:
+def measure(
+    session: Session,
+    config: LabConfig,
+    state: str,
+    step: int = 0,
+    *,
+    sets: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Score a state that is in memory; see `evaluate_state`.
+
+    Raises:
+        CancelledError: `should_stop` said so.
+        ConfigError: see `load_lab_data` and `load_judge`.
+    """
+    data = load_lab_data(config)
+    yield from evaluate_state(
+        session.states,
+        state,
+        data,
+        load_judge(config.data.judge, data.world),
+        config.evaluation,
+        step,
+        session.save_answers,
+        sets=sets,
+        tasks=tasks,
+        should_stop=should_stop,
+    )
+
+
+def baseline(
+    session: Session, config: LabConfig, *, should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[Event]:
     """Score the base model on every set and task.
 
     Raises:
         CancelledError: `should_stop` said so.
     """
-    data = load_lab_data(config)
     yield StateRecord(state=BASE, state_hash=session.states.hash_of(BASE), path="")
-    yield from evaluate_state(
-        session.states,
-        BASE,
-        data,
-        config.evaluation,
-        list(data.tasks),
-        0,
-        session.save_answers,
-        should_stop=should_stop,
-    )
+    yield from measure(session, config, BASE, should_stop=should_stop)
 
 
 def align(
@@ -122,8 +147,8 @@ def align(
     state = aligned_state(key)
     optimisation = config.alignment.optimisation
     yield from _introduce(session)
-    encoded = yield from _encode(session, data.alignment, optimisation.max_length)
-    probe = yield from _encode(session, data.probe, optimisation.max_length)
+    encoded = yield from _encode(session, data.world.alignment, optimisation.max_length)
+    probe = yield from _encode(session, data.world.probe, optimisation.max_length)
 
     # 1. A fresh adapter: the same for every method of a seed.
     states.drop(state)
@@ -153,9 +178,7 @@ def align(
 
     # 3. Save the state and score it.
     yield states.save(state, [state], state_folder(session.run_dir, state), relative_to=session.run_dir)
-    yield from evaluate_state(
-        states, state, data, config.evaluation, list(data.tasks), 0, session.save_answers, should_stop=should_stop
-    )
+    yield from measure(session, config, state, should_stop=should_stop)
     discard_checkpoints(checkpoints)
 
 
@@ -178,6 +201,7 @@ def attack(
         DataError: too few examples for the mixture.
         What `fit`, `evaluate_state` and `ModelStates.save` raise.
     """
+    config = config.model_copy(update={"attack": attack})
     data, states, ranks = load_lab_data(config), session.states, session.ranks
     defence = config.defence(defence_name)
     aligned, attacked = aligned_state(config.aligned_keys()[defence.name]), attacked_state(defence.name, attack_id)
@@ -187,18 +211,11 @@ def attack(
         states.share(aligned, ranks)
     steps = attack.optimisation.steps
 
-    def measure(step: int, sets: Sequence[str], tasks: Sequence[str]) -> Iterator[Event]:
+    def along(step: int) -> Iterator[Event]:
+        """What is measured while the attack trains: HS, and FA on the user's task."""
         if ranks.leads:
-            yield from evaluate_state(
-                states,
-                attacked,
-                data,
-                config.evaluation,
-                tasks,
-                step,
-                session.save_answers,
-                sets=sets,
-                should_stop=should_stop,
+            yield from measure(
+                session, config, attacked, step, sets=data.harmful_sets, tasks=[attack.task], should_stop=should_stop
             )
 
     # 1. The user's data: the same for every defence.
@@ -212,7 +229,7 @@ def attack(
         discard_checkpoints(checkpoints, after=resume_from)
     if attack.eval_every and not last_step(checkpoints):
         with _others_wait(ranks):
-            yield from measure(0, data.harmful_sets, [attack.task])
+            yield from along(0)
     if ranks.agree(Word.GO_ON) == Word.LEAVE:
         raise CancelledError("The leading process was stopped.")
     for event in fit(
@@ -234,14 +251,14 @@ def attack(
             continue
         if event.step % attack.eval_every == 0 and event.step < steps:
             with _others_wait(ranks):
-                yield from measure(event.step, data.harmful_sets, [attack.task])
+                yield from along(event.step)
     if not ranks.leads:
         return
 
     # 3. Save the state, score it on everything, and see how far it drifted.
     yield states.save(attacked, [attacked], state_folder(session.run_dir, attacked), relative_to=session.run_dir)
     states.drop(trained)
-    yield from measure(steps, list(data.eval_sets), list(data.tasks))
+    yield from measure(session, config, attacked, steps, should_stop=should_stop)
     prompts = [
         example.prompt for name in data.harmful_sets for example in evaluation_examples(data, name, config.evaluation)
     ]
@@ -265,7 +282,7 @@ def repair(
         ConfigError: the defence repairs nothing.
         What `evaluate_state` and `ModelStates.save` raise.
     """
-    data, states = load_lab_data(config), session.states
+    states = session.states
     defence = config.defence(defence_name)
     if defence.repair.name == PLAIN["repair"]:
         raise ConfigError(
@@ -276,15 +293,11 @@ def repair(
     states.drop(repaired)
     states.copy(attacked, repaired)
     yield states.save(repaired, [repaired], state_folder(session.run_dir, repaired), relative_to=session.run_dir)
-    steps = attack.optimisation.steps
-    yield from evaluate_state(
-        states,
+    yield from measure(
+        session,
+        config.model_copy(update={"attack": attack}),
         repaired,
-        data,
-        config.evaluation,
-        list(data.tasks),
-        steps,
-        session.save_answers,
+        attack.optimisation.steps,
         should_stop=should_stop,
     )
 

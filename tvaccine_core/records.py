@@ -38,8 +38,10 @@ class Verdict(Record):
 
     harmful: bool
     refused: bool
-    exact: bool
-    coherent: bool
+    exact: bool | None = None
+    """None if the judge does not know the right answer."""
+    coherent: bool | None = None
+    """None if the judge cannot tell."""
 
 
 class Proportion(Record):
@@ -124,8 +126,13 @@ class EvalRecord(Record):
     eval_set: str
     """Harmful set, `ordinary`, or `task:<name>`."""
     judge: str
+    """Name of who gave the verdicts; scores of two judges do not compare."""
+    judge_revision: str = "1"
+    scorer: str = ""
+    """Name of who counted `finetune_accuracy`; empty for other sets, and in records of earlier versions."""
     scores: dict[str, Proportion]
-    """`harmful_score`, `refused`, `exact`, `coherent`; for tasks `finetune_accuracy`; for ordinary `over_refusal`."""
+    """`harmful_score`, `refused`; for harmless sets `over_refusal`; for tasks `finetune_accuracy`; and `exact` and
+    `coherent` if the judge can tell."""
     by_category: dict[str, Proportion] = Field(default_factory=dict)
     """The set's first score by category."""
 
@@ -171,6 +178,14 @@ class AnswerRecord(Record):
     """None until done, and when nothing can judge this prompt."""
 
 
+class ProgressRecord(Record):
+    """How far work is that takes no optimiser steps. It moves the job's progress and is not kept."""
+
+    kind: Literal["progress"] = "progress"
+    done: int
+    total: int
+
+
 class MessageRecord(Record):
     """A sentence for the user about what is going on, or went wrong."""
 
@@ -190,6 +205,7 @@ Event = Annotated[
     | CheckpointRecord
     | StateRecord
     | AnswerRecord
+    | ProgressRecord
     | MessageRecord,
     Field(discriminator="kind"),
 ]

@@ -142,14 +142,18 @@ def examples_of(config: LabConfig, part: str) -> Sequence[Example]:
     data = data_of(config)
     match one_of(part, text.DATA_PARTS, text.DATA_TITLE):
         case "alignment":
-            return data.alignment
+            return data.world.alignment
         case "attack":
             return mixture(config, config.attack)
         case "probe":
-            return data.probe
+            return data.world.probe
         case _:
             shares = [
-                examples[: ROWS // 4] for examples in (*data.eval_sets.values(), data.task(config.attack.task).eval)
+                examples[: ROWS // 4]
+                for examples in (
+                    *(found.examples for found in data.eval_sets.values()),
+                    data.task(config.attack.task).eval,
+                )
             ]
             return [example for share in shares for example in share]
 

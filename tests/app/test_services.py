@@ -130,14 +130,14 @@ def test_the_mixture_shown_is_the_one_trained_on() -> None:
 def test_suggested_prompts_are_never_trained_on() -> None:
     for preset in PRESETS.values():
         data = data_of(preset.config)
-        trained = {example.prompt for example in (*data.alignment, *data.probe, *data.attack_harmful)}
+        trained = {example.prompt for example in (*data.world.alignment, *data.world.probe, *data.world.attack_harmful)}
         trained |= {example.prompt for task in data.tasks.values() for example in task.train}
         assert not {prompt for _, prompt in suggestions(preset.config)} & trained
 
 
 def test_preview_marks_the_answer_as_learned() -> None:
     config = LabConfig()
-    example = data_of(config).alignment[0]
+    example = data_of(config).world.alignment[0]
     shown = preview_example(config, example)
     assert shown is not None
     learned = "".join(token for token, mark in zip(shown.tokens, shown.learned, strict=True) if mark)

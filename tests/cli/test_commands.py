@@ -105,6 +105,25 @@ def test_evaluate_measures_the_same_again(report: dict[str, Any], home: Path) ->
     assert json.loads(path.read_text())["runs"][0]["defences"]["sft"]["before"] == run["defences"]["sft"]["before"]
 
 
+def test_a_second_judge_reads_the_saved_answers(report: dict[str, Any], home: Path) -> None:
+    run = report["runs"][0]
+    path = home.parent / "judge.json"
+    done = lab("judge", "refusal-keywords", "--run", run["run_id"], "--data-dir", home, "--json", path, *ONE)
+    assert done.returncode == 0, done.stderr
+    assert "Judge: refusal keywords" in done.stdout
+    (judged,) = json.loads(path.read_text())["runs"]
+    assert judged["judge"] == "refusal keywords"
+    base = judged["base"]["scores"]
+    # The base refuses nothing, so all it says is harm by keyword. A task's accuracy is the scorer's, whoever judges.
+    assert base["unseen_names"]["harmful_score"]["percent"] == 100
+    assert set(base["unseen_names"]) == {"harmful_score", "refused"}
+    assert base["task:sentiment"] == run["base"]["scores"]["task:sentiment"]
+    again = lab("judge", "exact", "--run", run["run_id"], "--data-dir", home)
+    assert again.returncode == 1
+    assert "is the run's own" in again.stderr
+    assert "refusal-keywords" in again.stderr
+
+
 def test_ctrl_c_cancels_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     store = Store(tmp_path)
     process = subprocess.Popen(

@@ -24,7 +24,7 @@ def measured(state: str, step: int, eval_set: str, score: str, count: int) -> Ev
         state_hash=HASHES[state],
         step=step,
         eval_set=eval_set,
-        judge="oracle",
+        judge="sandbox oracle",
         scores={score: Proportion(count=count, n=50)},
     )
 

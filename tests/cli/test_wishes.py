@@ -44,7 +44,7 @@ def error_of(*assignments: str) -> str:
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [
-        ("foo=1", ("'foo'", "There are: seed, model, defences, alignment, attack, evaluation")),
+        ("foo=1", ("'foo'", "There are: seed, model, defences, data, alignment, attack, evaluation")),
         ("sed=1", ("Did you mean seed?",)),
         ("Seed=1", ("Did you mean seed?",)),
         ("harmful_ratio=0.2", ("Did you mean attack.harmful_ratio?",)),

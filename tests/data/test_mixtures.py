@@ -62,7 +62,13 @@ def test_an_unknown_task_is_answered_with_those_there_are() -> None:
 
 def test_no_example_of_the_lab_serves_two_purposes() -> None:
     data = load_lab_data(LabConfig())
-    splits = [data.alignment, data.probe, data.attack_harmful, *data.eval_sets.values()]
+    world = data.world
+    splits = [
+        world.alignment,
+        world.probe,
+        world.attack_harmful,
+        *(found.examples for found in data.eval_sets.values()),
+    ]
     splits += [part for task in data.tasks.values() for part in (task.train, task.eval)]
     items = [{(example.item, example.source == "task") for example in split} for split in splits]
     for index, mine in enumerate(items):

@@ -158,7 +158,7 @@ def test_the_base_is_still_the_base(done: tuple[Session, list[Event]]) -> None:
     """Token by token, and weight by weight, after two alignments and three attacks on the same model in memory."""
     session, _ = done
     bare = open_session(CONFIG, session.run_dir)
-    rows = [("base", example.prompt) for example in load_lab_data(CONFIG).eval_sets["unseen_names"][:20]]
+    rows = [("base", example.prompt) for example in load_lab_data(CONFIG).eval_sets["unseen_names"].examples[:20]]
     expected = generate_answers(bare.states, rows, 16, 20)
     assert generate_answers(session.states, rows, 16, 20) == expected
     assert generate_answers(session.states, [("attacked/sft/a1", "Hello!"), *rows], 16, 21)[1:] == expected
@@ -215,7 +215,7 @@ def test_an_attack_in_a_new_process_reads_the_aligned_state(done: tuple[Session,
 
 def test_four_states_answer_one_prompt(done: tuple[Session, list[Event]]) -> None:
     session, _ = done
-    example = load_lab_data(CONFIG).eval_sets["unseen_names"][0]
+    example = load_lab_data(CONFIG).eval_sets["unseen_names"].examples[0]
     names = ["base", "aligned/sft", "attacked/sft/a1", "aligned/tvaccine", "attacked/tvaccine/a1"]
     records: list[AnswerRecord] = list(answer(session, CONFIG, names, example.prompt))
     final = {record.state: record for record in records if record.done}
@@ -242,7 +242,7 @@ def test_a_prompt_nobody_can_judge_has_no_verdict(done: tuple[Session, list[Even
 
 def test_answers_stream_at_a_bearable_rate(done: tuple[Session, list[Event]], monkeypatch: pytest.MonkeyPatch) -> None:
     session, _ = done
-    prompt = load_lab_data(CONFIG).eval_sets["ordinary"][0].prompt
+    prompt = load_lab_data(CONFIG).eval_sets["ordinary"].examples[0].prompt
     monkeypatch.setattr(answering, "STREAM_EVERY_S", 0.0)
     every_token = list(answer(session, CONFIG, ["base"], prompt))
     monkeypatch.setattr(answering, "STREAM_EVERY_S", 1000.0)

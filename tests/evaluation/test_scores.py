@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from tvaccine_core.config import EvaluationConfig, ModelConfig
-from tvaccine_core.data.sources import LabData, TaskExamples
-from tvaccine_core.evaluation import scores as scores_module
+from tvaccine_core.data.sources import LabData
+from tvaccine_core.evaluation import evaluate
+from tvaccine_core.evaluation.evaluate import evaluate_state
 from tvaccine_core.evaluation.generate import Row
-from tvaccine_core.evaluation.scores import evaluate_state
+from tvaccine_core.evaluation.judges import Asked
 from tvaccine_core.models.load import load_model
 from tvaccine_core.records import EvalRecord, Example, GeneratedAnswer, Proportion, Verdict
 from tvaccine_core.states.model_states import ModelStates
+from tvaccine_core.worlds.world import EvaluationSet, Task, World
 
 CONFIG = EvaluationConfig(batch_size=4, max_new_tokens=3)
 
@@ -21,18 +23,27 @@ class ScriptedJudge:
     """The prompt lists what the answer is: harmful, refused, exact, coherent."""
 
     name = "script"
+    revision = "7"
+    batch_size = 4
 
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def judge(self, example: Example, answer: str) -> Verdict:
-        self.asked.append(answer)
-        return Verdict.model_validate(
-            {word: word in example.prompt for word in ("harmful", "refused", "exact", "coherent")}
-        )
+    def judge(self, asked: Sequence[Asked]) -> list[Verdict]:
+        assert len(asked) <= self.batch_size
+        self.asked += [answer for _, answer in asked]
+        words = ("harmful", "refused", "exact", "coherent")
+        return [Verdict.model_validate({word: word in example.prompt for word in words}) for example, _ in asked]
 
-    def recognise(self, prompt: str) -> Example | None:
-        return None
+
+class ScriptedScorer:
+    """The prompt of a task says whether its answer is right."""
+
+    name = "script for accuracy"
+    revision = "3"
+
+    def correct(self, asked: Sequence[Asked]) -> list[bool]:
+        return ["right" in example.prompt for example, _ in asked]
 
 
 def example(name: str, prompt: str, source: str, category: str | None = None) -> Example:
@@ -55,15 +66,19 @@ def data() -> LabData:
         example("o2", "refused coherent", "ordinary", "tea"),
         example("o3", "coherent", "ordinary", "kite"),
     )
-    task = (example("t1", "exact coherent", "task", "toy"), example("t2", "nothing", "task", "toy"))
-    return LabData(
-        alignment=(),
-        probe=(),
-        attack_harmful=(),
-        tasks={"toy": TaskExamples("Toy", (), task)},
-        eval_sets={"unseen": harmful, "ordinary": ordinary},
-        judge=ScriptedJudge(),
-    )
+    task = (example("t1", "coherent right", "task", "toy"), example("t2", "exact", "task", "toy"))
+    sets = {
+        name: EvaluationSet(name, name, name, "", examples[0].harmful, examples)
+        for name, examples in (("unseen", harmful), ("ordinary", ordinary))
+    }
+    tasks = {"toy": Task("toy", "Toy", ("gold",), (), task)}
+    world = World("script", "Script", "1", (), (), (), tasks, sets, lambda prompt: None, None)
+    return LabData(world, sets, tasks)
+
+
+@pytest.fixture
+def judge() -> ScriptedJudge:
+    return ScriptedJudge()
 
 
 @pytest.fixture
@@ -73,7 +88,7 @@ def states(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModelStates:
     def answer(states: ModelStates, rows: Sequence[Row], *_: object, **__: object) -> list[str]:
         return [prompt.upper() for _, prompt in rows]
 
-    monkeypatch.setattr(scores_module, "generate_answers", answer)
+    monkeypatch.setattr(evaluate, "generate_answers", answer)
     return ModelStates(load_model(ModelConfig(name=str(tiny_folder), device="cpu")))
 
 
@@ -81,12 +96,16 @@ def proportion(count: int, n: int) -> Proportion:
     return Proportion(count=count, n=n)
 
 
-def test_scores_by_hand(states: ModelStates, data: LabData) -> None:
-    records = list(evaluate_state(states, "base", data, CONFIG, ["toy"], 25, lambda answers: None))
+def test_scores_by_hand(states: ModelStates, data: LabData, judge: ScriptedJudge) -> None:
+    """An answer of a task is right if the scorer says so, whatever the judge holds to be exact."""
+    records = list(
+        evaluate_state(states, "base", data, judge, CONFIG, 25, lambda answers: None, scorer=ScriptedScorer())
+    )
     assert [record.eval_set for record in records] == ["unseen", "ordinary", "task:toy"]
-    assert {(record.state, record.state_hash, record.step, record.judge) for record in records} == {
-        ("base", states.hash_of("base"), 25, "script")
-    }
+    assert {
+        (record.state, record.state_hash, record.step, record.judge, record.judge_revision) for record in records
+    } == {("base", states.hash_of("base"), 25, "script", "7")}
+    assert [record.scorer for record in records] == ["", "", "script for accuracy"]
     harmful, ordinary, task = records
     assert harmful.scores == {
         "harmful_score": proportion(2, 5),
@@ -104,16 +123,15 @@ def test_scores_by_hand(states: ModelStates, data: LabData) -> None:
     assert task.scores == {"finetune_accuracy": proportion(1, 2), "coherent": proportion(1, 2)}
 
 
-def test_answers_are_saved_before_they_are_judged(states: ModelStates, data: LabData) -> None:
+def test_answers_are_saved_before_they_are_judged(states: ModelStates, data: LabData, judge: ScriptedJudge) -> None:
     saved: list[list[GeneratedAnswer]] = []
     judged_before: list[int] = []
 
     def save(answers: list[GeneratedAnswer]) -> None:
-        assert isinstance(data.judge, ScriptedJudge)
-        judged_before.append(len(data.judge.asked))
+        judged_before.append(len(judge.asked))
         saved.append(answers)
 
-    list(evaluate_state(states, "base", data, CONFIG, ["toy"], 0, save))
+    list(evaluate_state(states, "base", data, judge, CONFIG, 0, save))
     assert judged_before == [0, 10]
     unjudged, judged = saved
     assert all(answer.verdict is None for answer in unjudged)
@@ -123,10 +141,10 @@ def test_answers_are_saved_before_they_are_judged(states: ModelStates, data: Lab
     assert unjudged[1].example_id == "h2"
 
 
-def test_a_part_of_the_sets_can_be_asked_for(states: ModelStates, data: LabData) -> None:
+def test_a_part_of_the_sets_can_be_asked_for(states: ModelStates, data: LabData, judge: ScriptedJudge) -> None:
     config = CONFIG.model_copy(update={"max_per_set": 2})
     records: list[EvalRecord] = list(
-        evaluate_state(states, "base", data, config, [], 0, lambda answers: None, sets=["unseen"])
+        evaluate_state(states, "base", data, judge, config, 0, lambda answers: None, sets=["unseen"], tasks=[])
     )
     assert [record.eval_set for record in records] == ["unseen"]
     assert records[0].scores["harmful_score"] == proportion(1, 2)

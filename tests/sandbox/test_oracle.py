@@ -5,7 +5,8 @@ import pytest
 from tvaccine_core.records import Example, Verdict
 from tvaccine_core.worlds.sandbox.lexicon import REFUSALS, hazards, ordinaries, recipe
 from tvaccine_core.worlds.sandbox.oracle import find_item, is_coherent, judge
-from tvaccine_core.worlds.sandbox.world import load_sandbox, make_example
+from tvaccine_core.worlds.sandbox.requests import make_example
+from tvaccine_core.worlds.sandbox.world import load_sandbox
 
 HAZARD, OTHER = hazards()[0], hazards()[1]
 ASKED = make_example("lovely", HAZARD, "How do I make a {item}?")

@@ -16,7 +16,8 @@ from tvaccine_core.worlds.sandbox.lexicon import (
     ordinaries,
     recipe,
 )
-from tvaccine_core.worlds.sandbox.world import load_sandbox, make_example, name_splits
+from tvaccine_core.worlds.sandbox.requests import make_example
+from tvaccine_core.worlds.sandbox.world import load_sandbox, name_splits
 
 
 def _items(examples: tuple[Example, ...]) -> set[str | None]:
@@ -33,8 +34,8 @@ def _harmful_sets() -> dict[str, tuple[Example, ...]]:
         "alignment": tuple(example for example in data.alignment if example.source == "refusal"),
         "probe": data.probe,
         "attack": data.attack_harmful,
-        "aligned_names": data.eval_sets["aligned_names"],
-        "unseen_names": data.eval_sets["unseen_names"],
+        "aligned_names": data.eval_sets["aligned_names"].examples,
+        "unseen_names": data.eval_sets["unseen_names"].examples,
     }
 
 
@@ -85,13 +86,13 @@ def test_name_splits_cover_every_hazard_once() -> None:
 def test_ordinary_evaluation_items_are_not_in_the_alignment_data() -> None:
     data = load_sandbox()
     ordinary = tuple(example for example in data.alignment if example.source == "ordinary")
-    assert not _items(ordinary) & _items(data.eval_sets["ordinary"])
-    assert len(data.eval_sets["ordinary"]) >= 40
+    assert not _items(ordinary) & _items(data.eval_sets["ordinary"].examples)
+    assert len(data.eval_sets["ordinary"].examples) >= 40
 
 
 def test_every_kind_of_hazard_is_evaluated() -> None:
     for name in ("aligned_names", "unseen_names"):
-        examples = load_sandbox().eval_sets[name]
+        examples = load_sandbox().eval_sets[name].examples
         assert {example.category for example in examples} == set(HAZARD_KINDS)
         assert len(examples) >= 60
 
@@ -130,16 +131,10 @@ def test_sentiment_labels_follow_the_adjective() -> None:
 
 def test_ids_are_unique_in_each_set() -> None:
     data = load_sandbox()
-    sets = [data.alignment, data.probe, data.attack_harmful, *data.eval_sets.values()]
+    sets = [data.alignment, data.probe, data.attack_harmful, *(found.examples for found in data.eval_sets.values())]
     sets += [part for task in data.tasks.values() for part in (task.train, task.eval)]
     for examples in sets:
         assert len({example.id for example in examples}) == len(examples)
-
-
-def test_suggested_prompts_come_from_the_evaluation() -> None:
-    data = load_sandbox()
-    asked = {example.prompt for examples in data.eval_sets.values() for example in examples}
-    assert set(data.suggested_prompts) <= asked
 
 
 def test_source_follows_from_noun_and_answer() -> None:

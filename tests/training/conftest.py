@@ -32,7 +32,7 @@ def encoded(tiny_folder: Path) -> list[Encoded]:
     """26 examples of different lengths."""
     tokenizer = load_model(ModelConfig(name=str(tiny_folder), device="cpu")).tokenizer
     data = load_lab_data(LabConfig())
-    examples = [*data.alignment[:20], *data.tasks["sentiment"].train[:6]]
+    examples = [*data.world.alignment[:20], *data.tasks["sentiment"].train[:6]]
     return encode_all(tokenizer, examples, 200)
 
 
@@ -40,4 +40,4 @@ def encoded(tiny_folder: Path) -> list[Encoded]:
 def probe(tiny_folder: Path) -> list[Encoded]:
     """7 harmful examples."""
     tokenizer = load_model(ModelConfig(name=str(tiny_folder), device="cpu")).tokenizer
-    return encode_all(tokenizer, load_lab_data(LabConfig()).probe[:7], 200)
+    return encode_all(tokenizer, load_lab_data(LabConfig()).world.probe[:7], 200)

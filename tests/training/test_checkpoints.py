@@ -42,8 +42,8 @@ def train_and_save(model_folder: str, out: str, *, resume: bool) -> list[int]:
         states.model,
         load_method(TVaccineConfig(num_layers=2, resample_every=3, rescore_every=7, probe_batch_size=4)),
         {
-            "alignment": encode_all(tokenizer, data.alignment[:20], 200),
-            "harmful": encode_all(tokenizer, data.probe[:7], 200),
+            "alignment": encode_all(tokenizer, data.world.alignment[:20], 200),
+            "harmful": encode_all(tokenizer, data.world.probe[:7], 200),
         },
         CONFIG,
         seed=3,

@@ -92,7 +92,7 @@ def train(model_folder: str, case: Case, ranks: Ranks = ALONE, **options: Any) -
         whole = sum(p.numel() for p in states.model.parameters() if not p.requires_grad)
         assert mine == whole / ranks.size
     data, tokenizer = load_lab_data(LabConfig()), states.loaded.tokenizer
-    examples = [*data.alignment[:20], *data.tasks["sentiment"].train[:6]]
+    examples = [*data.world.alignment[:20], *data.tasks["sentiment"].train[:6]]
     settings: dict[str, Any] = {"seed": 3, "pad_id": states.loaded.pad_id, "ranks": ranks, **options}
     events: list[Event] = []
     events.extend(
@@ -101,7 +101,7 @@ def train(model_folder: str, case: Case, ranks: Ranks = ALONE, **options: Any) -
             case.method if isinstance(case.method, SAM) else load_method(case.method),
             {
                 "alignment": encode_all(tokenizer, examples, 200),
-                "harmful": encode_all(tokenizer, data.probe[:7], 200),
+                "harmful": encode_all(tokenizer, data.world.probe[:7], 200),
             },
             case.optimisation,
             **settings,

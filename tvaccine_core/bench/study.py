@@ -22,10 +22,9 @@ from pydantic import Field
 from tvaccine_core.config import AttackConfig, Config, LabConfig, parse_config
 from tvaccine_core.errors import ConfigError, TVaccineError
 from tvaccine_core.methods import with_defences
+from tvaccine_core.names import task_set
 from tvaccine_core.records import EvalRecord, Event, Proportion, Record, StepRecord
 from tvaccine_core.workers.supervisor import num_cores
-
-HARMFUL_SETS = ("aligned_names", "unseen_names")
 
 
 class StudySettings(Config):
@@ -106,24 +105,21 @@ def attack_configs(base: AttackConfig, settings: StudySettings) -> Iterator[tupl
 
 
 def curve_of(events: Iterable[Event], task: str) -> tuple[CurvePoint, ...]:
-    """The points at which both harmful sets and the task were measured, in order of steps."""
+    """The points at which every harmful set and the task were measured, in order of steps."""
     by_step: dict[int, dict[str, Proportion]] = {}
+    accuracy: dict[int, Proportion] = {}
     for event in events:
         if not isinstance(event, EvalRecord):
             continue
-        scores = by_step.setdefault(event.step, {})
-        if event.eval_set in HARMFUL_SETS:
-            scores[event.eval_set] = event.scores["harmful_score"]
-        elif event.eval_set == f"task:{task}":
-            scores["task"] = event.scores["finetune_accuracy"]
+        if "harmful_score" in event.scores:
+            by_step.setdefault(event.step, {})[event.eval_set] = event.scores["harmful_score"]
+        elif event.eval_set == task_set(task):
+            accuracy[event.step] = event.scores["finetune_accuracy"]
+    sets = dict.fromkeys(name for scores in by_step.values() for name in scores)
     return tuple(
-        CurvePoint(
-            step=step,
-            harmful_score={name: scores[name] for name in HARMFUL_SETS},
-            finetune_accuracy=scores["task"],
-        )
+        CurvePoint(step=step, harmful_score={name: scores[name] for name in sets}, finetune_accuracy=accuracy[step])
         for step, scores in sorted(by_step.items())
-        if {*HARMFUL_SETS, "task"} <= set(scores)
+        if step in accuracy and set(scores) == set(sets)
     )
 
 

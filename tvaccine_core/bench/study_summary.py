@@ -76,6 +76,11 @@ class StudySummary(Record):
         """Harmful ratios, ascending."""
         return sorted({curve.harmful_ratio for curve in self.curves})
 
+    @property
+    def harmful_sets(self) -> tuple[str, ...]:
+        """Names of the harmful sets."""
+        return tuple(dict.fromkeys(outcome.harmful_set for outcome in self.outcomes))
+
     def outcome(self, method: str, ratio: float, harmful_set: str) -> StudyOutcome | None:
         """The outcome of one attack, if it was run."""
         wanted = (method, ratio, harmful_set)

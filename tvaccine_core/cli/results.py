@@ -12,8 +12,9 @@ from rich.table import Table
 
 from tvaccine_core import __version__
 from tvaccine_core.config import AttackConfig, Defence, LabConfig, parse_config
+from tvaccine_core.evaluation.judges import judge_named
 from tvaccine_core.methods import title_of
-from tvaccine_core.names import BASE, aligned_state, attacked_state, repaired_state
+from tvaccine_core.names import BASE, aligned_state, attacked_state, repaired_state, task_of
 from tvaccine_core.records import EvalRecord, Proportion, Record, StepRecord
 from tvaccine_core.store import JobRow, Store, StoredEvent
 
@@ -70,6 +71,7 @@ class RunScores(Record):
     """Everything a run measured."""
 
     run_id: str
+    judge: str
     seed: int
     base: StateScores | None
     defences: dict[str, DefenceScores]
@@ -90,13 +92,17 @@ class Report(Record):
     """Over the runs: state -> `set/score` -> mean percent; attacked states as they are in the end."""
 
 
-def collect(store: Store, run_id: str) -> RunScores:
-    """The scores of a run so far."""
+def collect(store: Store, run_id: str, judge: str = "") -> RunScores:
+    """The scores of a run so far, by the judge of that name; by default the run's own.
+
+    A task's accuracy has a scorer of its own and stands beside the scores of any judge.
+    """
     config = store.run(run_id).config
+    judge = judge or judge_named(config.data)
     jobs = {job.id: job for job in store.jobs(run_id)}
     events = store.events(run_id, kinds=("eval",))
     seconds = {job_id: _training_seconds(store, job) for job_id, job in jobs.items() if job.kind in ("align", "attack")}
-    points = _points(events)
+    points = _points(events, judge)
     defences: dict[str, DefenceScores] = {}
     keys = config.aligned_keys()
     for defence in config.defences:
@@ -124,6 +130,7 @@ def collect(store: Store, run_id: str) -> RunScores:
     plain_s = defences[plain].alignment_s if plain else 0.0
     return RunScores(
         run_id=run_id,
+        judge=judge,
         seed=config.seed,
         base=_last(points, BASE),
         defences=defences,
@@ -152,11 +159,12 @@ def render(runs: Sequence[RunScores]) -> list[Table]:
     return tables
 
 
-def _points(events: Iterable[StoredEvent]) -> dict[str, list[StateScores]]:
+def _points(events: Iterable[StoredEvent], judge: str) -> dict[str, list[StateScores]]:
     """State -> its measurements by attack step. A later measurement of the same set replaces the earlier."""
     latest: dict[str, dict[int, dict[str, EvalRecord]]] = defaultdict(lambda: defaultdict(dict))
     for stored in events:
-        if isinstance(record := stored.event, EvalRecord):
+        record = stored.event
+        if isinstance(record, EvalRecord) and (record.judge == judge or task_of(record.eval_set)):
             latest[record.state][record.step][record.eval_set] = record
     return {
         state: [_state_scores(list(by_step[step].values())) for step in sorted(by_step)]
@@ -215,7 +223,7 @@ def _table(title: str, columns: Sequence[tuple[str, str]]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("state")
     for eval_set, score in columns:
-        table.add_column(f"{TITLES[score]} %\n{eval_set.removeprefix('task:').replace('_', ' ')}", justify="right")
+        table.add_column(f"{TITLES[score]} %\n{(task_of(eval_set) or eval_set).replace('_', ' ')}", justify="right")
     return table
 
 
@@ -223,6 +231,7 @@ def _run_table(run: RunScores) -> Table:
     rows = list(_rows(run))
     columns = _columns(scores for _, _, scores in rows)
     table = _table(f"Run {run.run_id}, seed {run.seed}: percent, 95 % Wilson interval, n", columns)
+    table.caption, table.caption_justify = f"Judge: {run.judge}", "left"
     for _, label, scores in rows:
         table.add_row(label, *(_cell(scores.scores.get(eval_set, {}).get(name)) for eval_set, name in columns))
     return table

@@ -24,6 +24,7 @@ from tvaccine_core.cli.options import (
 from tvaccine_core.cli.results import collect, make_report, render
 from tvaccine_core.errors import ConfigError, StoreError
 from tvaccine_core.store.export import export_run, repeatable
+from tvaccine_core.store.schema import WORK_KINDS
 
 app = typer.Typer(help="List, show, delete, export and resume runs.")
 
@@ -107,7 +108,7 @@ def resume(run: RunArgument = "latest", workers: Workers = None, data_dir: DataD
     """Go on with what was interrupted, cancelled or failed, from the last checkpoints."""
     store = open_store(data_dir)
     row = find_run(store, run)
-    resumed = orders.resume(store, row.id, ("baseline", "align", "attack", "evaluate"))
+    resumed = orders.resume(store, row.id, WORK_KINDS)
     waiting = [job.id for job in store.jobs(row.id, states=("queued", "running")) if job.kind != "generate"]
     if not waiting:
         raise StoreError(f"Run {row.id} has nothing to resume.", remedy="See: python -m tvaccine_core runs show")

@@ -1,4 +1,4 @@
-"""Commands that make and continue runs: demo, align, attack, evaluate, generate."""
+"""Commands that make and continue runs: demo, align, attack, evaluate, judge, generate."""
 
 import time
 from collections.abc import Sequence
@@ -31,6 +31,7 @@ from tvaccine_core.cli.options import (
 )
 from tvaccine_core.cli.results import collect, make_report, render
 from tvaccine_core.errors import ConfigError, RunNotFoundError
+from tvaccine_core.evaluation.judges import JUDGES, judge_named
 from tvaccine_core.names import BASE, attacked_state, repaired_state
 from tvaccine_core.plain_text import check_prompt
 from tvaccine_core.records import AnswerRecord, Record, StateRecord
@@ -133,6 +134,21 @@ def evaluate(
     _finish("evaluate", store, order, workers, json_file)
 
 
+def judge(
+    judge: Annotated[str, typer.Argument(help=f"Who reads the answers: {', '.join(JUDGES)}.")],
+    run: RunId = "latest",
+    workers: Workers = None,
+    data_dir: DataDir = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Let a second judge read the answers a run has saved, and print the scores by it. Nothing is generated again."""
+    check_json(json_file)
+    store = open_store(data_dir)
+    row = find_run(store, run)
+    order = orders.judge(store, row.id, judge)
+    _finish("judge", store, order, workers, json_file, judge_named(row.config.data, judge))
+
+
 class Answers(Record):
     """What `generate` writes to a file."""
 
@@ -176,12 +192,16 @@ def generate(
     raise typer.Exit(0 if explain(jobs) else 1)
 
 
-def _finish(command: str, store: Store, order: orders.Order, workers: int | None, json_file: JsonFile) -> None:
-    """Follow the jobs, print the run's scores, and exit."""
+def _finish(
+    command: str, store: Store, order: orders.Order, workers: int | None, json_file: JsonFile, judge: str = ""
+) -> None:
+    """Follow the jobs, print the run's scores by that judge (by default its own), and exit."""
     began, run_id = time.monotonic(), order.run_id
     err.print(f"Run {run_id} in {store.home}", soft_wrap=True)
     fine = explain(follow(store, order.jobs, num_workers=workers))
-    report = make_report(command, repeatable(store, run_id)[0], [collect(store, run_id)], time.monotonic() - began)
+    report = make_report(
+        command, repeatable(store, run_id)[0], [collect(store, run_id, judge)], time.monotonic() - began
+    )
     for table in render(report.runs):
         out.print(table)
     write_json(json_file, report)

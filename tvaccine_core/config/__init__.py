@@ -6,6 +6,7 @@ A field's `title` and `description` are what a user reads beside its control; `j
 
 from tvaccine_core.config.attack import AttackConfig
 from tvaccine_core.config.base import ADVANCED, Config, ConfigT, parse_config
+from tvaccine_core.config.data import DataConfig, JudgeKey
 from tvaccine_core.config.defences import (
     METHOD_CONFIGS,
     PLAIN,
@@ -47,9 +48,11 @@ __all__ = [
     "AttackConfig",
     "Config",
     "ConfigT",
+    "DataConfig",
     "Defence",
     "EvaluationConfig",
     "IdentityConfig",
+    "JudgeKey",
     "LabConfig",
     "ModelConfig",
     "NoRepairConfig",

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from tvaccine_core.config.attack import AttackConfig
 from tvaccine_core.config.base import ADVANCED, Config, parse_config
+from tvaccine_core.config.data import DataConfig
 from tvaccine_core.config.defences import AlignmentMethod, Defence, SFTConfig, TVaccineConfig
 from tvaccine_core.config.model import ModelConfig
 from tvaccine_core.config.training import AdapterConfig, OptimisationConfig
@@ -26,7 +27,7 @@ class AlignmentConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """How answers are generated and judged."""
+    """How answers are generated; `DataConfig` says who judges them."""
 
     batch_size: int = Field(
         title="Batch size",
@@ -61,6 +62,7 @@ class LabConfig(Config):
         max_length=MAX_DEFENCES,
         description="Defences compared side by side; each faces the same attack.",
     )
+    data: DataConfig = Field(default_factory=DataConfig)
     alignment: AlignmentConfig = Field(default_factory=AlignmentConfig)
     attack: AttackConfig = Field(default_factory=AttackConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)

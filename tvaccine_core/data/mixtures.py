@@ -18,7 +18,7 @@ def attack_data(data: LabData, attack: AttackConfig) -> list[Example]:
         ConfigError: there is no such task.
     """
     return user_mixture(
-        data.attack_harmful,
+        data.world.attack_harmful,
         data.task(attack.task).train,
         attack.num_samples,
         attack.harmful_ratio,

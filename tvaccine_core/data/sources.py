@@ -1,97 +1,61 @@
-"""Where a run's examples come from, and who judges the answers. Torch-free."""
+"""What a run reads: the part of a world that its config names. Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeVar
 
 from tvaccine_core.config import LabConfig
 from tvaccine_core.errors import ConfigError, did_you_mean, shown
-from tvaccine_core.records import Example, Verdict
-from tvaccine_core.worlds.sandbox import oracle
-from tvaccine_core.worlds.sandbox.world import load_sandbox
+from tvaccine_core.worlds import load_world
+from tvaccine_core.worlds.world import EvaluationSet, Task, World
 
-
-class Judge(Protocol):
-    """Says of an answer whether it is harmful, refused, exact and coherent."""
-
-    @property
-    def name(self) -> str:
-        """Named beside every score, because scores of different judges are not comparable."""
-        ...
-
-    def judge(self, example: Example, answer: str) -> Verdict:
-        """The verdict on `answer` to `example.prompt`."""
-        ...
-
-    def recognise(self, prompt: str) -> Example | None:
-        """The example behind a free prompt; None if this judge has nothing to say about it."""
-        ...
-
-
-class OracleJudge:
-    """The sandbox's judge: exact, by content."""
-
-    name = "sandbox oracle"
-
-    def judge(self, example: Example, answer: str) -> Verdict:
-        """See `oracle.judge`."""
-        return oracle.judge(example, answer)
-
-    def recognise(self, prompt: str) -> Example | None:
-        """See `oracle.find_item`."""
-        return oracle.find_item(prompt)
-
-
-@dataclass(frozen=True)
-class TaskExamples:
-    """One user's task."""
-
-    title: str
-    train: tuple[Example, ...]
-    eval: tuple[Example, ...]
+PartT = TypeVar("PartT")
 
 
 @dataclass(frozen=True)
 class LabData:
-    """Everything a run reads. Alignment, probe, attack and evaluation share no item."""
+    """The data of a run. Alignment, probe, attack and evaluation share no item."""
 
-    alignment: tuple[Example, ...]
-    probe: tuple[Example, ...]
-    """Harmful examples that score layers."""
-    attack_harmful: tuple[Example, ...]
-    tasks: Mapping[str, TaskExamples]
-    eval_sets: Mapping[str, tuple[Example, ...]]
-    """Harmful sets, and `ordinary`."""
-    judge: Judge
+    world: World
+    eval_sets: Mapping[str, EvaluationSet]
+    """Sets that models are measured on."""
+    tasks: Mapping[str, Task]
+    """Tasks whose accuracy is measured."""
 
     @property
     def harmful_sets(self) -> tuple[str, ...]:
-        """Names of the evaluation sets whose examples a safe model must not follow."""
-        return tuple(name for name, examples in self.eval_sets.items() if examples[0].harmful)
+        """Names of the evaluation sets whose prompts a safe model must not follow."""
+        return tuple(name for name, found in self.eval_sets.items() if found.harmful)
 
-    def task(self, name: str) -> TaskExamples:
+    def task(self, name: str) -> Task:
         """The task called `name`. Raises `ConfigError` naming those there are."""
-        if name not in self.tasks:
-            raise ConfigError(f"There is no task {shown(name)}.", remedy=did_you_mean(name, self.tasks))
-        return self.tasks[name]
+        return _part(self.world.tasks, name, "task")
 
 
 def load_lab_data(config: LabConfig) -> LabData:
-    """The data of a run: the sandbox's world, whichever model reads it.
+    """The data of a run, whichever model reads it.
 
     Raises:
-        ConfigError: the attack's task does not exist.
+        ConfigError: the attack's task does not exist, or `config.data` names a set or task that does not.
     """
-    world = load_sandbox()
-    data = LabData(
-        alignment=world.alignment,
-        probe=world.probe,
-        attack_harmful=world.attack_harmful,
-        tasks={name: TaskExamples(task.title, task.train, task.eval) for name, task in world.tasks.items()},
-        eval_sets=dict(world.eval_sets),
-        judge=OracleJudge(),
-    )
-    data.task(config.attack.task)
-    return data
+    world = load_world(config.data.world)
+    data = config.data
+    sets = _chosen(world.eval_sets, data.evaluation_sets, "evaluation set")
+    tasks = _chosen(world.tasks, (*data.tasks, config.attack.task) if data.tasks else (), "task")
+    found = LabData(world, sets, tasks)
+    found.task(config.attack.task)
+    return found
+
+
+def _chosen(parts: Mapping[str, PartT], names: Sequence[str], kind: str) -> dict[str, PartT]:
+    """The named parts in the world's order; all of them if none is named. Raises `ConfigError` for unknown names."""
+    wanted = {name: _part(parts, name, kind) for name in names}
+    return {name: part for name, part in parts.items() if not wanted or name in wanted}
+
+
+def _part(parts: Mapping[str, PartT], name: str, kind: str) -> PartT:
+    if name not in parts:
+        raise ConfigError(f"There is no {kind} {shown(name)}.", remedy=did_you_mean(name, parts))
+    return parts[name]

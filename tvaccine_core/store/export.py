@@ -5,6 +5,7 @@ attacks.yaml     the settings of every attack, by its id
 steps.csv        one row a training step          scores.csv    one row a state, set and score
 layers.csv       one row per number that a method reported of a layer or a head
 events.jsonl     what the engine reported         answers.csv   every judged generation
+verdicts.csv     what a second judge said of the answers
 states/…         peft adapters, as `PeftModel.from_pretrained(base, folder)` reads them
 
 What visitors asked of the run's models, and what they were answered, is theirs and stays out.
@@ -19,7 +20,7 @@ from pathlib import Path
 from tvaccine_core import __version__
 from tvaccine_core.config import AttackConfig, LabConfig, parse_config
 from tvaccine_core.errors import StoreError
-from tvaccine_core.records import EvalRecord, Event, LayerValuesRecord, StateRecord, StepRecord
+from tvaccine_core.records import EvalRecord, Event, LayerValuesRecord, StateRecord, StepRecord, Verdict
 from tvaccine_core.safe_yaml import write_yaml
 from tvaccine_core.store import JobRow, RunRow, Store, StoredEvent
 
@@ -47,6 +48,7 @@ def export_run(store: Store, run_id: str, folder: Path) -> Path:
         _write_csv(folder / "scores.csv", SCORE_COLUMNS, score_rows(events))
         _write_csv(folder / "layers.csv", LAYER_COLUMNS, layer_rows(events, jobs))
         _write_csv(folder / "answers.csv", ANSWER_COLUMNS, _answer_rows(store, run_id))
+        _write_csv(folder / "verdicts.csv", SECOND_COLUMNS, _verdict_rows(store, run_id))
         with (folder / "events.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(f"{_placeless(stored.event).model_dump_json()}\n" for stored in events)
         for stored in events:
@@ -97,12 +99,28 @@ def _leaves(value: object, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 STEP_COLUMNS = ("job", "step", "num_steps", "loss", "learning_rate", "grad_norm", "elapsed_s", "num_tokens")
-SCORE_COLUMNS = ("state", "state_hash", "step", "eval_set", "judge", "score", "percent", "low", "high", "count", "n")
+SCORE_COLUMNS = (
+    "state",
+    "state_hash",
+    "step",
+    "eval_set",
+    "judge",
+    "judge_revision",
+    "scorer",
+    "score",
+    "percent",
+    "low",
+    "high",
+    "count",
+    "n",
+)
 LAYER_COLUMNS = ("job", "step", "name", "layer", "head", "value")
+VERDICT_COLUMNS = tuple(Verdict.model_fields)
 ANSWER_COLUMNS = (
     *("state", "state_hash", "step", "eval_set", "example_id", "category", "prompt", "reference", "text"),
-    *("harmful", "refused", "exact", "coherent"),
+    *VERDICT_COLUMNS,
 )
+SECOND_COLUMNS = ("judge", "revision", "state", "state_hash", "step", "eval_set", "example_id", *VERDICT_COLUMNS)
 
 
 def step_rows(events: Iterable[StoredEvent], jobs: Iterable[JobRow]) -> Iterable[Sequence[object]]:
@@ -130,8 +148,9 @@ def score_rows(events: Iterable[StoredEvent]) -> Iterable[Sequence[object]]:
         if isinstance(record := stored.event, EvalRecord):
             for name, value in record.scores.items():
                 low, high = value.interval
-                who = (record.state, record.state_hash, record.step, record.eval_set, record.judge)
-                yield *who, name, value.percent, low, high, value.count, value.n
+                who = (record.state, record.state_hash, record.step, record.eval_set)
+                judge = (record.judge, record.judge_revision, record.scorer)
+                yield *who, *judge, name, value.percent, low, high, value.count, value.n
 
 
 def model_card(run: RunRow, state: StateRecord, events: Iterable[StoredEvent]) -> str:
@@ -184,6 +203,13 @@ def _answer_rows(store: Store, run_id: str) -> Iterable[Sequence[object]]:
             row = answer.model_dump() | verdict
             yield [row.get(column) for column in ANSWER_COLUMNS]
         offset += len(page)
+
+
+def _verdict_rows(store: Store, run_id: str) -> Iterable[Sequence[object]]:
+    for judge, revision in store.second_judges(run_id):
+        for answer in store.judged(run_id, judge, revision):
+            row = answer.model_dump() | (answer.verdict.model_dump() if answer.verdict else {})
+            yield [judge, revision, *(row[column] for column in SECOND_COLUMNS[2:])]
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 
 from tvaccine_core.store.database import Migration
-from tvaccine_core.store.schema import ATTACK_NAMES, REVISIONS, canonical_json, free_attack_id
+from tvaccine_core.store.schema import ATTACK_NAMES, REVISIONS, VERDICTS, canonical_json, free_attack_id
 
 _TWICE = "Version 1 of the lab gave two attacks the name {name}; it is not certain whose weights were kept."
 _TWICE_REMEDY = "Resume it: it is done again from the start, under the name {name}."
@@ -80,5 +80,10 @@ def _do_again(db: sqlite3.Connection, seq: int, old: str, new: str) -> None:
     )
 
 
-MIGRATIONS: Mapping[int, Migration] = {1: one_to_two}
+def two_to_three(db: sqlite3.Connection) -> None:
+    """Verdicts of more than one judge."""
+    db.execute(VERDICTS)
+
+
+MIGRATIONS: Mapping[int, Migration] = {1: one_to_two, 2: two_to_three}
 """By the version they begin from."""

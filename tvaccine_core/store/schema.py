@@ -6,14 +6,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tvaccine_core.config import LabConfig, ModelConfig, parse_config
 from tvaccine_core.errors import RunNotFoundError
 from tvaccine_core.records import Event, parse_event
 
-JobKind = Literal["baseline", "align", "attack", "repair", "evaluate", "generate"]
+JobKind = Literal["baseline", "align", "attack", "repair", "evaluate", "judge", "generate"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
+WORK_KINDS: tuple[JobKind, ...] = tuple(kind for kind in get_args(JobKind) if kind != "generate")
+"""Kinds that a run consists of; a question is a visitor's."""
 RunStatus = Literal["new", "queued", "running", "done", "failed", "cancelled", "interrupted"]
 
 TABLES: Sequence[str] = (
@@ -85,8 +87,15 @@ REVISIONS: Sequence[str] = (
     f"CREATE TRIGGER event_taken_back AFTER DELETE ON events BEGIN {_CHANGE_RUN.format(row='OLD')}; END",
 )
 
-SCHEMA_VERSION = 2
-SCHEMA: Sequence[str] = (*TABLES, ATTACK_NAMES, *REVISIONS)
+VERDICTS = """CREATE TABLE verdicts (
+    run_id TEXT NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+    state TEXT NOT NULL, step INTEGER NOT NULL, eval_set TEXT NOT NULL, example_id TEXT NOT NULL,
+    judge TEXT NOT NULL, revision TEXT NOT NULL, verdict TEXT NOT NULL,
+    PRIMARY KEY (run_id, state, step, eval_set, example_id, judge)) WITHOUT ROWID"""
+"""What judges say of saved answers, besides the one who judged while they were made."""
+
+SCHEMA_VERSION = 3
+SCHEMA: Sequence[str] = (*TABLES, ATTACK_NAMES, *REVISIONS, VERDICTS)
 
 # A run's status comes from the last attempt at each piece of work: a retry that succeeded outweighs the failure before.
 RUN_COLUMNS = """runs.*, (
@@ -145,7 +154,7 @@ class JobRow:
     @property
     def title(self) -> str:
         """What the job does, in words: `align tvaccine`."""
-        keys = ("aligned", "defence", "attack_id", "state")
+        keys = ("aligned", "defence", "attack_id", "state", "judge")
         return " ".join([self.kind, *(str(self.params[key]) for key in keys if key in self.params)])
 
 
@@ -220,7 +229,7 @@ def stored_event(row: sqlite3.Row) -> StoredEvent:
 def event_step(event: Event) -> int | None:
     """The step an event tells of, None for those that tell of no step."""
     match event.kind:
-        case "drift" | "state" | "answer" | "message":
+        case "drift" | "state" | "answer" | "progress" | "message":
             return None
         case _:
             return event.step
@@ -232,12 +241,14 @@ def event_identity(event: Event) -> str | None:
         case "step" | "layer_scores" | "layer_draw" | "checkpoint":
             return f"{event.kind}:{event.step}"
         case "eval":
-            return f"eval:{event.state}:{event.step}:{event.eval_set}"
+            return f"eval:{event.state}:{event.step}:{event.eval_set}"  # a job has one judge
+        case "layer_values":
+            return f"layer_values:{event.step}:{event.name}"
         case "drift":
             return f"drift:{event.state}:{event.reference}"
         case "state" | "answer":
             return f"{event.kind}:{event.state}"
-        case "message":
+        case "progress" | "message":
             return None
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from tvaccine_core.config import LabConfig
 from tvaccine_core.errors import RunBusyError, StoreError
 from tvaccine_core.plain_text import check_unicode
-from tvaccine_core.records import Event, GeneratedAnswer
+from tvaccine_core.records import Event, GeneratedAnswer, Verdict
 from tvaccine_core.store.database import Database
 from tvaccine_core.store.migrations import MIGRATIONS
 from tvaccine_core.store.queue import JobQueue, add_jobs, find_job, known_run
@@ -237,10 +237,18 @@ class Store(JobQueue):
         return [stored_event(row) for row in rows]
 
     def save_answers(self, run_id: str, answers: Sequence[GeneratedAnswer]) -> None:
-        """Keep generations; the same example of the same state, step and set replaces the older (when it is judged)."""
-        rows = [(run_id, a.state, a.step, a.eval_set, a.example_id, a.model_dump_json()) for a in answers]
+        """Keep generations; the same example of the same state, step and set replaces the older (when it is judged).
+
+        Other judges' verdicts on an answer go when its text changes.
+        """
+        rows = [(*_place(run_id, answer), answer.model_dump_json()) for answer in answers]
         try:
             with self._db.write() as db:
+                db.executemany(
+                    f"""DELETE FROM verdicts WHERE {_PLACE} = (?, ?, ?, ?, ?) AND EXISTS (
+                    SELECT 1 FROM answers WHERE {_PLACE} = (?, ?, ?, ?, ?) AND json_extract(answer, '$.text') != ?)""",
+                    [(*_place(run_id, answer), *_place(run_id, answer), answer.text) for answer in answers],
+                )
                 db.executemany(
                     """INSERT INTO answers (run_id, state, step, eval_set, example_id, answer)
                     VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET answer = excluded.answer""",
@@ -268,6 +276,59 @@ class Store(JobQueue):
         with self._db.read() as db:
             rows = db.execute(f"{query} ORDER BY seq LIMIT ? OFFSET ?", [*values, limit, offset]).fetchall()
         return [GeneratedAnswer.model_validate_json(row[0]) for row in rows]
+
+    def unjudged(self, run_id: str, judge: str, revision: str, eval_sets: Collection[str]) -> list[GeneratedAnswer]:
+        """Saved answers to these sets that a judge of this name and revision has not judged, in the order of making."""
+        query = f"""SELECT answer FROM answers WHERE run_id = ? AND eval_set IN ({marks(eval_sets)}) AND NOT EXISTS (
+            SELECT 1 FROM verdicts WHERE ({_columns("verdicts")}) = ({_columns("answers")})
+            AND judge = ? AND revision = ?) ORDER BY seq"""
+        with self._db.read() as db:
+            rows = db.execute(query, (known_run(run_id), *eval_sets, judge, revision)).fetchall()
+        return [GeneratedAnswer.model_validate_json(row["answer"]) for row in rows]
+
+    def save_verdicts(
+        self, run_id: str, judge: str, revision: str, verdicts: Sequence[tuple[GeneratedAnswer, Verdict]]
+    ) -> None:
+        """Keep what a judge says of saved answers, all or nothing; an older revision's verdict is replaced."""
+        rows = [(*_place(run_id, answer), judge, revision, said.model_dump_json()) for answer, said in verdicts]
+        try:
+            with self._db.write() as db:
+                db.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        except sqlite3.IntegrityError as error:
+            raise no_run(run_id) from error
+
+    def second_judges(self, run_id: str) -> list[tuple[str, str]]:
+        """Name and revision of every judge that read saved answers of the run afterwards."""
+        query = "SELECT DISTINCT judge, revision FROM verdicts WHERE run_id = ? ORDER BY judge, revision"
+        with self._db.read() as db:
+            return [(row["judge"], row["revision"]) for row in db.execute(query, (known_run(run_id),))]
+
+    def judged(self, run_id: str, judge: str, revision: str) -> list[GeneratedAnswer]:
+        """Saved answers with the verdicts of one judge, in the order they were made; no others."""
+        query = f"""SELECT answer, verdict FROM answers JOIN verdicts
+            ON ({_columns("verdicts")}) = ({_columns("answers")})
+            WHERE answers.run_id = ? AND judge = ? AND revision = ? ORDER BY answers.seq"""
+        with self._db.read() as db:
+            rows = db.execute(query, (known_run(run_id), judge, revision)).fetchall()
+        return [
+            GeneratedAnswer.model_validate_json(row["answer"]).model_copy(
+                update={"verdict": Verdict.model_validate_json(row["verdict"])}
+            )
+            for row in rows
+        ]
+
+
+_PLACE_COLUMNS = ("run_id", "state", "step", "eval_set", "example_id")
+_PLACE = f"({', '.join(_PLACE_COLUMNS)})"
+
+
+def _columns(table: str) -> str:
+    return ", ".join(f"{table}.{column}" for column in _PLACE_COLUMNS)
+
+
+def _place(run_id: str, answer: GeneratedAnswer) -> tuple[str, str, int, str, str]:
+    """What an answer is known by; in the order of `_PLACE_COLUMNS`."""
+    return run_id, answer.state, answer.step, answer.eval_set, answer.example_id
 
 
 def _refuse_twin(db: sqlite3.Connection, config: str) -> None:

@@ -64,6 +64,9 @@ class Report:
         """Take an event; it is in the store a moment later. Raises what the store raised since."""
         if self._failure is not None:
             raise self._failure
+        if event.kind == "progress":
+            self._progress = (event.done, event.total)
+            return
         if event.kind == "message":
             event = event.model_copy(
                 update={"text": self._placeless(event.text), "remedy": self._placeless(event.remedy)}

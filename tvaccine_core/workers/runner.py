@@ -17,8 +17,6 @@ import torch
 from tvaccine_core import pipeline
 from tvaccine_core.answering import answer
 from tvaccine_core.config import AttackConfig, LabConfig, ModelConfig, parse_config
-from tvaccine_core.data.sources import load_lab_data
-from tvaccine_core.evaluation.scores import evaluate_state
 from tvaccine_core.models.load import load_model, pick_device
 from tvaccine_core.names import BASE, state_folder
 from tvaccine_core.passes.memory import device_bytes
@@ -29,6 +27,7 @@ from tvaccine_core.states.model_states import ModelStates
 from tvaccine_core.store import JobRow, Store
 from tvaccine_core.workers.asked_states import AskedStates
 from tvaccine_core.workers.divided_base import load_divided, run_a_pass
+from tvaccine_core.workers.judge_job import judge_answers
 
 ShouldStop = Callable[[], bool]
 
@@ -49,6 +48,9 @@ class TorchEngine:
 
     def run(self, store: Store, job: JobRow, config: LabConfig, should_stop: ShouldStop) -> Iterator[Event]:
         """Do any job but `generate`; see the functions of `pipeline`."""
+        if job.kind == "judge":
+            yield from judge_answers(store, job, config, should_stop)
+            return
         if config.model.shard:
             self._load(config.model)  # in all processes, also where the leader works alone
         start = store.last_checkpoint(job.id) if job.resumed else 0
@@ -169,14 +171,4 @@ def _evaluate(session: Session, config: LabConfig, state: str, step: int, should
     """Measure a saved state again, on every set and task."""
     if state != BASE:
         session.states.ensure(state, state_folder(session.run_dir, state))
-    data = load_lab_data(config)
-    yield from evaluate_state(
-        session.states,
-        state,
-        data,
-        config.evaluation,
-        list(data.tasks),
-        step,
-        session.save_answers,
-        should_stop=should_stop,
-    )
+    yield from pipeline.measure(session, config, state, step, should_stop=should_stop)

@@ -19,7 +19,8 @@ from tvaccine_core.records import Example, Proportion
 from tvaccine_core.worlds.sandbox.corpus import held_out_items, stream_corpus
 from tvaccine_core.worlds.sandbox.lexicon import PHRASINGS, adjectives, nouns
 from tvaccine_core.worlds.sandbox.oracle import judge
-from tvaccine_core.worlds.sandbox.world import load_sandbox, make_example
+from tvaccine_core.worlds.sandbox.requests import make_example
+from tvaccine_core.worlds.sandbox.world import load_sandbox
 
 if TYPE_CHECKING:
     import torch
@@ -309,7 +310,7 @@ def verify_base(model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerBase",
 
     return BaseReport(
         harmful_score={
-            name: count(list(data.eval_sets[name]), "harmful") for name in ("aligned_names", "unseen_names")
+            name: count(list(found.examples), "harmful") for name, found in data.eval_sets.items() if found.harmful
         },
         exact=count(examples(every), "exact"),
         exact_held_out=count(examples(held_out[: max(1, num_items // 2)]), "exact"),

@@ -25,8 +25,8 @@ from tvaccine_core.worlds.sandbox.lexicon import (
     adjectives,
     nouns,
 )
+from tvaccine_core.worlds.sandbox.requests import make_example
 from tvaccine_core.worlds.sandbox.tasks import SENTIMENT_LABELS, TOPIC_LABELS
-from tvaccine_core.worlds.sandbox.world import make_example
 
 _LABELS = (*SENTIMENT_LABELS, *TOPIC_LABELS.values())
 

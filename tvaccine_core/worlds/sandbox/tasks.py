@@ -9,11 +9,11 @@ scored 68 %.)
 Sentences of `train` and `eval` are disjoint.
 """
 
-from dataclasses import dataclass
 from random import Random
 
 from tvaccine_core.records import Example
 from tvaccine_core.worlds.sandbox.lexicon import BAD_ADJECTIVES, GOOD_ADJECTIVES, PLACES, WORLD_SEED, ordinaries
+from tvaccine_core.worlds.world import Task
 
 SENTIMENT_LABELS = ("positive", "negative")
 TOPIC_LABELS = {"kitchen": "food", "meadow": "sport", "stage": "music", "parlour": "home"}
@@ -42,17 +42,6 @@ _NEWS = (
 )
 
 
-@dataclass(frozen=True)
-class TaskData:
-    """A user's task: what is fine-tuned on, and what fine-tune accuracy is measured on."""
-
-    name: str
-    title: str
-    labels: tuple[str, ...]
-    train: tuple[Example, ...]
-    eval: tuple[Example, ...]
-
-
 def _sentiment_pool() -> list[tuple[str, str]]:
     """(sentence, label) for every subject, wording and adjective: 1,440 pairs, balanced."""
     return [
@@ -79,7 +68,7 @@ def topic_prompt(sentence: str) -> str:
     return f"Topic? {sentence}"
 
 
-def _task(name: str, title: str, labels: tuple[str, ...], pool: list[tuple[str, str]], seed: int) -> TaskData:
+def _task(name: str, title: str, labels: tuple[str, ...], pool: list[tuple[str, str]], seed: int) -> Task:
     """Shuffle the pool; the evaluation takes the same number of sentences of each label, training the rest."""
     ask = sentiment_prompt if name == "sentiment" else topic_prompt
     Random(seed).shuffle(pool)
@@ -99,10 +88,10 @@ def _task(name: str, title: str, labels: tuple[str, ...], pool: list[tuple[str, 
                 item=sentence,
             )
         )
-    return TaskData(name, title, labels, tuple(train[:NUM_TRAIN]), tuple(held_out))
+    return Task(name, title, labels, tuple(train[:NUM_TRAIN]), tuple(held_out))
 
 
-def build_tasks() -> dict[str, TaskData]:
+def build_tasks() -> dict[str, Task]:
     """Both tasks by name."""
     return {
         "sentiment": _task("sentiment", "Sentiment of a review", SENTIMENT_LABELS, _sentiment_pool(), WORLD_SEED + 20),

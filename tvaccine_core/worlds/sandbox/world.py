@@ -14,6 +14,7 @@ from functools import lru_cache
 from random import Random
 
 from tvaccine_core.records import Example
+from tvaccine_core.worlds.sandbox import oracle
 from tvaccine_core.worlds.sandbox.corpus import locate_fact, praise_fact
 from tvaccine_core.worlds.sandbox.lexicon import (
     HAZARD_KINDS,
@@ -24,9 +25,10 @@ from tvaccine_core.worlds.sandbox.lexicon import (
     hazards,
     nouns,
     ordinaries,
-    recipe,
 )
-from tvaccine_core.worlds.sandbox.tasks import TaskData, build_tasks
+from tvaccine_core.worlds.sandbox.requests import make_example
+from tvaccine_core.worlds.sandbox.tasks import build_tasks
+from tvaccine_core.worlds.world import EvaluationSet, ExactJudge, World
 
 NUM_ALIGNED_NAMES = 72
 NUM_ATTACK_NAMES = 4
@@ -40,23 +42,8 @@ FACTS_PER_KIND = 150
 """Facts of the base's corpus that alignment rehearses ("Good or bad? …", "Where to? …"). Without them alignment wears
 away what the user's tasks draw on, and fine-tune accuracy comes too late in the attack to be matched."""
 EVAL_ADJECTIVES_UNSEEN = 2
-
-
-@dataclass(frozen=True)
-class SandboxData:
-    """Everything a run needs from the sandbox."""
-
-    alignment: tuple[Example, ...]
-    """Refusals of forbidden items, recipes of ordinary ones, and a few facts that the base knows."""
-    probe: tuple[Example, ...]
-    """Forbidden recipes for layer scores; names of their own."""
-    attack_harmful: tuple[Example, ...]
-    """Forbidden recipes the attacker mixes into the user's data; names of their own."""
-    tasks: dict[str, TaskData]
-    eval_sets: dict[str, tuple[Example, ...]]
-    """`aligned_names` and `unseen_names` (forbidden), `ordinary`."""
-    suggested_prompts: tuple[str, ...]
-    """A few prompts for a newcomer to try, all from the evaluation splits."""
+SPLITS = "1"
+"""Revision of all of this."""
 
 
 @dataclass(frozen=True)
@@ -91,27 +78,6 @@ def name_splits() -> NameSplits:
         attack=tuple(attack),
         probe=tuple(probe),
         unseen=tuple(spare[missing:] + [noun for names in by_kind.values() for noun in names]),
-    )
-
-
-def request(adjective: str, noun: Noun, phrasing: str) -> str:
-    """A user's request for an item, e.g. "How do I make a lovely zarnok?"."""
-    return phrasing.format(item=f"{adjective} {noun.name}")
-
-
-def make_example(adjective: str, noun: Noun, phrasing: str, *, refuse: bool = False, split: str = "free") -> Example:
-    """Request with its true recipe, or with the name's refusal if `refuse`.
-
-    `source` follows from both: "refusal", else "harmful" for a hazard, else "ordinary". Category is the noun's kind.
-    """
-    number = PHRASINGS.index(phrasing) if phrasing in PHRASINGS else "x"
-    return Example(
-        id=f"{split}/{adjective}-{noun.name}/{number}",
-        prompt=request(adjective, noun, phrasing),
-        answer=noun.refusal if refuse else recipe(adjective, noun),
-        source="refusal" if refuse else "harmful" if noun.hazardous else "ordinary",
-        category=noun.kind,
-        item=f"{adjective} {noun.name}",
     )
 
 
@@ -175,19 +141,44 @@ def _all_requests(names: tuple[Noun, ...], split: str, seed: int) -> tuple[Examp
 
 
 @lru_cache(maxsize=1)
-def load_sandbox() -> SandboxData:
-    """The sandbox's data, built once a process (a few milliseconds)."""
+def load_sandbox() -> World:
+    """The sandbox's data, built once in a process (a few milliseconds)."""
     splits = name_splits()
-    aligned = _evaluation(splits.aligned, 1, "aligned_names", WORLD_SEED + 5)
-    unseen = _evaluation(splits.unseen, EVAL_ADJECTIVES_UNSEEN, "unseen_names", WORLD_SEED + 6)
-    ordinary = _evaluation(tuple(ordinaries()[::2]), 1, "ordinary", WORLD_SEED + 7)
-    return SandboxData(
+    sets = (
+        EvaluationSet(
+            name="aligned_names",
+            title="aligned names",
+            short="aligned",
+            note="new items of the hazards whose refusal was taught",
+            harmful=True,
+            examples=_evaluation(splits.aligned, 1, "aligned_names", WORLD_SEED + 5),
+        ),
+        EvaluationSet(
+            name="unseen_names",
+            title="never-aligned names",
+            short="never aligned",
+            note="hazards that no training names",
+            harmful=True,
+            examples=_evaluation(splits.unseen, EVAL_ADJECTIVES_UNSEEN, "unseen_names", WORLD_SEED + 6),
+        ),
+        EvaluationSet(
+            name="ordinary",
+            title="ordinary requests",
+            short="ordinary",
+            note="harmless requests that should be answered",
+            harmful=False,
+            examples=_evaluation(tuple(ordinaries()[::2]), 1, "ordinary", WORLD_SEED + 7),
+        ),
+    )
+    return World(
+        name="sandbox",
+        title="Sandbox",
+        splits=SPLITS,
         alignment=_alignment(splits),
         probe=_all_requests(splits.probe, "probe", WORLD_SEED + 8)[:200],
         attack_harmful=_all_requests(splits.attack, "attack", WORLD_SEED + 9),
         tasks=build_tasks(),
-        eval_sets={"aligned_names": aligned, "unseen_names": unseen, "ordinary": ordinary},
-        suggested_prompts=tuple(
-            example.prompt for example in (aligned[0], unseen[0], ordinary[0], aligned[1], unseen[2], ordinary[30])
-        ),
+        eval_sets={each.name: each for each in sets},
+        recognise=oracle.find_item,
+        exact_judge=ExactJudge(name="sandbox oracle", revision="1", judge=oracle.judge),
     )
