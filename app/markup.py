@@ -36,7 +36,7 @@ def verdict_word(verdict: Verdict | None) -> str:
         return "refused"
     if verdict.exact:
         return "exact"
-    return "other" if verdict.coherent else "incoherent"
+    return "incoherent" if verdict.coherent is False else "other"
 
 
 def score(value: Proportion | None) -> str:

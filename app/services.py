@@ -38,6 +38,7 @@ from tvaccine_core.errors import (
     TVaccineError,
     shown,
 )
+from tvaccine_core.evaluation.judges import JUDGES, judge_named
 from tvaccine_core.machine import memory_bytes
 from tvaccine_core.methods import (
     METHODS,
@@ -81,8 +82,10 @@ from tvaccine_core.store.export import (
     step_rows,
 )
 from tvaccine_core.workers.supervisor import Supervisor
+from tvaccine_core.worlds import find_set
 
 __all__ = [
+    "JUDGES",
     "METHODS",
     "PRESETS",
     "SCORE_COLUMNS",
@@ -138,6 +141,8 @@ __all__ = [
     "default_home",
     "defence_of",
     "export_run",
+    "find_set",
+    "judge_named",
     "latest",
     "memory_bytes",
     "method_info",
@@ -242,6 +247,14 @@ class Lab:
         """
         self.permit(self.run(run_id).config.model)
         return orders.start_attack(self.store, run_id, attack, defences).attack_id
+
+    def judge(self, run_id: str, key: str) -> str:
+        """Let a second judge read the run's saved answers. Returns the job's id.
+
+        Raises:
+            ConfigError, StoreError, RunBusyError: see `orders.judge`.
+        """
+        return orders.judge(self.store, run_id, key).jobs[0]
 
     def stop(self, run_id: str, kinds: Collection[JobKind]) -> int:
         """Ask the run's jobs of these kinds to stop; returns how many."""

@@ -86,7 +86,9 @@ class RunView:
     tracks: dict[str, Track]
     """By job id."""
     evals: dict[tuple[str, int, str], EvalRecord]
-    """By state, step and evaluation set."""
+    """Scores by the run's own judge; by state, step and evaluation set."""
+    second: dict[str, dict[tuple[str, int, str], EvalRecord]]
+    """The same by each other judge, by the judge's name; tasks have a scorer and are not among them."""
     drift: dict[str, DriftRecord]
     """By state."""
     states: dict[str, StateRecord]
@@ -184,8 +186,20 @@ class RunView:
 
     @property
     def harmful_sets(self) -> tuple[str, ...]:
-        """Those that yield a harmful score of a state that should refuse."""
-        return tuple(where for where in self.eval_sets if where != "ordinary" and not where.startswith("task:"))
+        """Sets that yield a harmful score."""
+        return self.sets_with("harmful_score")
+
+    def sets_with(self, score: str) -> tuple[str, ...]:
+        """Evaluation sets whose measurements have this score."""
+        return tuple(dict.fromkeys(where for (_, _, where), record in self.evals.items() if score in record.scores))
+
+    def judge_job(self, key: str) -> JobRow | None:
+        """The newest pass of a second judge."""
+        return latest(self.jobs, "judge").get(key)
+
+    def by_judge(self, name: str) -> "RunView":
+        """The run with the scores of another judge in place of its own judge's."""
+        return replace(self, evals=self.second[name])
 
 
 class _Fold:
@@ -198,6 +212,7 @@ class _Fold:
         self._after = 0
         self._tracks: dict[str, Track] = {}
         self._evals: dict[tuple[str, int, str], EvalRecord] = {}
+        self._second: dict[str, dict[tuple[str, int, str], EvalRecord]] = {}
         self._drift: dict[str, DriftRecord] = {}
         self._states: dict[str, StateRecord] = {}
         self._reported: dict[tuple[str, int, str], str] = {}  # job that an entry of _evals comes from
@@ -227,6 +242,7 @@ class _Fold:
                 jobs=jobs,
                 tracks={job_id: track.copy() for job_id, track in self._tracks.items()},
                 evals=dict(self._evals),
+                second={judge: dict(records) for judge, records in self._second.items()},
                 drift=dict(self._drift),
                 states=dict(self._states),
                 stamps=dict(self._stamps),
@@ -254,6 +270,9 @@ class _Fold:
                 return "layers"
             case EvalRecord() as event:
                 key = (event.state, event.step, event.eval_set)
+                if kind == "judge":
+                    self._second.setdefault(event.judge, {})[key] = event
+                    return "eval"
                 self._evals[key], self._reported[key] = event, stored.job_id
                 return "eval"
             case DriftRecord() as event:

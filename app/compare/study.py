@@ -12,8 +12,6 @@ from app.looks import method_look
 from app.page import Page
 from app.services import DataError, Estimate, StudySummary, study
 
-STUDY_SETS = ("aligned_names", "unseen_names")
-
 
 def build(page: Page) -> None:
     """Place and wire the part."""
@@ -28,13 +26,13 @@ def build(page: Page) -> None:
 
     def draw(ratio: float) -> list[Any]:
         ratio = one_of(ratio, ratios, text.STUDY_RATIO)
-        return [study_words(summary, ratio), *(study_curves(summary, ratio, where) for where in STUDY_SETS)]
+        return [study_words(summary, ratio), *(study_curves(summary, ratio, where) for where in summary.harmful_sets)]
 
     words, *specs = draw(first)
     chosen = gr.Radio([(f"p = {ratio:g}", ratio) for ratio in ratios], value=first, label=text.STUDY_RATIO)
     shown = [markup_block(words, elem_id="study-words")]
     with gr.Row(elem_classes="lab-pair"):
-        for where, spec in zip(STUDY_SETS, specs, strict=True):
+        for where, spec in zip(summary.harmful_sets, specs, strict=True):
             with gr.Column(min_width=0):
                 shown.append(figure(f"study-{where}", spec))
     page.on(chosen.input, draw, [chosen], shown)
@@ -54,7 +52,7 @@ def study_words(summary: StudySummary, ratio: float) -> str:
 
 def study_finding(summary: StudySummary, ratio: float) -> str:
     """What the study says of T-Vaccine against its twin, whatever its sign."""
-    found = {where: summary.outcome("tvaccine", ratio, where) for where in STUDY_SETS}
+    found = {where: summary.outcome("tvaccine", ratio, where) for where in summary.harmful_sets}
     differences = [
         text.study_difference(where, outcome.difference)
         for where, outcome in found.items()

@@ -1,5 +1,8 @@
 """Compare: asking, panes, verdicts, the table of scores."""
 
+from app.services import JobRow
+from app.text.page import STATE_WORDS
+
 ASK = "Ask"
 PROMPT = "One prompt, all models"
 PROMPT_HINT = "Harmful or not"
@@ -35,9 +38,17 @@ TABLE_CAPTION = (
     "Percent with 95 % Wilson interval. Judge: {judge}. Decoding: greedy. One alignment seed ({seed}), one attack seed."
 )
 TABLE_STATE = "Model"
-TABLE_ORDINARY = "ordinary requests done right"
-TABLE_OVER_REFUSAL = "ordinary requests refused"
+TABLE_EXACT = "{set} done right"
+TABLE_OVER_REFUSAL = "{set} refused"
 TABLE_COHERENT = "coherent answers to hazards"
+SET_NOTE = "{set}: {note}."
+SECOND_TITLE = "The same answers, read by another judge: {judge}"
+SECOND_NOTE = "Scores of two judges do not compare: each has its own idea of harm."
+LET_JUDGE = "Let another judge read these answers. Nothing is generated again."
+JUDGING = "{judge} is reading: {done} of {total} answers."
+JUDGE_WAITS = "{judge} waits for a worker."
+JUDGE_ENDED = "{judge}: {state}. {error} {remedy}"
+JUDGE_QUEUED = "The judge reads what is saved by now; its table appears below this one."
 NOT_SHOWN = (
     "Not shown: what other seeds would give (a difference here is one draw; the study below has several), "
     "whether a larger model behaves alike (this one {size}), and attacks tuned against the defence."
@@ -45,3 +56,12 @@ NOT_SHOWN = (
 SANDBOX_SIZE = "has 1.7 million parameters and an invented world"
 OTHER_SIZE = "is the one you chose"
 BASE_TITLE = "Base"
+
+
+def judge_state(judge: str, job: JobRow) -> str:
+    """What a pass of a second judge that is not done is doing, or why it ended."""
+    if job.state == "queued":
+        return JUDGE_WAITS.format(judge=judge)
+    if job.state == "running":
+        return JUDGING.format(judge=judge, done=job.done or 0, total=job.total or "…")
+    return JUDGE_ENDED.format(judge=judge, state=STATE_WORDS[job.state], error=job.error or "", remedy=job.remedy or "")

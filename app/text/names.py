@@ -1,5 +1,7 @@
 """Names of settings, sets, times and sources, as users read them."""
 
+from app.services import find_set
+
 CHOICES = {
     "int8": "int8, 8 bits per weight",
     "nf4": "NF4, 4 bits per weight",
@@ -11,11 +13,6 @@ CHOICES = {
     "attention": "attention only (released code)",
     "layer": "whole layer (paper)",
     "top_k": "top k",
-}
-EVAL_SETS = {
-    "aligned_names": "aligned names",
-    "unseen_names": "never-aligned names",
-    "ordinary": "ordinary requests",
 }
 WHEN = {"before": "before the attack", "after": "after the attack", "repaired": "repaired after the attack"}
 WHEN_SHORT = {"before": "before", "after": "after attack", "repaired": "repaired"}
@@ -30,13 +27,15 @@ SOURCES = {
 
 def set_title(where: str) -> str:
     """An evaluation set by the name users read."""
-    return EVAL_SETS.get(where, where.removeprefix("task:").replace("_", " "))
+    found = find_set(where)
+    return found.title if found else where.removeprefix("task:").replace("_", " ")
 
 
 def measure_of(where: str) -> str:
     """What a set measures: `HS, aligned names`, `FA, sentiment`, or its own name."""
-    if where == "ordinary":
-        return set_title(where)
+    found = find_set(where)
+    if found and not found.harmful:
+        return found.title
     return f"{'FA' if where.startswith('task:') else 'HS'}, {set_title(where)}"
 
 

@@ -82,6 +82,11 @@ def test_from_the_first_screen_to_the_exported_adapter(
         drawn(page, name)
     expect(page.locator("#scores-table")).to_contain_text("sandbox oracle")
 
+    # A second judge reads the same answers: its scores stand apart.
+    page.click("#other-judges [data-choice='refusal-keywords']")
+    expect(page.locator("#other-judges table")).to_have_count(1)
+    expect(page.locator("#other-judges")).to_contain_text("read by another judge: refusal keywords")
+
     # Somebody else opens the same run: the models are there, the prompt is not.
     other = new_context().new_page()
     open_page(other, page.url)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tvaccine_core import answering, pipeline
 from tvaccine_core.answering import answer
@@ -147,11 +148,14 @@ def test_an_attack_trains_its_own_adapter_only(done: tuple[Session, list[Event]]
     assert config["r"] == 4 + 2
     config = json.loads((session.run_dir / "states/attacked/sft/a2/adapter_config.json").read_text())
     assert config["r"] == 4  # single mode goes on with the aligned adapter itself
-    stacked = session.states._plain(("attacked/sft/a1",)).tensors
-    aligned = session.states._plain(("aligned/sft",)).tensors
-    for name, tensor in aligned.items():
-        if name.endswith("lora_B.weight"):
-            assert torch.equal(stacked[name][:, :4], tensor)
+    stacked, aligned = (
+        load_file(session.run_dir / "states" / state / "adapter_model.safetensors")
+        for state in ("attacked/sft/a1", "aligned/sft")
+    )
+    names = [name for name in aligned if name.endswith("lora_B.weight")]
+    assert names
+    for name in names:
+        assert torch.equal(stacked[name][:, :4], aligned[name])
 
 
 def test_the_base_is_still_the_base(done: tuple[Session, list[Event]]) -> None:

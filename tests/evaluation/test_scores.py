@@ -68,7 +68,7 @@ def data() -> LabData:
     )
     task = (example("t1", "coherent right", "task", "toy"), example("t2", "exact", "task", "toy"))
     sets = {
-        name: EvaluationSet(name, name, name, "", examples[0].harmful, examples)
+        name: EvaluationSet(name, name, "", examples[0].harmful, examples)
         for name, examples in (("unseen", harmful), ("ordinary", ordinary))
     }
     tasks = {"toy": Task("toy", "Toy", ("gold",), (), task)}

@@ -15,6 +15,8 @@ MAX_NUMBER = 2**53
 """Largest whole number: JSON, a browser and a float keep it exactly up to here."""
 MAX_PROBLEMS = 10
 """Wrong fields that one message names."""
+MAX_HINTS = 3
+"""With more wrong fields, the message does not say of each what may be meant."""
 
 _WORDS = {
     "extra_forbidden": "There is no such setting",
@@ -81,16 +83,17 @@ def parse_config(cls: type[ConfigT], data: dict[str, Any]) -> ConfigT:
         # A list whose items are wrong also counts as too short for pydantic.
         inner = {detail["loc"][:depth] for detail in details for depth in range(1, len(detail["loc"]))}
         details = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in inner]
-        problems = [_problem(detail, cls) for detail in details[:MAX_PROBLEMS]]
+        hint = len(details) <= MAX_HINTS
+        problems = [_problem(detail, cls, hint) for detail in details[:MAX_PROBLEMS]]
         if len(details) > MAX_PROBLEMS:
             problems.append(f"and {len(details) - MAX_PROBLEMS:,} more")
         raise ConfigError("; ".join(problems), remedy="Correct the named settings and try again.") from error
 
 
-def _problem(detail: Mapping[str, Any], cls: type[Config]) -> str:
+def _problem(detail: Mapping[str, Any], cls: type[Config], hint: bool) -> str:
     place = ".".join(cut(str(part), 40) for part in detail["loc"]) or "config"
     message = _WORDS.get(detail["type"]) or cut(detail["msg"].removeprefix("Value error, "), 300)
-    if detail["type"] == "extra_forbidden" and (holder := _holder(cls, detail["loc"][:-1])):
+    if hint and detail["type"] == "extra_forbidden" and (holder := _holder(cls, detail["loc"][:-1])):
         message += f". {cut(did_you_mean(str(detail['loc'][-1]), holder.model_fields), 300)}"
     return f"{place}: {message} (given: {shown(detail['input'])})"
 

@@ -17,8 +17,6 @@ class EvaluationSet:
 
     name: str
     title: str
-    short: str
-    """Title where there is little room."""
     note: str
     """What the set holds, in one sentence without a full stop."""
     harmful: bool

@@ -148,7 +148,6 @@ def load_sandbox() -> World:
         EvaluationSet(
             name="aligned_names",
             title="aligned names",
-            short="aligned",
             note="new items of the hazards whose refusal was taught",
             harmful=True,
             examples=_evaluation(splits.aligned, 1, "aligned_names", WORLD_SEED + 5),
@@ -156,15 +155,13 @@ def load_sandbox() -> World:
         EvaluationSet(
             name="unseen_names",
             title="never-aligned names",
-            short="never aligned",
-            note="hazards that no training names",
+            note="hazards of the same kinds that no training ever named",
             harmful=True,
             examples=_evaluation(splits.unseen, EVAL_ADJECTIVES_UNSEEN, "unseen_names", WORLD_SEED + 6),
         ),
         EvaluationSet(
             name="ordinary",
             title="ordinary requests",
-            short="ordinary",
             note="harmless requests that should be answered",
             harmful=False,
             examples=_evaluation(tuple(ordinaries()[::2]), 1, "ordinary", WORLD_SEED + 7),
