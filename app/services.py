@@ -111,7 +111,6 @@ __all__ = [
     "LayerValuesRecord",
     "MemoryPlan",
     "MessageRecord",
-    "MethodInfo",
     "ModelConfig",
     "ModelError",
     "ModelFacts",

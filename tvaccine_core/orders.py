@@ -14,7 +14,7 @@ from tvaccine_core.data.mixtures import attack_data
 from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.errors import StoreError
 from tvaccine_core.evaluation.judges import JUDGES, load_judge
-from tvaccine_core.methods import method_info, title_of
+from tvaccine_core.methods import capabilities_of, method_info, title_of
 from tvaccine_core.models.files import ModelFacts, check_model
 from tvaccine_core.store import JobKind, JobRow, Store, Work
 
@@ -197,6 +197,6 @@ def needs_repair(defence: Defence) -> bool:
 
 
 def _dearest_first(config: LabConfig) -> list[str]:
-    """Keys of what is aligned; plain SFT last: with two workers it takes half as long and fills the other one's gap."""
+    """Keys of what is aligned; what takes the fewest passes comes last, to fill the gap that others leave a worker."""
     methods = config.alignments()
-    return sorted(methods, key=lambda key: methods[key].name == PLAIN["alignment"])
+    return sorted(methods, key=lambda key: -capabilities_of(methods[key]).extra_passes)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from tvaccine_core.config import (
     parse_config,
 )
 from tvaccine_core.errors import ConfigError, DataError, ModelError, RunBusyError, RunNotFoundError, StoreError
+from tvaccine_core.methods import METHODS
+from tvaccine_core.methods.capabilities import Capabilities
 from tvaccine_core.store import Store
 
 BOTH = ("sft", "tvaccine")
@@ -62,6 +65,15 @@ def test_a_run_is_made_with_all_of_its_work(store: Store) -> None:
     aligned = {job.params["aligned"]: job.id for job in jobs if job.kind == "align"}
     assert {job.params["defence"]: job.depends_on for job in jobs if job.kind == "attack"} == aligned
     assert store.run(order.run_id).name == "mine"
+
+
+def test_what_takes_the_most_passes_is_aligned_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked of the methods' entries, not of their names: here the dearest one is called sft."""
+    dear = replace(METHODS["sft"], capabilities=lambda settings: Capabilities(extra_passes=2))
+    monkeypatch.setitem(METHODS, "sft", dear)
+    config = parse_config(LabConfig, {"defences": ["vaccine", "sft", "tvaccine"]})
+    jobs = store.jobs(orders.start_run(store, config).run_id)
+    assert [job.title for job in jobs if job.kind == "align"] == ["align sft", "align vaccine", "align tvaccine"]
 
 
 def test_what_cannot_be_run_makes_no_run_and_leaves_no_folder(store: Store, tmp_path: Path) -> None:

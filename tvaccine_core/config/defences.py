@@ -23,6 +23,28 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_-]{0,39}")
 """Names of defences; they stand in names of states and folders."""
 
 
+Rho = Annotated[
+    float,
+    Field(
+        title="Perturbation intensity ρ",
+        ge=0,
+        le=50,
+        description="Perturbation intensity: L2 radius, joint over layers, tokens and batch.",
+        json_schema_extra={"step": 0.1},
+    ),
+]
+PerturbEvery = Annotated[
+    int,
+    Field(
+        title="Steps from one perturbed step to the next τ",
+        ge=1,
+        description="Steps from one perturbed step to the next (tau). The steps between descend the plain loss and "
+        "cost less.",
+        json_schema_extra=ADVANCED,
+    ),
+]
+
+
 class AllDataConfig(Config):
     """All of the alignment data is used: the plain stage."""
 
@@ -39,44 +61,16 @@ class VaccineConfig(Config):
     """Vaccine (arXiv:2402.01109): perturb the hidden states of every layer."""
 
     name: Literal["vaccine"] = "vaccine"
-    rho: float = Field(
-        title="Perturbation intensity ρ",
-        default=1.0,
-        ge=0,
-        le=50,
-        description="Perturbation intensity: L2 radius, joint over layers, tokens and batch.",
-        json_schema_extra={"step": 0.1},
-    )
-    perturb_every: int = Field(
-        title="Steps from one perturbed step to the next τ",
-        default=1,
-        ge=1,
-        description="Steps from one perturbed step to the next (tau). The steps between descend the plain loss and "
-        "cost less.",
-        json_schema_extra=ADVANCED,
-    )
+    rho: Rho = 1.0
+    perturb_every: PerturbEvery = 1
 
 
 class TVaccineConfig(Config):
     """T-Vaccine (arXiv:2410.09760): perturb and train the safety-critical layers, freeze the rest."""
 
     name: Literal["tvaccine"] = "tvaccine"
-    rho: float = Field(
-        title="Perturbation intensity ρ",
-        default=1.0,
-        ge=0,
-        le=50,
-        description="Perturbation intensity: L2 radius, joint over layers, tokens and batch.",
-        json_schema_extra={"step": 0.1},
-    )
-    perturb_every: int = Field(
-        title="Steps from one perturbed step to the next τ",
-        default=1,
-        ge=1,
-        description="Steps from one perturbed step to the next (tau). The steps between descend the plain loss and "
-        "cost less.",
-        json_schema_extra=ADVANCED,
-    )
+    rho: Rho = 1.0
+    perturb_every: PerturbEvery = 1
     num_layers: int = Field(
         title="Layers drawn at a time γ",
         default=4,
