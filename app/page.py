@@ -89,8 +89,7 @@ class Page:
         **options: Any,
     ) -> Dependency:
         """Let `trigger` call `handler`, readable errors included, and look at the run again afterwards."""
-        options = {"show_progress": "hidden", "api_visibility": "private"} | options
-        dependency = trigger(guarded(handler, self.lab.store.home), list(inputs), list(outputs), **options)
+        dependency = self.on(trigger, handler, inputs, outputs, **options)
         self._acts.append(dependency)
         return dependency
 

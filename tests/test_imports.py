@@ -29,6 +29,7 @@ TORCH = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safeten
 
 LAYERS = (
     *({"errors"}, {"names"}, {"machine"}, {"plain_text"}, {"records"}, {"json_files"}, {"safe_yaml"}),
+    {"whole_folders"},
     {"config"},
     {"worlds"},
     {"data"},

@@ -213,7 +213,7 @@ def test_how_often_checkpoints_are_written_may_change(run: Callable[..., list]) 
 
 
 def test_leftovers_of_a_killed_write_do_no_harm(run: Callable[..., list], tmp_path: Path) -> None:
-    partial = tmp_path / "c" / ".partial-00000005"
+    partial = tmp_path / "c" / ".partial-step-00000005"
     partial.mkdir(parents=True)
     (partial / TENSORS).write_bytes(b"half")
     assert run(resume=True)[0].step == 1

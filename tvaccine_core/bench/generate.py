@@ -18,10 +18,10 @@ import torch
 import transformers
 from pydantic import Field
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
+from transformers import LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 from tvaccine_core import machine
-from tvaccine_core.bench.step_model import threads_of
+from tvaccine_core.bench.step_model import llama_shape, threads_of
 from tvaccine_core.config import AdapterConfig, Config, ModelConfig
 from tvaccine_core.evaluation.generate import stream_encoded
 from tvaccine_core.fast import switch as fast_paths
@@ -137,17 +137,8 @@ def _states(settings: GenerateBenchSettings, storage: Storage) -> ModelStates:
 
 def _random_model(settings: GenerateBenchSettings, config: ModelConfig) -> LoadedModel:
     torch.manual_seed(settings.seed)
-    num_heads = max(1, settings.hidden // 64)
-    shape = LlamaConfig(
-        vocab_size=settings.vocab,
-        hidden_size=settings.hidden,
-        intermediate_size=settings.hidden * 8 // 3 // 8 * 8,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=num_heads,
-        num_key_value_heads=num_heads,
-        max_position_embeddings=settings.length + settings.new_tokens,
-        tie_word_embeddings=True,
-    )
+    length = settings.length + settings.new_tokens
+    shape = llama_shape(settings.vocab, settings.hidden, settings.layers, length, tie_word_embeddings=True)
     model = LlamaForCausalLM(shape).to(getattr(torch, config.dtype)).requires_grad_(False).eval()
     return LoadedModel(model, word_tokenizer(), config, torch.device("cpu"), "random", None)
 

@@ -65,19 +65,25 @@ class StepBenchSettings(Config):
         return self
 
 
+def llama_shape(vocab: int, hidden: int, layers: int, length: int, **more: Any) -> LlamaConfig:
+    """A Llama in its usual proportions: heads of 64 numbers, an MLP 8/3 as wide as the hidden states."""
+    num_heads = max(1, hidden // 64)
+    return LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3 // 8 * 8,
+        num_hidden_layers=layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads,
+        max_position_embeddings=length,
+        **more,
+    )
+
+
 def build_model(settings: StepBenchSettings) -> PeftModel:
     """A random Llama with adapters as if they had trained a little: where B = 0, the gradient of A would be zero."""
     torch.manual_seed(settings.seed)
-    num_heads = max(1, settings.hidden // 64)
-    config = LlamaConfig(
-        vocab_size=settings.vocab,
-        hidden_size=settings.hidden,
-        intermediate_size=settings.hidden * 8 // 3 // 8 * 8,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=num_heads,
-        num_key_value_heads=num_heads,
-        max_position_embeddings=settings.length,
-    )
+    config = llama_shape(settings.vocab, settings.hidden, settings.layers, settings.length)
     lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=list(LINEAR_MODULES))
     model = get_peft_model(LlamaForCausalLM(config), lora)
     assert isinstance(model, PeftModel)

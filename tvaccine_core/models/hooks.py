@@ -12,7 +12,7 @@ something must stay on until backward is done, and one that captures must keep t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,12 +47,10 @@ def capture_gradient_points(modules: Mapping[int, nn.Module]) -> Iterator[dict[i
 
         return hook
 
-    handles = [module.register_forward_hook(look(index)) for index, module in modules.items()]
-    try:
+    with ExitStack() as hooks:
+        for index, module in modules.items():
+            hooks.enter_context(module.register_forward_hook(look(index)))
         yield captured
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -65,12 +63,10 @@ def perturb_hidden(modules: Mapping[int, nn.Module], shifts: Mapping[int, Tensor
 
         return hook
 
-    handles = [module.register_forward_hook(add(shifts[index])) for index, module in modules.items()]
-    try:
+    with ExitStack() as hooks:
+        for index, module in modules.items():
+            hooks.enter_context(module.register_forward_hook(add(shifts[index])))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -82,11 +78,8 @@ def record_output(module: nn.Module) -> Iterator[list[Any]]:
         if not outputs:
             outputs.append(_with_hidden(output, hidden_of(output).detach()))
 
-    handle = module.register_forward_hook(hook)
-    try:
+    with module.register_forward_hook(hook):
         yield outputs
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -145,11 +138,8 @@ def divert_hidden(body: nn.Module, positions: Tensor) -> Iterator[list[tuple[typ
         kept.append((type(output), hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)))
         return _body_output(type(output), hidden[:1, :1].detach())
 
-    handle = body.register_forward_hook(hook)
-    try:
+    with body.register_forward_hook(hook):
         yield kept
-    finally:
-        handle.remove()
 
 
 def stand_in(body: nn.Module, kind: type, hidden: Tensor) -> AbstractContextManager[None]:
@@ -173,11 +163,8 @@ def gather_input(module: nn.Module, positions: Tensor) -> Iterator[None]:
         hidden = inputs[0]
         return hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions).unsqueeze(0), *inputs[1:]
 
-    handle = module.register_forward_pre_hook(hook)
-    try:
+    with module.register_forward_pre_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -190,11 +177,8 @@ def last_column(module: nn.Module) -> Iterator[None]:
     def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return inputs[0][:, -1:].contiguous(), *inputs[1:]
 
-    handle = module.register_forward_pre_hook(hook)
-    try:
+    with module.register_forward_pre_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 def run_at(module: nn.Module, positions: Tensor) -> AbstractContextManager[None]:
@@ -223,11 +207,8 @@ def detach_input(module: nn.Module) -> Iterator[None]:
             return inputs[0].detach(), *inputs[1:]
         return None
 
-    handle = module.register_forward_pre_hook(hook)
-    try:
+    with module.register_forward_pre_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -238,11 +219,8 @@ def capture_input(module: nn.Module) -> Iterator[list[Tensor]]:
     def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         captured.append(inputs[0])
 
-    handle = module.register_forward_pre_hook(hook)
-    try:
+    with module.register_forward_pre_hook(hook):
         yield captured
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -258,11 +236,8 @@ def on_entry(module: nn.Module, action: Callable[[], None] | None, *, first: boo
     def hook(module: nn.Module, inputs: Any) -> None:
         action()
 
-    handle = module.register_forward_pre_hook(hook, prepend=first)
-    try:
+    with module.register_forward_pre_hook(hook, prepend=first):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

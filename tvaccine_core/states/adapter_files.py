@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tvaccine_core.errors import ModelError, RunNotFoundError
+from tvaccine_core.whole_folders import replace_folder
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -82,24 +82,19 @@ def write_adapter(folder: Path, adapter: PlainAdapter, *, base_key: str, base_na
         ModelError: it cannot be written.
     """
     digest = hash_adapter(adapter, base_key)
-    partial = folder.with_name(f".partial-{folder.name}")
     # One metadata entry only: safetensors writes several in an order of their own, and the bytes would differ.
     identity = json.dumps({"base_key": base_key, "state_hash": digest}, sort_keys=True)
     config = make_lora_config(adapter.rank, adapter.alpha, adapter.target_modules)
     config.inference_mode = True
     config.base_model_name_or_path = base_name
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(dict(adapter.tensors), partial / WEIGHTS_FILE, metadata={"tvaccine": identity})
-        config.save_pretrained(str(partial))
-        plain = json.loads((partial / CONFIG_FILE).read_text(encoding="utf-8"))
-        plain["target_modules"] = sorted(plain["target_modules"])  # peft keeps a set, whose order is chance
-        (partial / CONFIG_FILE).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        with replace_folder(folder) as made:
+            save_file(dict(adapter.tensors), made / WEIGHTS_FILE, metadata={"tvaccine": identity})
+            config.save_pretrained(str(made))
+            plain = json.loads((made / CONFIG_FILE).read_text(encoding="utf-8"))
+            plain["target_modules"] = sorted(plain["target_modules"])  # peft keeps a set, whose order is chance
+            (made / CONFIG_FILE).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise ModelError(
             f"The adapter cannot be written to {folder}: {error}",
             remedy="Free disk space or choose another data directory, then resume.",

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tvaccine_core.errors import TrainingError
+from tvaccine_core.whole_folders import replace_folder
 
 VERSION = 1
 NUM_KEPT = 2
@@ -46,23 +47,18 @@ def save_checkpoint(
         TrainingError: it cannot be written (disk full, no permission); earlier checkpoints are as they were.
     """
     final = folder / f"step-{step:08d}"
-    partial = folder / f".partial-{step:08d}"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / TENSORS)
-        meta = {
-            "version": VERSION,
-            "step": step,
-            "elapsed_s": elapsed_s,
-            "fingerprint": fingerprint,
-            "sha256": _sha256(partial / TENSORS),
-        }
-        (partial / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        with replace_folder(final) as made:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, made / TENSORS)
+            meta = {
+                "version": VERSION,
+                "step": step,
+                "elapsed_s": elapsed_s,
+                "fingerprint": fingerprint,
+                "sha256": _sha256(made / TENSORS),
+            }
+            (made / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise TrainingError(
             f"The checkpoint of step {step} cannot be written to {folder}: {error}",
             remedy="Free disk space or choose another data directory, then resume: earlier checkpoints are intact.",

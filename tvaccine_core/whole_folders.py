@@ -1,0 +1,27 @@
+"""Folders that are there whole or not at all."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to fill, which takes the place of `folder` when the block ends well, and is gone when not.
+
+    A process that is killed meanwhile leaves `.partial-<name>` beside `folder`; the next try clears it away.
+
+    Raises:
+        OSError: it cannot be made or moved.
+    """
+    partial = folder.with_name(f".partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
