@@ -1,0 +1,242 @@
+"""The face's only door to the engine: the run store, configs, data previews and method metadata. Torch-free.
+
+Every other module of `app` takes the engine's names from here. Nothing here draws; nothing here trains.
+"""
+
+import json
+import secrets
+from functools import lru_cache
+from pathlib import Path
+
+from app.services.lab import Lab, Permissions
+from tvaccine_core.bench.study_summary import Estimate, StudySummary, load_summary
+from tvaccine_core.config import (
+    PRESETS,
+    YOUR_MODEL,
+    AttackConfig,
+    Config,
+    Defence,
+    LabConfig,
+    ModelConfig,
+    Preset,
+    parse_config,
+    stages_of,
+)
+from tvaccine_core.data.mixtures import attack_data
+from tvaccine_core.data.previews import preview
+from tvaccine_core.data.prompts import PromptPreview
+from tvaccine_core.data.sources import LabData, load_lab_data
+from tvaccine_core.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    RunBusyError,
+    RunNotFoundError,
+    StoreError,
+    TVaccineError,
+    shown,
+)
+from tvaccine_core.evaluation.judges import JUDGES, judge_named
+from tvaccine_core.machine import memory_bytes
+from tvaccine_core.methods import (
+    METHODS,
+    MethodInfo,
+    capabilities_of,
+    defence_of,
+    method_info,
+    methods_of,
+    settings_of,
+    title_of,
+    with_defences,
+)
+from tvaccine_core.models.files import ModelFacts, check_model
+from tvaccine_core.names import aligned_state, attacked_state, repaired_state, task_set
+from tvaccine_core.orders import check_layers, latest, needs_repair
+from tvaccine_core.plain_text import without_places
+from tvaccine_core.plan.advice import advise
+from tvaccine_core.plan.records import MemoryPlan, PlanReport
+from tvaccine_core.records import (
+    AnswerRecord,
+    DriftRecord,
+    EvalRecord,
+    Example,
+    LayerDrawRecord,
+    LayerScoreRecord,
+    LayerValuesRecord,
+    MessageRecord,
+    Proportion,
+    StateRecord,
+    StepRecord,
+    Verdict,
+)
+from tvaccine_core.store import JobKind, JobRow, Revisions, RunRow, StoredEvent, default_home
+from tvaccine_core.store.export import (
+    SCORE_COLUMNS,
+    STEP_COLUMNS,
+    export_run,
+    score_rows,
+    step_rows,
+)
+from tvaccine_core.workers.supervisor import Supervisor
+from tvaccine_core.worlds import find_set
+
+__all__ = [
+    "JUDGES",
+    "METHODS",
+    "PRESETS",
+    "SCORE_COLUMNS",
+    "STEP_COLUMNS",
+    "YOUR_MODEL",
+    "AnswerRecord",
+    "AttackConfig",
+    "Config",
+    "ConfigError",
+    "DataError",
+    "Defence",
+    "DriftRecord",
+    "Estimate",
+    "EvalRecord",
+    "Example",
+    "JobKind",
+    "JobRow",
+    "Lab",
+    "LabConfig",
+    "LabData",
+    "LayerDrawRecord",
+    "LayerScoreRecord",
+    "LayerValuesRecord",
+    "MemoryPlan",
+    "MessageRecord",
+    "ModelConfig",
+    "ModelError",
+    "ModelFacts",
+    "Permissions",
+    "PlanReport",
+    "Preset",
+    "PromptPreview",
+    "Proportion",
+    "Revisions",
+    "RunBusyError",
+    "RunNotFoundError",
+    "RunRow",
+    "StateRecord",
+    "StepRecord",
+    "StoreError",
+    "StoredEvent",
+    "StudySummary",
+    "Supervisor",
+    "TVaccineError",
+    "Verdict",
+    "advise",
+    "aligned_state",
+    "attacked_state",
+    "capabilities_of",
+    "check_layers",
+    "check_model",
+    "default_home",
+    "defence_of",
+    "export_run",
+    "find_set",
+    "judge_named",
+    "latest",
+    "memory_bytes",
+    "method_info",
+    "methods_of",
+    "needs_repair",
+    "parse_config",
+    "repaired_state",
+    "score_rows",
+    "settings_of",
+    "shown",
+    "stages_of",
+    "step_rows",
+    "task_set",
+    "title_of",
+    "with_defences",
+    "without_places",
+]
+
+ASSETS = Path(__file__).parents[2] / "assets"
+VIEW_KINDS = ("step", "layer_scores", "layer_draw", "layer_values", "eval", "drift", "state", "message")
+"""Events the screens draw; streamed answers are read by the one who asked."""
+
+
+def alignment_methods() -> list[MethodInfo]:
+    """The methods of the alignment stage, plain SFT first."""
+    return methods_of("alignment")
+
+
+def scoring_keys(config: LabConfig) -> list[str]:
+    """Keys of the aligned states whose method scores layers."""
+    return [key for key, method in config.alignments().items() if "layer_scores" in method_info(method.name).records]
+
+
+@lru_cache(maxsize=8)
+def lab_data(config_json: str) -> LabData:
+    """The data of a config given as JSON (configs are cached by value)."""
+    return load_lab_data(parse_config(LabConfig, json.loads(config_json)))
+
+
+def data_of(config: LabConfig) -> LabData:
+    """Everything a run reads."""
+    return lab_data(config.model_dump_json())
+
+
+def mixture(config: LabConfig, attack: AttackConfig) -> list[Example]:
+    """The user's data in an attack, exactly as training will see it."""
+    return attack_data(data_of(config), attack)
+
+
+def suggestions(config: LabConfig) -> list[tuple[str, str]]:
+    """Prompts to try, from the evaluation split: (set, prompt), two of each set and one of the attack's task."""
+    data = data_of(config)
+    found = [(name, example.prompt) for name, found in data.eval_sets.items() for example in found.examples[:2]]
+    return [*found, (task_set(config.attack.task), data.task(config.attack.task).eval[0].prompt)]
+
+
+def is_harmless(config: LabConfig, prompt: str) -> bool:
+    """True if the world knows the prompt and it asks for nothing harmful; False for what nobody knows."""
+    example = data_of(config).world.recognise(prompt)
+    return example is not None and not example.harmful
+
+
+def preview_example(config: LabConfig, example: Example) -> PromptPreview | None:
+    """Template and loss mask of one example, by the tokenizer of the config's model; None if it is not here yet.
+
+    Raises:
+        ModelError: see `check_model` and `preview`.
+        DataError: the example does not fit.
+    """
+    facts = check_model(config.model)
+    if facts.folder is None or not facts.has_tokenizer:
+        return None
+    return preview(facts.folder, example, config.alignment.optimisation.max_length, config.model.name)
+
+
+@lru_cache(maxsize=1)
+def study() -> StudySummary:
+    """The recorded study over seeds that ships with the lab. Raises `DataError` if it is missing or unreadable."""
+    return load_summary(ASSETS / "study.json")
+
+
+def new_owner() -> str:
+    """A visitor's secret name: questions asked under it are shown to nobody else."""
+    return secrets.token_hex(12)
+
+
+def flatten(config: Config) -> dict[str, str]:
+    """Every setting of a config by dotted path, as text; lists of methods by the method's name."""
+    found: dict[str, str] = {}
+
+    def walk(value: object, path: str) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(item, f"{path}.{key}" if path else str(key))
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for item in value:
+                walk(item, f"{path}.{item.get('name', '')}")
+        else:
+            found[path] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    walk(config.model_dump(mode="json"), "")
+    return found
