@@ -48,9 +48,7 @@ window.lab = (() => {
     more = news.more;
     for (const [name, value] of Object.entries(news.values ?? {})) {
       values.set(name, value);
-      for (const draw of drawers.get(name) ?? []) {
-        try { draw(value); } catch (error) { console.error(error); } // what cannot be drawn keeps nothing else from it
-      }
+      redraw(name);
     }
     if (news.gone || (news.look !== watched.look && news.look !== looked)) {
       looked = news.look;
@@ -85,14 +83,48 @@ window.lab = (() => {
     seen = looked = "";
     ask();
   };
-  // What a figure, block or rail draws itself from: the newest value, and a way to be told of the next.
+  // What a figure, block or rail draws itself from: the newest value, and a way to be told of the next. Of a value that
+  // is one for each of several things, `{ by: { id: value } }`, it is the chosen one.
+  let chosen = "";
   const live = (name) => {
-    const source = { value: values.get(name) };
+    const source = {
+      get value() {
+        const value = values.get(name);
+        return value?.by ? value.by[chosen] ?? Object.values(value.by)[0] : value;
+      },
+    };
     const onNews = (_, draw) => {
       if (!drawers.has(name)) drawers.set(name, new Set());
-      drawers.get(name).add((value) => { source.value = value; draw(); });
+      drawers.get(name).add(draw);
     };
     return [source, onNews];
+  };
+  const redraw = (name) => {
+    for (const draw of drawers.get(name) ?? []) {
+      try { draw(); } catch (error) { console.error(error); } // what cannot be drawn keeps nothing else from it
+    }
+  };
+  const chooser = (element, source, watch) => {
+    const host = element.querySelector(".lab-chooser");
+    const choose = (id) => {
+      chosen = id;
+      draw();
+      for (const [name, value] of values) if (value?.by) redraw(name);
+    };
+    const draw = () => {
+      const { label, options } = source.value ?? { options: [] };
+      host.hidden = options.length < 2;
+      if (host.hidden) { host.replaceChildren(); return; }
+      host.setAttribute("aria-label", label);
+      const shown = options.some(({ id }) => id === chosen) ? chosen : options[0].id;
+      const focused = host.contains(document.activeElement) ? document.activeElement.dataset.option : null;
+      host.replaceChildren(el("span", { class: "lab-dim" }, label), ...options.map(({ id, title, colour }) =>
+        el("button", { class: "lab-chip", type: "button", "data-option": id, "aria-pressed": String(id === shown),
+          style: `--method:${colour}`, onclick: () => choose(id) }, title)));
+      if (focused) [...host.children].find((child) => child.dataset.option === focused)?.focus();
+    };
+    watch("value", draw);
+    draw();
   };
 
   // Theme
@@ -151,13 +183,17 @@ window.lab = (() => {
     for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
     return node;
   };
-  const DASHES = { dash: "6 4", dot: "1.5 3.5", dashdot: "6 3 1.5 3" };
+  const DASHES = { dash: "6 4", dot: "1.5 3.5", dashdot: "6 3 1.5 3", longdash: "10 4", longdashdot: "10 3 1.5 3" };
   const SHAPES = {
     circle: "M14 2.5a4 4 0 1 0 .01 0z",
     square: "M10.5 3h7v7h-7z",
     diamond: "M14 1.5l5 5-5 5-5-5z",
     "triangle-up": "M14 2l5 9h-10z",
     cross: "M12.5 2h3v3h3v3h-3v3h-3v-3h-3v-3h3z",
+    x: "M10 4.5l2-2 2 2 2-2 2 2-2 2 2 2-2 2-2-2-2 2-2-2 2-2z",
+    pentagon: "M14 1.5l5 3.7-1.9 5.8h-6.2L9 5.2z",
+    hexagon: "M11.3 2h5.4l2.7 4.5-2.7 4.5h-5.4L8.6 6.5z",
+    "triangle-down": "M14 11l5-9H9z",
     star: "M14 1l1.7 3.6 4 .5-3 2.7.8 3.9-3.5-2-3.5 2 .8-3.9-3-2.7 4-.5z",
   };
   const swatch = (entry) => {
@@ -428,6 +464,6 @@ window.lab = (() => {
     });
   };
 
-  return { ask, live, figure, markup, panes, rail, choices };
+  return { ask, live, chooser, figure, markup, panes, rail, choices };
 })();
 document.dispatchEvent(new Event("lab-ready")); // components that were there before this script wait for it

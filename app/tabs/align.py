@@ -1,6 +1,6 @@
 """Align: the same data, several methods side by side, watched layer by layer."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from html import escape
 from statistics import median
 from typing import Any
@@ -8,12 +8,12 @@ from typing import Any
 import gradio as gr
 
 from app import charts, markup, text
-from app.components import figure, heading, news_block, section
+from app.components import chooser, figure, heading, news_block, section
 from app.draft import Draft, methods_in
 from app.looks import aligned_looks
 from app.page import Glance, Memory, Page, remembered, run_of
 from app.services import LayerScoreRecord, RunBusyError, capabilities_of, method_info, scoring_keys
-from app.views import EMPTY_TRACK, RunView, Track
+from app.views import RunView, Track
 
 DOMINANT_SHARE = 0.5
 """A layer with more of the probability than this is said to dominate."""
@@ -35,6 +35,7 @@ def build(page: Page, draft: Draft) -> None:
             cards = news_block("align-cards")
             said = news_block("align-messages")
             gr.HTML(section(text.HEATMAP_TITLE, text.HEATMAP_NOTE), apply_default_css=False)
+            which = chooser("layers-of")
             dominance = news_block("dominance")
             heatmap = figure("heatmap")
             with gr.Column(min_width=0, visible=False) as measured:
@@ -78,12 +79,9 @@ def build(page: Page, draft: Draft) -> None:
     page.show(cards, jobs_and("align"), draw_cards)
     page.show(said, lambda glance: glance.stamp("message", "jobs_made"), draw_messages)
     page.show(heatmap, lambda glance: glance.stamp("layers"), draw_heatmap)
+    page.show(which, lambda glance: glance.stamp("layers", "jobs_made"), draw_choice)
     page.show(measured, has_values, lambda glance: gr.Column(visible=has_values(glance)))
-    page.show(
-        values,
-        lambda glance: glance.stamp("layers"),
-        lambda glance: charts.layer_values(measuring_track(glance.view)),
-    )
+    page.show(values, lambda glance: glance.stamp("layers"), draw_values)
     page.show(bars, lambda glance: glance.stamp("layers"), draw_bars)
     page.show(dominance, lambda glance: glance.stamp("layers"), draw_dominance)
     page.show(loss, lambda glance: glance.stamp("align"), draw_loss, every_s=LOSS_EVERY_S)
@@ -128,26 +126,32 @@ def newest(view: RunView | None, kind: str) -> list[Any]:
     return list(found.values())
 
 
-def scored_key(view: RunView | None) -> str | None:
-    """Key of the first aligned state whose method scores layers; None if there is none."""
-    return next(iter(scoring_keys(view.config)), None) if view else None
+def measuring_keys(view: RunView) -> list[str]:
+    """Keys of the aligned states whose alignment reported a number per layer."""
+    return [key for key in view.config.alignments() if view.track(view.align_job(key)).values]
 
 
-def scored_track(view: RunView | None) -> Track:
-    """What that alignment reported; empty if there is none."""
-    key = scored_key(view)
-    return view.track(view.align_job(key)) if view and key else EMPTY_TRACK
-
-
-def measuring_track(view: RunView | None) -> Track:
-    """Of the first alignment that reported a number per layer; empty if none did."""
-    tracks = [view.track(view.align_job(key)) for key in view.config.alignments()] if view else []
-    return next((track for track in tracks if track.values), EMPTY_TRACK)
+def layer_keys(view: RunView) -> list[str]:
+    """Keys of the aligned states that have something to show per layer; the ones that score layers come first."""
+    return list(dict.fromkeys([*scoring_keys(view.config), *measuring_keys(view)]))
 
 
 def has_values(glance: Glance) -> bool:
     """True if an alignment of the run reported a number per layer."""
-    return bool(measuring_track(glance.view).values)
+    return bool(glance.view and measuring_keys(glance.view))
+
+
+def by_alignment(view: RunView, draw: Callable[[RunView, str], Any]) -> dict[str, Any]:
+    """What `draw` makes of each alignment that has something to show per layer. The reader's page shows one of them."""
+    return {"by": {key: draw(view, key) for key in layer_keys(view)}}
+
+
+def draw_choice(glance: Glance) -> dict[str, Any]:
+    """The alignments whose layers can be shown."""
+    keys = layer_keys(glance.view) if glance.view else []
+    looks = aligned_looks(glance.view.config) if glance.view else {}
+    options = [{"id": key, "title": looks[key].title, "colour": looks[key].colour} for key in keys]
+    return {"label": text.LAYERS_OF, "options": options}
 
 
 def draw_cards(glance: Glance) -> str:
@@ -173,24 +177,50 @@ def draw_messages(glance: Glance) -> str:
     return markup.messages([record for job in jobs if view for record in view.track(job).messages])
 
 
-def draw_heatmap(glance: Glance) -> charts.Spec:
-    """Layers x scorings."""
-    track = scored_track(glance.view)
+def draw_heatmap(glance: Glance) -> charts.Spec | dict[str, Any]:
+    """Layers x scorings of each alignment, in the same colours."""
     if glance.view is None:
         return charts.empty(text.HEATMAP_EMPTY, 360)
-    key = scored_key(glance.view)
-    if key is None:
+    if not layer_keys(glance.view):
         return charts.empty(text.HEATMAP_NOT_SCORED, 160)
-    config = glance.view.config
-    every = capabilities_of(config.alignments()[key]).draw_every
-    return charts.layer_heatmap(track, config.alignment.optimisation.steps, every)
+    scoring = scoring_keys(glance.view.config)
+    span = charts.score_span([glance.view.track(glance.view.align_job(key)) for key in scoring])
+
+    def draw(view: RunView, key: str) -> charts.Spec:
+        if key not in scoring:
+            return charts.empty(text.ALIGNMENT_NOT_SCORED, 160)
+        every = capabilities_of(view.config.alignments()[key]).draw_every
+        title = aligned_looks(view.config)[key].title
+        track = view.track(view.align_job(key))
+        return charts.layer_heatmap(track, view.config.alignment.optimisation.steps, every, span, title)
+
+    return by_alignment(glance.view, draw)
 
 
-def draw_bars(glance: Glance) -> charts.Spec:
-    """The newest scoring, in the colour of the alignment that made it."""
-    key = scored_key(glance.view)
-    colour = aligned_looks(glance.view.config)[key].colour if glance.view and key else ""
-    return charts.layer_bars(scored_track(glance.view), colour)
+def draw_bars(glance: Glance) -> charts.Spec | dict[str, Any]:
+    """The newest scoring of each alignment, in its colour."""
+    if glance.view is None or not layer_keys(glance.view):
+        return charts.empty(text.BARS_EMPTY, 240)
+
+    def draw(view: RunView, key: str) -> charts.Spec:
+        if key not in scoring_keys(view.config):
+            return charts.empty(text.ALIGNMENT_NOT_SCORED, 240)
+        return charts.layer_bars(view.track(view.align_job(key)), aligned_looks(view.config)[key].colour)
+
+    return by_alignment(glance.view, draw)
+
+
+def draw_values(glance: Glance) -> charts.Spec | dict[str, Any]:
+    """What each alignment measures in the layers."""
+    if glance.view is None or not has_values(glance):
+        return charts.layer_values(Track())
+
+    def draw(view: RunView, key: str) -> charts.Spec:
+        if key not in measuring_keys(view):
+            return charts.empty(text.ALIGNMENT_NOT_MEASURED, 160)
+        return charts.layer_values(view.track(view.align_job(key)), aligned_looks(view.config)[key].title)
+
+    return by_alignment(glance.view, draw)
 
 
 def draw_loss(glance: Glance) -> charts.Spec:
@@ -202,10 +232,16 @@ def draw_loss(glance: Glance) -> charts.Spec:
     return charts.loss(tracks, aligned_looks(view.config))
 
 
-def draw_dominance(glance: Glance) -> str:
-    """A sentence if one layer holds most of the probability."""
-    track = scored_track(glance.view)
-    return markup.notice(dominance_of(track.scores[max(track.scores)])) if track.scores else ""
+def draw_dominance(glance: Glance) -> str | dict[str, Any]:
+    """A sentence for each alignment in which one layer holds most of the probability."""
+    if glance.view is None:
+        return ""
+
+    def draw(view: RunView, key: str) -> str:
+        scores = view.track(view.align_job(key)).scores
+        return markup.notice(dominance_of(scores[max(scores)])) if scores else ""
+
+    return by_alignment(glance.view, draw)
 
 
 def dominance_of(record: LayerScoreRecord) -> str:

@@ -15,6 +15,9 @@ HEATMAP_LABEL = (
 )
 HEATMAP_EMPTY = "T-Vaccine scores its layers when its alignment starts. Press Start."
 HEATMAP_NOT_SCORED = "This run scores no layers: T-Vaccine is in none of its defences."
+ALIGNMENT_NOT_SCORED = "This alignment scores no layers. Choose another one above."
+ALIGNMENT_NOT_MEASURED = "This alignment reports no number per layer. Choose another one above."
+LAYERS_OF = "Layers of"
 HEATMAP_BAR = "gradient norm"
 LAYER_VALUES_EMPTY = "No method of this run reports a number per layer."
 LAYER_VALUES_TITLE = "What a method measures in each layer"

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from app.looks import OTHER_COLOURS
+from app.looks import DASHES, MARKERS, OTHER_COLOURS
 from app.services import ASSETS, alignment_methods
 
 ENOUGH = 3.0
@@ -85,3 +85,17 @@ def test_no_two_colours_look_alike_to_any_eyes(eyes: str) -> None:
         if {one, other} <= set(METHOD_COLOURS):  # Okabe and Ito's, which this page did not choose
             continue
         assert np.linalg.norm(places[one] - places[other]) >= CAN_BE_TOLD, (one, other)
+
+
+def drawn_in_legends(table: str) -> set[str]:
+    """What the page's script can draw of `table`, one of its constants."""
+    script = (ASSETS / "lab.js").read_text(encoding="utf-8")
+    found = re.search(rf"const {table} = {{(.*?)}};", script, re.DOTALL)
+    assert found
+    return set(re.findall(r"""["']?([a-z][a-z-]*)["']?: ["']""", found[1]))
+
+
+def test_legends_draw_every_marker_and_dash() -> None:
+    """They are drawn as HTML; what is not known there would look like another defence's."""
+    assert set(MARKERS) <= drawn_in_legends("SHAPES")
+    assert set(DASHES) - {"solid"} <= drawn_in_legends("DASHES")

@@ -1,12 +1,16 @@
 """Screens of runs with several settings of one method, and with repairs."""
 
-from written_runs import finish_alignments, finish_attacks, small_config
+import pytest
+from written_runs import finish_alignments, finish_attacks, small_config, write_layer_values
 
+from app import text
 from app.page import Glance, remembered
 from app.services import Lab, LabConfig
-from app.tabs import attack
+from app.tabs import align, attack
 from app.views import Views
 from tvaccine_core.config import parse_config
+
+STRONG: dict[str, object] = {"name": "strong", "alignment": {"name": "tvaccine", "rho": 3}}
 
 
 def write_run(lab: Lab, *defences: str | dict[str, object], attacked: bool = False) -> str:
@@ -29,3 +33,47 @@ def test_sentences_of_an_attack_card_are_told_apart(lab: Lab) -> None:
     shown = attack.draw_cards(look_at(lab, write_run(lab, "sft", "sft+identity", attacked=True)))
     assert shown.count("Measured at attack step 20.") == 2
     assert shown.count("Measured at attack step 20. Repair: done.") == 1
+
+
+def test_each_alignment_that_scores_layers_has_a_heat_map_of_its_own(lab: Lab) -> None:
+    glance = look_at(lab, write_run(lab, "sft", "tvaccine", STRONG, "tvaccine+identity"))
+    assert glance.view is not None
+    first, second = (key for key in glance.view.config.alignments() if key != "sft")
+    options = align.draw_choice(glance)["options"]
+    assert [option["id"] for option in options] == [first, second]
+    assert [option["title"] for option in options] == ["T-Vaccine, T-Vaccine + Identity", "strong"]
+    for draw in (align.draw_heatmap, align.draw_bars, align.draw_dominance):
+        assert list(draw(glance)["by"]) == [first, second]
+    maps = align.draw_heatmap(glance)["by"]
+    assert all(spec["data"] for spec in maps.values())
+    assert "strong" in maps[second]["meta"]["label"]
+    colours = [spec["data"][0]["marker"]["line"]["color"] for spec in align.draw_bars(glance)["by"].values()]
+    assert colours == [option["colour"] for option in options]
+
+
+def test_heat_maps_of_one_run_share_their_colours(lab: Lab) -> None:
+    """Else the same colour would mean another number in the next one."""
+    run_id = write_run(lab, "tvaccine", STRONG)
+    maps = align.draw_heatmap(look_at(lab, run_id))["by"].values()
+    heats = [spec["data"][0] for spec in maps]
+    assert len({(heat["zmin"], heat["zmax"], *heat["colorbar"]["tickvals"]) for heat in heats}) == 1
+    assert heats[0]["zmin"] == pytest.approx(min(min(row) for heat in heats for row in heat["z"]), abs=1e-3)
+    assert heats[0]["zmax"] == pytest.approx(max(max(row) for heat in heats for row in heat["z"]), abs=1e-3)
+
+
+def test_an_alignment_that_only_measures_layers_can_be_chosen_too(lab: Lab) -> None:
+    run_id = write_run(lab, "sft", "tvaccine")
+    write_layer_values(lab, run_id, "sft", "sink divergence", heads=4)
+    glance = look_at(lab, run_id)
+    assert [option["id"] for option in align.draw_choice(glance)["options"]] == ["tvaccine", "sft"]
+    heat, values = align.draw_heatmap(glance)["by"], align.draw_values(glance)["by"]
+    assert heat["sft"]["meta"]["empty"] == text.ALIGNMENT_NOT_SCORED
+    assert values["tvaccine"]["meta"]["empty"] == text.ALIGNMENT_NOT_MEASURED
+    assert heat["tvaccine"]["data"]
+    assert values["sft"]["data"]
+
+
+def test_a_run_that_scores_no_layers_says_so_and_offers_no_choice(lab: Lab) -> None:
+    glance = look_at(lab, write_run(lab, "sft"))
+    assert align.draw_heatmap(glance)["meta"]["empty"] == text.HEATMAP_NOT_SCORED
+    assert align.draw_choice(glance)["options"] == []

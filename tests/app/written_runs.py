@@ -22,6 +22,7 @@ from tvaccine_core.records import (
     Event,
     LayerDrawRecord,
     LayerScoreRecord,
+    LayerValuesRecord,
     Proportion,
     StateRecord,
     StepRecord,
@@ -74,7 +75,8 @@ def alignment_events(method: str, num_steps: int) -> list[Event]:
     events: list[Event] = []
     for step in range(num_steps):
         if method.startswith("tvaccine") and step % max(1, num_steps // 6) == 0:
-            scores = [0.8 * math.exp(-step / num_steps)] + [0.02 + 0.004 * (layer + step % 3) for layer in range(1, 8)]
+            first = (0.5 if "-" in method else 0.8) * math.exp(-step / num_steps)  # two settings must not score alike
+            scores = [first] + [0.02 + 0.004 * (layer + step % 3) for layer in range(1, 8)]
             total = sum(scores)
             events.append(
                 LayerScoreRecord(
@@ -94,6 +96,27 @@ def alignment_events(method: str, num_steps: int) -> list[Event]:
     for where, percent in (("aligned_names", 0), ("unseen_names", 13), ("ordinary", 98), ("task:sentiment", 52)):
         events.append(eval_record(state, 0, where, percent))
     return events
+
+
+def write_layer_values(lab: Lab, run_id: str, key: str, name: str, heads: int = 1, every: int = 2) -> None:
+    """Let the alignment of `key` report a number per layer (or head), waves that go up through the layers."""
+    job = next(job for job in lab.store.jobs(run_id) if job.kind == "align" and job.params["aligned"] == key)
+    steps = lab.run(run_id).config.alignment.optimisation.steps
+
+    def value(step: int, layer: int, head: int) -> float:
+        return 0.5 + 0.4 * math.sin(layer - 6 * step / steps) + 0.1 * head / heads
+
+    lab.store.append(
+        job.id,
+        [
+            LayerValuesRecord(
+                step=step,
+                name=name,
+                values=tuple(tuple(value(step, layer, head) for head in range(heads)) for layer in range(NUM_LAYERS)),
+            )
+            for step in range(every, steps + 1, every)
+        ],
+    )
 
 
 def attack_events(method: str, attack_id: str, num_steps: int, every: int) -> list[Event]:
