@@ -13,7 +13,7 @@ from app.compare import study
 from app.looks import aligned_looks, looks_of
 from app.services import Defence, Estimate, Lab, StudySummary
 from app.views import RunView, Track, Views
-from tvaccine_core.records import DriftRecord, LayerDrawRecord, LayerScoreRecord, Proportion
+from tvaccine_core.records import DriftRecord, LayerDrawRecord, LayerScoreRecord, LayerValuesRecord, Proportion
 
 LOOKS = looks_of(tuple(Defence.model_validate(name) for name in ("sft", "vaccine", "tvaccine")))
 
@@ -96,6 +96,53 @@ def test_heat_map_columns_reach_from_scoring_to_scoring_and_dots_mark_the_draws(
     assert heat["customdata"][2] == [0.0, 0.0], "but hovering tells the truth"
     assert (dots["x"][:2], dots["y"][:2]) == ([10, 10], [0, 2])
     assert len(dots["x"]) == 2 * 12
+
+
+def values_track(**measures: int) -> Track:
+    """Per-layer values at steps 5 and 10 of 3 layers, with so many heads of each measure."""
+    records = [
+        LayerValuesRecord(
+            step=step,
+            name=name,
+            values=tuple(tuple(10.0 * layer + step + head for head in range(heads)) for layer in range(3)),
+        )
+        for name, heads in measures.items()
+        for step in (5, 10)
+    ]
+    return Track(values={(record.name, record.step): record for record in records})
+
+
+def test_every_measure_of_the_layers_has_a_heat_map_that_says_what_it_is() -> None:
+    spec = charts.layer_values(values_track(norm=1, sink=4), "T-Vaccine")
+    validate(spec)
+    norm, sink = spec["data"]
+    assert (norm["x"], norm["y"]) == ([5, 10], [0, 1, 2])
+    assert norm["z"] == [[5, 10], [15, 20], [25, 30]]
+    assert sink["z"] == [[6.5, 11.5], [16.5, 21.5], [26.5, 31.5]], "the mean of the heads"
+    assert sink["customdata"][1] == [[15, 18], [20, 23]], "the lowest head and the highest one"
+    assert "heads" in sink["hovertemplate"]
+    assert "heads" not in norm["hovertemplate"]
+    assert [title["text"] for title in spec["layout"]["annotations"]] == ["norm", "sink, mean of 4 heads"]
+    assert spec["meta"]["label"] == "T-Vaccine: norm, sink: layers against optimiser steps"
+    upper, lower = spec["layout"]["yaxis"]["domain"], spec["layout"]["yaxis2"]["domain"]
+    assert (upper[1], lower[0]) == pytest.approx((1, 0))
+    assert upper[0] - lower[1] > 0.1, "room for the steps of one and the title of the other"
+
+
+def test_one_measure_fills_the_figure_and_its_name_is_text() -> None:
+    spec = charts.layer_values(values_track(**{"sink <b>": 1}))
+    validate(spec)
+    assert spec["layout"]["yaxis"]["domain"] == [0, 1]
+    assert spec["layout"]["annotations"][0]["text"] == "sink &lt;b&gt;"
+
+
+def test_values_of_a_long_run_are_thinned() -> None:
+    records = {
+        ("norm", step): LayerValuesRecord(step=step, name="norm", values=((1.0,),) * 3) for step in range(1, 2001)
+    }
+    (heat,) = charts.layer_values(Track(values=records))["data"]
+    assert len(heat["x"]) <= charts.MAX_POINTS
+    assert heat["x"][-1] == 2000
 
 
 def test_first_draw_is_in_sight_at_once() -> None:
