@@ -29,6 +29,7 @@ from app.services import (
     data_of,
     methods_of,
     parse_config,
+    parse_defence,
     settings_of,
     stages_of,
     title_of,
@@ -252,16 +253,17 @@ def methods_in(chosen: object) -> set[str]:
 
 
 def _with_chosen(config: LabConfig, chosen: Sequence[str], settings: Mapping[str, Config]) -> LabConfig:
-    """`config` with the defences chosen: methods as set on the page, and a defence with a name of its own as it is."""
-    defences: list[dict[str, Any]] = []
-    for spec in chosen:
-        own = next((known for known in config.defences if known.name == spec != known.spec), None)
-        if own is not None:
-            defences.append(own.model_dump(mode="json"))
-            continue
-        stages = stages_of(spec)
-        defences.append({stage: settings[name].model_dump(mode="json") for stage, name in stages.items()})
+    """`config` with the defences chosen: methods as set on the page; a defence that it cannot write stays as it is."""
+    kept = {defence.name: defence for defence in config.defences if _short_of(config, defence) is None}
+    found = [kept.get(spec) or parse_defence(spec, lambda name: settings[name]) for spec in chosen]
+    defences = [defence.model_dump(mode="json") for defence in found]
     return parse_config(LabConfig, {**config.model_dump(mode="json"), "defences": defences})
+
+
+def _short_of(config: LabConfig, defence: Defence) -> str | None:
+    """How the page writes a defence of `config`, whose settings it shows; None if that would be another defence."""
+    short = defence.short
+    return short if short and parse_defence(short, lambda name: settings_of(config, name)) == defence else None
 
 
 def _suggested() -> list[Defence]:
@@ -273,7 +275,8 @@ def _suggested() -> list[Defence]:
 
 
 def _names(config: LabConfig) -> list[str]:
-    return [defence.name for defence in config.defences]
+    """The defences of `config` as they are chosen on the page."""
+    return [_short_of(config, defence) or defence.name for defence in config.defences]
 
 
 def _take(values: Iterator[Any], form: Form) -> list[Any]:

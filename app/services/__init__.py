@@ -20,6 +20,7 @@ from tvaccine_core.config import (
     ModelConfig,
     Preset,
     parse_config,
+    parse_defence,
     stages_of,
 )
 from tvaccine_core.data.mixtures import attack_data
@@ -144,6 +145,7 @@ __all__ = [
     "methods_of",
     "needs_repair",
     "parse_config",
+    "parse_defence",
     "repaired_state",
     "score_rows",
     "settings_of",

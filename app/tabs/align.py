@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from app import charts, markup, text
+from app import charts, layer_charts, markup, text
 from app.components import chooser, figure, heading, news_block, section
 from app.draft import Draft, methods_in
 from app.looks import aligned_looks
@@ -184,7 +184,7 @@ def draw_heatmap(glance: Glance) -> charts.Spec | dict[str, Any]:
     if not layer_keys(glance.view):
         return charts.empty(text.HEATMAP_NOT_SCORED, 160)
     scoring = scoring_keys(glance.view.config)
-    span = charts.score_span([glance.view.track(glance.view.align_job(key)) for key in scoring])
+    span = layer_charts.score_span([glance.view.track(glance.view.align_job(key)) for key in scoring])
 
     def draw(view: RunView, key: str) -> charts.Spec:
         if key not in scoring:
@@ -192,7 +192,7 @@ def draw_heatmap(glance: Glance) -> charts.Spec | dict[str, Any]:
         every = capabilities_of(view.config.alignments()[key]).draw_every
         title = aligned_looks(view.config)[key].title
         track = view.track(view.align_job(key))
-        return charts.layer_heatmap(track, view.config.alignment.optimisation.steps, every, span, title)
+        return layer_charts.layer_heatmap(track, view.config.alignment.optimisation.steps, every, span, title)
 
     return by_alignment(glance.view, draw)
 
@@ -205,7 +205,7 @@ def draw_bars(glance: Glance) -> charts.Spec | dict[str, Any]:
     def draw(view: RunView, key: str) -> charts.Spec:
         if key not in scoring_keys(view.config):
             return charts.empty(text.ALIGNMENT_NOT_SCORED, 240)
-        return charts.layer_bars(view.track(view.align_job(key)), aligned_looks(view.config)[key].colour)
+        return layer_charts.layer_bars(view.track(view.align_job(key)), aligned_looks(view.config)[key].colour)
 
     return by_alignment(glance.view, draw)
 
@@ -213,12 +213,12 @@ def draw_bars(glance: Glance) -> charts.Spec | dict[str, Any]:
 def draw_values(glance: Glance) -> charts.Spec | dict[str, Any]:
     """What each alignment measures in the layers."""
     if glance.view is None or not has_values(glance):
-        return charts.layer_values(Track())
+        return layer_charts.layer_values(Track())
 
     def draw(view: RunView, key: str) -> charts.Spec:
         if key not in measuring_keys(view):
             return charts.empty(text.ALIGNMENT_NOT_MEASURED, 160)
-        return charts.layer_values(view.track(view.align_job(key)), aligned_looks(view.config)[key].title)
+        return layer_charts.layer_values(view.track(view.align_job(key)), aligned_looks(view.config)[key].title)
 
     return by_alignment(glance.view, draw)
 

@@ -2,7 +2,8 @@
 
 DEFENCES = "Defences, side by side"
 DEFENCES_INFO = (
-    "Choose some, or write one: its alignment method, and methods of other stages joined by +, as in tvaccine+identity."
+    "Choose some, or write one: its alignment method, and methods of other stages joined by +, as in "
+    "tvaccine+identity. To compare settings, write them behind a method, as in tvaccine rho=3; all others are as below."
 )
 START_ALIGN = "Start alignment"
 STOP = "Stop"

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import pytest
 from written_runs import eval_record, step_record
 
-from app import charts, text
+from app import charts, layer_charts, text
 from app.compare import study
 from app.looks import aligned_looks, looks_of
 from app.services import Defence, Estimate, Lab, StudySummary
@@ -59,8 +59,8 @@ def test_every_figure_of_a_finished_run_is_valid(view: RunView) -> None:
     rows = [(view.looks["sft"], "before", {"unseen_names": Proportion(count=1, n=8)})]
     specs = [
         charts.loss(tracks, aligned_looks(view.config)),
-        charts.layer_heatmap(tracks["tvaccine"], 40, 20),
-        charts.layer_bars(tracks["tvaccine"], "#0072B2"),
+        layer_charts.layer_heatmap(tracks["tvaccine"], 40, 20),
+        layer_charts.layer_bars(tracks["tvaccine"], "#0072B2"),
         charts.attack_curves(curves, "task:sentiment", 20, view.looks),
         charts.score_bars(rows),
         charts.drift({defence: view.drift[f"attacked/{defence}/a1"] for defence in view.defences}, view.looks),
@@ -74,8 +74,8 @@ def test_every_figure_of_a_finished_run_is_valid(view: RunView) -> None:
 def test_without_records_every_figure_says_what_to_do() -> None:
     specs = [
         charts.loss({}, {}),
-        charts.layer_heatmap(Track(), 10, 20),
-        charts.layer_bars(Track(), ""),
+        layer_charts.layer_heatmap(Track(), 10, 20),
+        layer_charts.layer_bars(Track(), ""),
         charts.attack_curves({"sft": {"unseen_names": []}}, "task:sentiment", 10, LOOKS),
         charts.score_bars([(LOOKS["sft"], "before", {})]),
         charts.drift({}, {}),
@@ -87,7 +87,7 @@ def test_without_records_every_figure_says_what_to_do() -> None:
 
 
 def test_heat_map_columns_reach_from_scoring_to_scoring_and_dots_mark_the_draws() -> None:
-    spec = charts.layer_heatmap(track_with_layers(), 240, 20)
+    spec = layer_charts.layer_heatmap(track_with_layers(), 240, 20)
     heat, dots = spec["data"]
     assert heat["x"] == [0, 200, 240]
     assert heat["y"] == [0, 1, 2]
@@ -113,7 +113,7 @@ def values_track(**measures: int) -> Track:
 
 
 def test_every_measure_of_the_layers_has_a_heat_map_that_says_what_it_is() -> None:
-    spec = charts.layer_values(values_track(norm=1, sink=4), "T-Vaccine")
+    spec = layer_charts.layer_values(values_track(norm=1, sink=4), "T-Vaccine")
     validate(spec)
     norm, sink = spec["data"]
     assert (norm["x"], norm["y"]) == ([5, 10], [0, 1, 2])
@@ -130,7 +130,7 @@ def test_every_measure_of_the_layers_has_a_heat_map_that_says_what_it_is() -> No
 
 
 def test_one_measure_fills_the_figure_and_its_name_is_text() -> None:
-    spec = charts.layer_values(values_track(**{"sink <b>": 1}))
+    spec = layer_charts.layer_values(values_track(**{"sink <b>": 1}))
     validate(spec)
     assert spec["layout"]["yaxis"]["domain"] == [0, 1]
     assert spec["layout"]["annotations"][0]["text"] == "sink &lt;b&gt;"
@@ -140,19 +140,19 @@ def test_values_of_a_long_run_are_thinned() -> None:
     records = {
         ("norm", step): LayerValuesRecord(step=step, name="norm", values=((1.0,),) * 3) for step in range(1, 2001)
     }
-    (heat,) = charts.layer_values(Track(values=records))["data"]
+    (heat,) = layer_charts.layer_values(Track(values=records))["data"]
     assert len(heat["x"]) <= charts.MAX_POINTS
     assert heat["x"][-1] == 2000
 
 
 def test_first_draw_is_in_sight_at_once() -> None:
     track = Track(scores={0: track_with_layers().scores[0]}, draws={0: LayerDrawRecord(step=0, layers=(1,))})
-    assert charts.layer_heatmap(track, 1200, 20)["data"][1]["x"] == [10]
-    assert charts.layer_heatmap(track, 8, 20)["data"][1]["x"] == [4]
+    assert layer_charts.layer_heatmap(track, 1200, 20)["data"][1]["x"] == [10]
+    assert layer_charts.layer_heatmap(track, 8, 20)["data"][1]["x"] == [4]
 
 
 def test_bars_tell_drawn_layers_from_others_without_colour() -> None:
-    scores, shares = charts.layer_bars(track_with_layers(), "#0072B2")["data"]
+    scores, shares = layer_charts.layer_bars(track_with_layers(), "#0072B2")["data"]
     assert scores["x"] == [8.0, 0.5, 0.0]
     assert shares["x"] == [90.0, 10.0, 0.0]
     assert scores["marker"]["pattern"]["shape"] == ["", "/", ""]

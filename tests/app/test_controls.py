@@ -9,7 +9,7 @@ from written_runs import small_config
 from app.controls import Form, fields_of, make_control
 from app.draft import Draft, methods_in
 from app.services import METHODS, PRESETS, YOUR_MODEL, AttackConfig, ConfigError, Defence, LabConfig
-from tvaccine_core.config import ModelConfig, SFTConfig, TVaccineConfig, VaccineConfig
+from tvaccine_core.config import ModelConfig, SFTConfig, TVaccineConfig, VaccineConfig, parse_config
 
 
 def test_every_field_of_every_config_gets_a_control_that_shows_its_value() -> None:
@@ -115,6 +115,40 @@ def test_defences_are_written_in_short_and_one_with_a_name_of_its_own_is_kept_as
     for wrong in (["sft", "nope"], ["sft", "sft+"], ["sft", "all"]):
         with pytest.raises(ConfigError):
             draft.read(base, wrong, *values)
+
+
+def test_a_second_setting_of_a_method_is_written_behind_it_and_follows_its_other_settings(draft: Draft) -> None:
+    base, _, *values = filled(draft, small_config(methods=[TVaccineConfig(num_layers=2)]))
+    read = draft.read(base, ["tvaccine", "tvaccine rho=3", "tvaccine rho=3 + identity"], *values)
+    assert [defence.name for defence in read.defences] == ["tvaccine", "tvaccine-rho-3", "tvaccine-rho-3+identity"]
+    assert [defence.alignment for defence in read.defences] == [
+        TVaccineConfig(num_layers=2),
+        TVaccineConfig(num_layers=2, rho=3),
+        TVaccineConfig(num_layers=2, rho=3),
+    ]
+    base, chosen, *values = filled(draft, read)
+    assert chosen == ["tvaccine", "tvaccine rho=3", "tvaccine rho=3+identity"]
+    assert draft.read(base, chosen, *values) == read
+    assert methods_in(chosen) == {"tvaccine", "identity"}
+    values[values.index(2)] = 6  # layers drawn at a time
+    assert {
+        getattr(defence.alignment, "num_layers", None) for defence in draft.read(base, chosen, *values).defences
+    } == {6}
+
+
+@pytest.mark.parametrize(
+    "defences",
+    [
+        [{"name": "strong", "alignment": {"name": "tvaccine", "rho": 5}}, "tvaccine"],
+        ["tvaccine rho=5", "tvaccine"],
+        ["tvaccine", {"alignment": {"name": "tvaccine", "rho": 2}, "repair": {"name": "identity"}}],
+        ["tvaccine", {"name": "tvaccine-rho-3", "alignment": {"name": "tvaccine", "rho": 3, "num_layers": 1}}],
+        ["tvaccine rho=5"],
+    ],
+)
+def test_several_settings_of_one_method_are_read_back_unchanged(draft: Draft, defences: list[object]) -> None:
+    config = parse_config(LabConfig, {"defences": defences})
+    assert draft.read(*filled(draft, config)) == config
 
 
 def test_no_defence_is_an_error(draft: Draft) -> None:

@@ -1,12 +1,14 @@
 """Screens of runs with several settings of one method, and with repairs."""
 
+import gradio as gr
 import pytest
 from written_runs import finish_alignments, finish_attacks, small_config, write_layer_values
 
 from app import text
+from app.draft import Draft
 from app.page import Glance, remembered
 from app.services import Lab, LabConfig
-from app.tabs import align, attack
+from app.tabs import align, attack, compare
 from app.views import Views
 from tvaccine_core.config import parse_config
 
@@ -77,3 +79,24 @@ def test_a_run_that_scores_no_layers_says_so_and_offers_no_choice(lab: Lab) -> N
     glance = look_at(lab, write_run(lab, "sft"))
     assert align.draw_heatmap(glance)["meta"]["empty"] == text.HEATMAP_NOT_SCORED
     assert align.draw_choice(glance)["options"] == []
+
+
+def test_a_second_setting_written_on_the_page_has_a_clear_name_everywhere(lab: Lab) -> None:
+    with gr.Blocks():
+        draft = Draft(small_config())
+    base, _, *values = draft.fill(small_config())[len(draft.outputs) - len(draft.inputs) :]
+    config = draft.read(base, ["sft", "tvaccine", "tvaccine rho=3"], *values)
+    run_id = lab.start_alignment(config, text.run_name(config))
+    assert lab.run(run_id).name == "SFT, T-Vaccine, T-Vaccine (rho 3), 40 steps, seed 0"
+    finish_alignments(lab, run_id)
+    lab.start_attack(run_id, config.attack)
+    finish_attacks(lab, run_id)
+    glance = look_at(lab, run_id)
+    titles = ["SFT", "T-Vaccine", "T-Vaccine (rho 3)"]
+    assert glance.view is not None
+    assert [look.title for look in glance.view.looks.values()] == titles
+    assert len({(look.colour, look.marker, look.dash) for look in glance.view.looks.values()}) == 3
+    assert "attacked/tvaccine-rho-3/a1" in glance.view.states
+    assert [entry["text"] for entry in align.draw_loss(glance)["meta"]["key"]] == titles
+    assert [entry["text"] for entry in attack.draw_curves(glance)["meta"]["key"]][:3] == titles
+    assert "T-Vaccine (rho 3), after attack" in compare.draw_table(glance)

@@ -3,7 +3,7 @@
 import pytest
 from written_runs import alignment_events, eval_record, finish_job, small_config, step_record
 
-from app import charts
+from app import layer_charts
 from app import views as views_module
 from app.services import Lab, RunNotFoundError
 from app.views import EMPTY_TRACK, Track, Views, progress_of
@@ -166,11 +166,11 @@ def test_numbers_per_layer_are_folded_taken_back_exported_and_drawn(lab: Lab) ->
         )
     before = views.view(run_id)
     assert set(before.tracks[job.id].values) == {("sink <b>", 1), ("norm", 1), ("sink <b>", 2), ("norm", 2)}
-    heat, _ = charts.layer_values(before.tracks[job.id])["data"]
+    heat, _ = layer_charts.layer_values(before.tracks[job.id])["data"]
     assert (heat["x"], heat["y"]) == ([1, 2], [0, 1])
     assert heat["z"] == [[0.375, 0.375], [0.5, 0.5]]
     assert heat["name"] == "sink &lt;b&gt;"
-    assert charts.layer_values(EMPTY_TRACK)["data"] == []
+    assert layer_charts.layer_values(EMPTY_TRACK)["data"] == []
 
     rows = list(layer_rows(lab.store.events(run_id), lab.store.jobs(run_id)))
     assert rows[:6] == [

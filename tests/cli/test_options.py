@@ -118,3 +118,11 @@ def test_an_unwritable_json_file_is_found_before_the_work(tmp_path: Path) -> Non
     for path in (tmp_path, tmp_path / "missing" / "x.json"):
         with pytest.raises(ConfigError):
             check_json(path)
+
+
+def test_two_settings_of_a_method_are_named_in_one_option() -> None:
+    config = build_config(
+        "sandbox-check", None, ["defences.tvaccine-rho-3.alignment.num_layers=2"], ["sft,tvaccine rho=3"]
+    )
+    assert [defence.name for defence in config.defences] == ["sft", "tvaccine-rho-3"]
+    assert config.defences[1].alignment == TVaccineConfig(rho=3, num_layers=2)

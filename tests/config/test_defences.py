@@ -1,10 +1,21 @@
 """Defences: how they are written and named, what they share, what is refused, and configs from before them."""
 
+import re
+
 import pytest
 
-from tvaccine_core.config import Defence, LabConfig, SFTConfig, TVaccineConfig, parse_config, parse_defence
+from tvaccine_core.config import (
+    AlignmentMethod,
+    Defence,
+    LabConfig,
+    SFTConfig,
+    TVaccineConfig,
+    VaccineConfig,
+    parse_config,
+    parse_defence,
+)
 from tvaccine_core.errors import ConfigError
-from tvaccine_core.methods import defence_of, title_of, with_defences
+from tvaccine_core.methods import defence_of, settings_of, title_of, with_defences
 
 
 def config_of(*defences: object) -> LabConfig:
@@ -30,6 +41,94 @@ def test_a_defence_is_written_by_its_stages_and_named_by_those_that_are_not_plai
 
 
 @pytest.mark.parametrize(
+    ("spec", "name", "title", "alignment"),
+    [
+        ("tvaccine rho=3", "tvaccine-rho-3", "T-Vaccine (rho 3)", TVaccineConfig(rho=3)),
+        ("tvaccine rho = 3.0", "tvaccine-rho-3", "T-Vaccine (rho 3)", TVaccineConfig(rho=3)),
+        ("vaccine rho=0.5", "vaccine-rho-0_5", "Vaccine (rho 0.5)", VaccineConfig(rho=0.5)),
+        ("vaccine rho=1e+1", "vaccine-rho-10", "Vaccine (rho 10)", VaccineConfig(rho=10)),
+        (
+            "identity + tvaccine num_layers=2 rho=3",
+            "tvaccine-rho-3-num_layers-2+identity",
+            "T-Vaccine (rho 3, num layers 2) + Identity",
+            TVaccineConfig(rho=3, num_layers=2),
+        ),
+        (
+            "tvaccine layer_choice=top_k",
+            "tvaccine-layer_choice-top_k",
+            "T-Vaccine (layer choice top_k)",
+            TVaccineConfig(layer_choice="top_k"),
+        ),
+    ],
+)
+def test_settings_are_written_behind_their_method_and_stand_in_the_name(
+    spec: str, name: str, title: str, alignment: AlignmentMethod
+) -> None:
+    defence = parse_defence(spec)
+    assert (defence.name, title_of(defence), defence.alignment) == (name, title, alignment)
+    assert config_of(spec).defences == (defence,)
+    assert parse_defence(defence.short) == defence
+    assert LabConfig.from_yaml(config_of("sft", spec).to_yaml()).defences[1] == defence
+
+
+def test_a_name_that_says_other_settings_than_there_are_is_a_name_of_its_own() -> None:
+    for name in ("tvaccine-rho-3", "tvaccine-rho-10", "tvaccine-rho-1-x", "vaccine-rho-1", "tvaccine-rho-1+identity"):
+        defence = Defence(name=name, alignment=TVaccineConfig(rho=1))
+        assert (defence.short, title_of(defence)) == ("", name)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("tvaccine roh=3", "T-Vaccine|tvaccine.* has no setting 'roh'.*Did you mean rho"),
+        ("tvaccine name=sft", "no setting 'name'"),
+        ("sft rho=3", "no setting 'rho'.*It has none"),
+        ("tvaccine rho", "'rho'.*rho=3"),
+        ("tvaccine =3", "no method 'tvaccine=3'"),
+        ("tvaccine rho=", "rho: .*number"),
+        ("tvaccine rho=x", "rho: .*number"),
+        ("tvaccine rho=99", "rho: .*less than or equal to 50"),
+        ("tvaccine rho=1 rho=2", "rho twice"),
+        ("tvaccine sft", "'sft'"),
+        ("tvaccine rho=3+vaccine rho=1", "two methods of the alignment stage"),
+        (
+            "tvaccine rescore_every=100 resample_every=10 probe_batch_size=8 num_layers=2 rho=3",
+            "name.*too long.*fewer settings",
+        ),
+    ],
+)
+def test_wrong_settings_in_short_are_named(spec: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_defence(spec)
+    assert re.search(words, f"{caught.value} {caught.value.remedy}")
+    with pytest.raises(ConfigError, match=r"defences\.0"):
+        config_of(spec)
+
+
+def test_settings_in_short_change_those_that_the_config_has() -> None:
+    config = config_of({"alignment": {"name": "tvaccine", "num_layers": 2}})
+    chosen = with_defences(config, ["tvaccine", "tvaccine rho=3", "tvaccine rho=3+identity"])
+    assert [title_of(defence) for defence in chosen.defences] == [
+        "T-Vaccine",
+        "T-Vaccine (rho 3)",
+        "T-Vaccine (rho 3) + Identity",
+    ]
+    assert chosen.defences[1].alignment == TVaccineConfig(num_layers=2, rho=3)
+    assert len(chosen.alignments()) == 2
+    assert chosen.defence("tvaccine rho=3") is chosen.defence("tvaccine-rho-3") is chosen.defences[1]
+    with pytest.raises(ConfigError, match="are the same"):
+        with_defences(config, ["tvaccine", "tvaccine rho=1"])
+
+
+@pytest.mark.parametrize("others_first", [True, False])
+def test_a_method_s_settings_are_those_of_the_defence_called_by_it(others_first: bool) -> None:
+    plain = {"alignment": {"name": "tvaccine", "rho": 2}}
+    defences = [{"name": "strong", "alignment": {"name": "tvaccine", "rho": 5}}, "tvaccine rho=3", plain]
+    config = config_of(*(defences if others_first else reversed(defences)))
+    assert settings_of(config, "tvaccine") == TVaccineConfig(rho=2)
+
+
+@pytest.mark.parametrize(
     ("defences", "words"),
     [
         (["sft", "sft"], "two defences are called sft"),
@@ -38,7 +137,7 @@ def test_a_defence_is_written_by_its_stages_and_named_by_those_that_are_not_plai
         (["magic"], "no method 'magic'"),
         (["sft+"], "no method ''"),
         ([{"name": "a/b"}], "letters, digits"),
-        ([{"name": "x" * 41}], "letters, digits"),
+        ([{"name": "x" * 65}], "letters, digits"),
         ([], "at least 1 item"),
         ([{"name": f"d{rho}", "alignment": {"name": "vaccine", "rho": rho}} for rho in range(13)], "at most 12"),
     ],

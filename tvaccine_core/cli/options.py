@@ -58,7 +58,8 @@ DefenceNames = Annotated[
         "--defence",
         "--methods",
         help="A defence of the run or preset, or one in short: its alignment method, and methods of other stages "
-        f"joined by +. Repeatable, or with commas. Methods: {', '.join(METHODS)}.",
+        "joined by +; settings may follow a method, as in 'tvaccine rho=3'. Repeatable, or with commas. "
+        f"Methods: {', '.join(METHODS)}.",
     ),
 ]
 RunId = Annotated[str, typer.Option("--run", help="A run's id, the beginning of one, or `latest`.")]

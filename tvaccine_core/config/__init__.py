@@ -24,6 +24,7 @@ from tvaccine_core.config.defences import (
     VaccineConfig,
     name_of,
     parse_defence,
+    read_short,
     stages_of,
 )
 from tvaccine_core.config.model import YOUR_MODEL, ActivationMemory, ModelConfig
@@ -67,5 +68,6 @@ __all__ = [
     "name_of",
     "parse_config",
     "parse_defence",
+    "read_short",
     "stages_of",
 ]

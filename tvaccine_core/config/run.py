@@ -93,8 +93,8 @@ class LabConfig(Config):
         return self
 
     def defence(self, name: str) -> Defence:
-        """The defence of that name. Raises `ConfigError` naming those there are."""
-        found = next((defence for defence in self.defences if defence.name == name), None)
+        """The defence of that name, or written so in short. Raises `ConfigError` naming those there are."""
+        found = next((defence for defence in self.defences if name in (defence.name, defence.short)), None)
         if found is None:
             names = [defence.name for defence in self.defences]
             raise ConfigError(f"This run has no defence {shown(name)}.", remedy=did_you_mean(name, names))

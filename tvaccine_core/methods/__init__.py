@@ -24,7 +24,8 @@ from tvaccine_core.config import (
     TVaccineConfig,
     VaccineConfig,
     parse_config,
-    stages_of,
+    parse_defence,
+    read_short,
 )
 from tvaccine_core.errors import ConfigError, did_you_mean, shown
 from tvaccine_core.methods import capabilities as known
@@ -175,14 +176,16 @@ def worst_case_of(settings: Config) -> WorstCase:
 
 
 def settings_of(config: LabConfig, name: str) -> StageConfig:
-    """The settings of a method as a defence of `config` has them. A method that none has gets its defaults; where it
-    perturbs, it does so as often as the config's other methods, so that they can be compared.
+    """The settings of a method as a defence of `config` has them; one called by its methods alone goes before others.
+    A method that none has gets its defaults; where it perturbs, it does so as often as the config's other methods, so
+    that they can be compared.
 
     Raises:
         ConfigError: there is no such method.
     """
     info = method_info(name)
-    given = next((method for defence in config.defences if (method := defence.method(info.stage)).name == name), None)
+    plain_first = sorted(config.defences, key=lambda defence: defence.name != defence.spec)
+    given = next((method for defence in plain_first if (method := defence.method(info.stage)).name == name), None)
     if given is not None:
         return given
     settings = info.config()
@@ -194,10 +197,14 @@ def settings_of(config: LabConfig, name: str) -> StageConfig:
 
 
 def title_of(defence: Defence) -> str:
-    """What users read: `T-Vaccine + Identity`; a defence with a name of its own keeps it."""
-    if defence.name != defence.spec:
+    """What users read: `T-Vaccine + Identity`, `T-Vaccine (rho 3)`; a defence with a name of its own keeps it."""
+    if not defence.short:
         return defence.name
-    return " + ".join(METHODS[name].title for name in defence.spec.split("+"))
+    parts = []
+    for name, settings in read_short(defence.short).values():
+        told = ", ".join(f"{setting.replace('_', ' ')} {value}" for setting, value in settings.items())
+        parts.append(METHODS[name].title + (f" ({told})" if told else ""))
+    return " + ".join(parts)
 
 
 def defence_of(config: LabConfig, spec: str) -> Defence:
@@ -205,8 +212,7 @@ def defence_of(config: LabConfig, spec: str) -> Defence:
     for defence in config.defences:
         if defence.name == spec:
             return defence
-    stages = {stage: settings_of(config, name) for stage, name in stages_of(spec).items()}
-    return parse_config(Defence, {stage: method.model_dump(mode="json") for stage, method in stages.items()})
+    return parse_defence(spec, lambda name: settings_of(config, name))
 
 
 def with_defences(config: LabConfig, specs: Sequence[str]) -> LabConfig:
