@@ -8,6 +8,7 @@ Defences differ by colour and marker, quantities by dash: no meaning is carried 
 
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 from textwrap import wrap
 from typing import Any
 
@@ -22,6 +23,11 @@ MAX_POINTS = 300
 """Points a line is thinned to: more cannot be seen, and a redrawn curve is sent whole."""
 LABEL_WIDTH = 13
 """Characters a line of a label under a bar: three labels stand side by side on a phone."""
+
+TITLE_WIDTH = 44
+"""Characters of a line of a panel's title, on a phone."""
+MAX_BARS = 8
+"""Bars that stand side by side for each measure in one panel."""
 
 PATTERNS = {"before": "/", "after": "", "repaired": "."}
 """How bars are filled, by when their scores were measured."""
@@ -131,56 +137,92 @@ def attack_curves(
 def score_bars(rows: Sequence[tuple[Look, str, Mapping[str, Proportion]]]) -> Spec:
     """Bars with 95 % intervals: HS by set and FA, before (hatched) and after (solid) the attack, and repaired (dotted).
 
+    Many bars get a panel for each measure, one under the other, so that they stay wide enough on a phone.
+
     Args:
         rows: a defence's look, `before`, `after` or `repaired`, and scores by evaluation set.
     """
-    data: list[Spec] = []
-    key: dict[str, Spec] = {}
-    for look, when, scores in rows:
-        if not scores:
-            continue
-        colour, shape = look.colour, PATTERNS[when]
-        percents = [score.percent for score in scores.values()]
-        data.append(
-            {
-                "type": "bar",
-                "name": f"{look.title}, {text.WHEN[when]}",
-                "x": ["<br>".join(wrap(text.measure_of(where), LABEL_WIDTH)) for where in scores],
-                "y": rounded(percents),
-                "error_y": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": rounded([s.interval[1] - s.percent for s in scores.values()]),
-                    "arrayminus": rounded([s.percent - s.interval[0] for s in scores.values()]),
-                    "thickness": 1.2,
-                    "width": 3,
-                    "color": "--lab-ink",
-                },
-                "marker": {
-                    "color": "--lab-surface" if shape else colour,
-                    "line": {"color": colour, "width": 1.5},
-                    "pattern": {"shape": shape, "fgcolor": colour, "size": 6},
-                },
-                "customdata": [score.n for score in scores.values()],
-                "hovertemplate": "%{y:.0f} %, n %{customdata}<extra>%{fullData.name}</extra>",
-            }
-        )
-        key[f"{look.title} {when}"] = {
-            "text": f"{look.title}, {text.WHEN[when]}",
-            "colour": colour,
-            "fill": True,
-            "hatch": bool(shape),
-        }
-    if not data:
+    rows = [row for row in rows if row[2]]
+    if not rows:
         return empty(text.SCORES_EMPTY, 320)
-    layout = {
-        "barmode": "group",
-        "bargap": 0.3,
-        "bargroupgap": 0.08,
-        "xaxis": axis("", tickangle=0),
-        "yaxis": axis(text.AXIS_PERCENT, range=[0, 105], dtick=25),
+    sets = list(dict.fromkeys(where for _, _, scores in rows for where in scores))
+    panels = [[where] for where in sets] if len(rows) > MAX_BARS else [sets]
+    domains, height = panel_domains(len(panels), 124 if len(panels) > 1 else 284, 36)
+    data: list[Spec] = []
+    layout: Spec = {"barmode": "group", "bargap": 0.3 if len(panels) == 1 else 0.04, "bargroupgap": 0.08}
+    for number, (measured, (bottom, top)) in enumerate(zip(panels, domains, strict=True)):
+        suffix = str(number + 1) if number else ""
+        place = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+        data += [
+            _bar(look, when, {where: scores[where] for where in measured if where in scores}) | place
+            for look, when, scores in rows
+        ]
+        many = len(panels) > 1
+        layout[f"xaxis{suffix}"] = axis("", tickangle=0, anchor=f"y{suffix}", showticklabels=not many)
+        layout[f"yaxis{suffix}"] = axis(
+            text.AXIS_PERCENT, range=[0, 105], dtick=50 if many else 25, domain=[bottom, top], anchor=f"x{suffix}"
+        )
+    if len(panels) > 1:
+        layout["margin"] = {"l": 56, "r": 16, "t": 30, "b": 20}
+        layout["annotations"] = [
+            panel_title(text.measure_of(where), top) for where, (_, top) in zip(sets, domains, strict=True)
+        ]
+    looks = {look.title: look for look, _, _ in rows}
+    key: list[Spec] = [{"text": title, "colour": look.colour, "fill": True} for title, look in looks.items()]
+    for when in dict.fromkeys(when for _, when, _ in rows):
+        key.append({"text": text.WHEN[when], "colour": "--lab-ink", "fill": True, "pattern": PATTERNS[when]})
+    return figure(data, layout, text.SCORES_LABEL, height + 56, key=key)
+
+
+def _bar(look: Look, when: str, scores: Mapping[str, Proportion]) -> Spec:
+    """The bars of one defence at one time, by measure."""
+    shape = PATTERNS[when]
+    return {
+        "type": "bar",
+        "name": f"{look.title}, {text.WHEN[when]}",
+        "x": ["<br>".join(wrap(text.measure_of(where), LABEL_WIDTH)) for where in scores],
+        "y": rounded([score.percent for score in scores.values()]),
+        "error_y": {
+            "type": "data",
+            "symmetric": False,
+            "array": rounded([score.interval[1] - score.percent for score in scores.values()]),
+            "arrayminus": rounded([score.percent - score.interval[0] for score in scores.values()]),
+            "thickness": 1.2,
+            "width": 3,
+            "color": "--lab-ink",
+        },
+        "marker": {
+            "color": "--lab-surface" if shape else look.colour,
+            "line": {"color": look.colour, "width": 1.5},
+            "pattern": {"shape": shape, "fgcolor": look.colour, "size": 6},
+        },
+        "customdata": [score.n for score in scores.values()],
+        "hovertemplate": "%{y:.0f} %, n %{customdata}<extra>%{fullData.name}</extra>",
     }
-    return figure(data, layout, text.SCORES_LABEL, 340, key=list(key.values()))
+
+
+def panel_domains(count: int, height: int, gap: int) -> tuple[list[tuple[float, float]], int]:
+    """Where panels lie one under the other, uppermost first: (bottom, top) as shares of all; and pixels of all.
+
+    Args:
+        count: of panels.
+        height: of each, in pixels.
+        gap: between two, in pixels.
+    """
+    whole = count * height + (count - 1) * gap
+    tops = [1 - number * (height + gap) / whole for number in range(count)]
+    return [(max(0.0, top - height / whole), top) for top in tops], whole
+
+
+def panel_title(words: str, top: float) -> Spec:
+    """A panel's title, above its left corner."""
+    return {
+        "text": "<br>".join(escape(line) for line in wrap(words, TITLE_WIDTH)),
+        "align": "left",
+        "showarrow": False,
+        "font": {"color": "--lab-ink", "size": 12},
+        **{"xref": "paper", "x": 0, "xanchor": "left", "yref": "paper", "y": top, "yanchor": "bottom"},
+    }
 
 
 def drift(records: Mapping[str, DriftRecord], looks: Mapping[str, Look]) -> Spec:

@@ -4,18 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from statistics import fmean
-from textwrap import wrap
 
 from app import text
-from app.charts import Spec, axis, empty, figure, rounded, thin
+from app.charts import Spec, axis, empty, figure, panel_domains, panel_title, rounded, thin
 from app.views import Track
 
 MAX_DRAWS = 80
 """Draws of layers that are marked, the newest ones."""
 PANEL_GAP = 60
 """Pixels between two heat maps of one figure: the upper one's steps and the lower one's title stand there."""
-MEASURE_WIDTH = 44
-"""Characters of a line of a heat map's title, on a phone."""
 
 
 def score_span(tracks: Sequence[Track]) -> tuple[float, float]:
@@ -111,13 +108,11 @@ def layer_values(track: Track, title: str = "") -> Spec:
         name: {step: track.values[name, step].values for other, step in track.values if other == name} for name in names
     }
     num_layers = max(len(layers) for by_step in columns.values() for layers in by_step.values())
-    panel = max(170, min(560, 26 * num_layers))
-    whole = len(names) * panel + (len(names) - 1) * PANEL_GAP
+    domains, height = panel_domains(len(names), max(170, min(560, 26 * num_layers)), PANEL_GAP)
     data: list[Spec] = []
     layout: Spec = {"margin": {"l": 56, "r": 16, "t": 30, "b": 46}, "annotations": []}
     for number, (name, by_step) in enumerate(columns.items()):
-        top = 1 - number * (panel + PANEL_GAP) / whole
-        bottom = max(0.0, top - panel / whole)
+        bottom, top = domains[number]
         suffix = str(number + 1) if number else ""
         heads = max(len(layer) for layers in by_step.values() for layer in layers)
         heat = _values_heat(by_step, heads)
@@ -134,17 +129,9 @@ def layer_values(track: Track, title: str = "") -> Spec:
             anchor=f"x{suffix}",
         )
         words = text.MEAN_OF_HEADS.format(name=name, heads=heads) if heads > 1 else name
-        layout["annotations"].append(
-            {
-                "text": "<br>".join(escape(line) for line in wrap(words, MEASURE_WIDTH)),
-                "align": "left",
-                "showarrow": False,
-                "font": {"color": "--lab-ink", "size": 12},
-                **{"xref": "paper", "x": 0, "xanchor": "left", "yref": "paper", "y": top, "yanchor": "bottom"},
-            }
-        )
+        layout["annotations"].append(panel_title(words, top))
     label = text.LAYER_VALUES_LABEL.format(name=", ".join(names))
-    return figure(data, layout, f"{title}: {label}" if title else label, whole + 76)
+    return figure(data, layout, f"{title}: {label}" if title else label, height + 76)
 
 
 def _values_heat(by_step: Mapping[int, Sequence[Sequence[float]]], heads: int) -> Spec:
@@ -198,6 +185,6 @@ def layer_bars(track: Track, colour: str) -> Spec:
     }
     key = [
         {"text": text.BARS_DRAWN, "colour": colour, "fill": True},
-        {"text": text.BARS_UNDRAWN, "colour": colour, "fill": True, "hatch": True},
+        {"text": text.BARS_UNDRAWN, "colour": colour, "fill": True, "pattern": "/"},
     ]
     return figure(data, layout, text.BARS_LABEL, max(240, min(560, 110 + 18 * len(layers))), key=key)

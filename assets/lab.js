@@ -201,8 +201,10 @@ window.lab = (() => {
     const box = svg("svg", { width: 28, height: 13, viewBox: "0 0 28 13", "aria-hidden": "true" });
     if (entry.fill) {
       box.append(svg("rect", { x: 8, y: 1, width: 12, height: 11, stroke: colour,
-        fill: entry.hatch ? "none" : colour, "stroke-width": 1.4 }));
-      if (entry.hatch) box.append(svg("path", { d: "M8 9l8-8M10 12l10-10M16 12l4-4", stroke: colour, "stroke-width": 1.2 }));
+        fill: entry.pattern ? "none" : colour, "stroke-width": 1.4 }));
+      if (entry.pattern === "/") box.append(svg("path", { d: "M8 9l8-8M10 12l10-10M16 12l4-4", stroke: colour, "stroke-width": 1.2 }));
+      if (entry.pattern === ".") box.append(svg("path", { d: "M11 4h0M14 4h0M17 4h0M11 6.5h0M14 6.5h0M17 6.5h0M11 9h0M14 9h0M17 9h0", stroke: colour,
+        "stroke-width": 1.5, "stroke-linecap": "round" }));
       return box;
     }
     if (entry.dash || !entry.symbol) {

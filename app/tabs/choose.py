@@ -11,9 +11,9 @@ from app.arguments import choice_of, one_of, row_of
 from app.components import go_js, heading, markup_block, section
 from app.draft import Draft, is_own, preset_of
 from app.fit import fit_view, predict
+from app.looks import aligned_looks
 from app.page import Page
 from app.services import (
-    METHODS,
     PRESETS,
     YOUR_MODEL,
     Example,
@@ -212,8 +212,8 @@ def data_warning(config: LabConfig) -> str:
 def cost_view(lab: Lab, config: LabConfig) -> str:
     """What a run costs, from what this machine needed before where that is known."""
     steps = config.alignment.optimisation.steps
-    paces = {method.name: lab.seconds_a_step(method.name, config) for method in config.alignments().values()}
-    known = [pace for pace in paces.values() if pace is not None]
+    paces = [lab.seconds_a_step(method.name, config) for method in config.alignments().values()]
+    known = [pace for pace in paces if pace is not None]
     time = text.COST_UNKNOWN
     if len(known) == len(paces):
         lanes = min(len(known), max(1, os.cpu_count() or 1), 2)
@@ -223,7 +223,7 @@ def cost_view(lab: Lab, config: LabConfig) -> str:
     return description + markup.facts(
         [
             (text.COST_TIME, time),
-            (text.COST_WORK, ", ".join(f"{METHODS[name].title} {steps:,} steps" for name in paces)),
+            (text.COST_WORK, text.cost_of_work([look.title for look in aligned_looks(config).values()], steps)),
             (text.COST_ATTACK, f"{config.attack.optimisation.steps:,} steps each"),
             (text.COST_DEVICE, text.device(config.model.device, os.cpu_count() or 1)),
         ]

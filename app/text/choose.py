@@ -1,5 +1,7 @@
 """Choose: presets, data, one example as training sees it, what a run costs."""
 
+from collections.abc import Sequence
+
 PRESET = "Preset"
 DATA_TITLE = "What the models will see"
 DATA_NOTE = "Harmful rows are marked and blurred. Click one to read it; choose a row to see what training makes of it."
@@ -30,6 +32,11 @@ COST_UNKNOWN = "not measured here yet"
 COST_WORK = "Alignment"
 COST_ATTACK = "Attack"
 COST_DEVICE = "Runs on"
+
+
+def cost_of_work(alignments: Sequence[str], steps: int) -> str:
+    """What is aligned: `SFT; T-Vaccine, T-Vaccine + Identity: 1,200 steps each`."""
+    return f"{'; '.join(alignments)}: {steps:,} steps{' each' if len(alignments) > 1 else ''}"
 
 
 def rows_shown(shown: int, total: int, harmful: int, part: str) -> str:

@@ -10,7 +10,7 @@ from written_runs import eval_record, step_record
 
 from app import charts, layer_charts, text
 from app.compare import study
-from app.looks import aligned_looks, looks_of
+from app.looks import Look, aligned_looks, looks_of
 from app.services import Defence, Estimate, Lab, StudySummary
 from app.views import RunView, Track, Views
 from tvaccine_core.records import DriftRecord, LayerDrawRecord, LayerScoreRecord, LayerValuesRecord, Proportion
@@ -190,6 +190,43 @@ def test_bars_carry_the_wilson_interval() -> None:
     assert bar["error_y"]["array"] == pytest.approx([high - 50], rel=1e-3)
     assert bar["error_y"]["arrayminus"] == pytest.approx([50 - low], rel=1e-3)
     assert bar["name"] == f"SFT, {text.WHEN['after']}"
+
+
+def bar_rows(*names: str) -> list[tuple[Look, str, dict[str, Proportion]]]:
+    """Scores of these defences before and after, and of repaired ones then too."""
+    defences = tuple(Defence.model_validate(name) for name in names)
+    scores = {where: Proportion(count=30, n=60) for where in ("aligned_names", "unseen_names", "task:topic")}
+    rows = []
+    for name, look in looks_of(defences).items():
+        whens = ("before", "after", "repaired") if "identity" in name else ("before", "after")
+        rows += [(look, when, scores) for when in whens]
+    return rows
+
+
+def test_a_legend_of_bars_names_each_defence_once_and_each_pattern_once() -> None:
+    """One entry for each bar would fill a phone's screen with fourteen."""
+    names = ("sft", "tvaccine", "vaccine", "tvaccine+identity", "sft+identity", "tvaccine rho=3")
+    spec = charts.score_bars(bar_rows(*names))
+    validate(spec)
+    key = spec["meta"]["key"]
+    assert len(key) == len(names) + 3
+    assert [entry["text"] for entry in key[-3:]] == list(text.WHEN.values())
+    assert len({entry["pattern"] for entry in key[-3:]}) == 3
+    assert len({entry["colour"] for entry in key[:-3]}) == len(names)
+
+
+def test_many_bars_have_a_panel_for_each_measure_and_few_share_one() -> None:
+    few = charts.score_bars(bar_rows("sft", "tvaccine"))
+    assert {bar["yaxis"] for bar in few["data"]} == {"y"}
+    many = charts.score_bars(bar_rows("sft", "tvaccine", "vaccine", "sft+identity", "tvaccine+identity"))
+    validate(many)
+    assert {bar["yaxis"] for bar in many["data"]} == {"y", "y2", "y3"}
+    assert [title["text"] for title in many["layout"]["annotations"]] == [
+        "HS, aligned names",
+        "HS, never-aligned names",
+        "FA, topic",
+    ]
+    assert all(len(bar["x"]) == 1 for bar in many["data"])
 
 
 def test_drift_has_one_line_per_defence() -> None:

@@ -1,5 +1,7 @@
 """Screens of runs with several settings of one method, and with repairs."""
 
+import re
+
 import gradio as gr
 import pytest
 from written_runs import finish_alignments, finish_attacks, small_config, write_layer_values
@@ -8,9 +10,9 @@ from app import text
 from app.draft import Draft
 from app.page import Glance, remembered
 from app.services import Lab, LabConfig
-from app.tabs import align, attack, compare
+from app.tabs import align, attack, choose, compare
 from app.views import Views
-from tvaccine_core.config import parse_config
+from tvaccine_core.config import TVaccineConfig, parse_config
 
 STRONG: dict[str, object] = {"name": "strong", "alignment": {"name": "tvaccine", "rho": 3}}
 
@@ -100,3 +102,16 @@ def test_a_second_setting_written_on_the_page_has_a_clear_name_everywhere(lab: L
     assert [entry["text"] for entry in align.draw_loss(glance)["meta"]["key"]] == titles
     assert [entry["text"] for entry in attack.draw_curves(glance)["meta"]["key"]][:3] == titles
     assert "T-Vaccine (rho 3), after attack" in compare.draw_table(glance)
+
+
+def test_the_cost_of_a_run_counts_every_alignment_and_shared_ones_once(lab: Lab) -> None:
+    glance = look_at(lab, write_run(lab, "tvaccine", "tvaccine+identity", "tvaccine rho=3", "tvaccine rho=2"))
+    assert glance.view is not None
+    three = choose.cost_view(lab, glance.view.config)
+    assert "T-Vaccine, T-Vaccine + Identity; T-Vaccine (rho 3); T-Vaccine (rho 2): 40 steps each" in three
+    one = choose.cost_view(lab, small_config(methods=[TVaccineConfig()]))
+    assert "T-Vaccine: 40 steps<" in one
+    seconds = [re.search(r"about (\d+) s", shown) for shown in (one, three)]
+    assert seconds[0]
+    assert seconds[1]
+    assert int(seconds[0][1]) < int(seconds[1][1])
