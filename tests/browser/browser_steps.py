@@ -85,9 +85,9 @@ class Watch:
 
 
 @contextmanager
-def serve(home: Path, port: int, log: Path) -> Iterator[Server]:
+def serve(home: Path, port: int, log: Path, *flags: str) -> Iterator[Server]:
     """`python app.py`, as a user starts it, until the end of the block; its workers must end with it."""
-    command = [sys.executable, "app.py", "--port", str(port), "--data-dir", str(home)]
+    command = [sys.executable, "app.py", "--port", str(port), "--data-dir", str(home), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with log.open("ab") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
