@@ -7,10 +7,11 @@ import pytest
 from written_runs import finish_alignments, finish_attacks, small_config, write_layer_values
 
 from app import text
+from app.compare import scores
 from app.draft import Draft
 from app.page import Glance, remembered
 from app.services import Lab, LabConfig
-from app.tabs import align, attack, choose, compare
+from app.tabs import align, attack, choose
 from app.views import Views
 from tvaccine_core.config import TVaccineConfig, parse_config
 
@@ -101,7 +102,7 @@ def test_a_second_setting_written_on_the_page_has_a_clear_name_everywhere(lab: L
     assert "attacked/tvaccine-rho-3/a1" in glance.view.states
     assert [entry["text"] for entry in align.draw_loss(glance)["meta"]["key"]] == titles
     assert [entry["text"] for entry in attack.draw_curves(glance)["meta"]["key"]][:3] == titles
-    assert "T-Vaccine (rho 3), after attack" in compare.draw_table(glance)
+    assert "T-Vaccine (rho 3), after attack" in scores.draw_table(glance)
 
 
 def test_the_cost_of_a_run_counts_every_alignment_and_shared_ones_once(lab: Lab) -> None:
