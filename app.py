@@ -1,4 +1,4 @@
-"""Start the lab: the page, and the workers that train beside it. `python app.py --help` lists the flags."""
+"""Start the lab: the page, and the workers that train. `python app.py --help` lists the flags."""
 
 import argparse
 import errno
@@ -16,7 +16,7 @@ HOSTS = "127.0.0.1 (this machine only), 0.0.0.0 (every network), or an address t
 
 
 def main() -> None:
-    """Serve until Ctrl-C or SIGTERM, then end the workers; or say why that cannot be."""
+    """Serve until Ctrl-C or SIGTERM, then end the workers; or say why the lab cannot start."""
     check_environment()
     from app.services import TVaccineError  # imports Gradio
 
@@ -24,12 +24,12 @@ def main() -> None:
         serve()
     except TVaccineError as error:
         sys.exit(f"{error}\n{error.remedy}")
-    except (OSError, OverflowError) as error:  # Gradio's: the port was taken meanwhile, or it tried ports above 65535
+    except (OSError, OverflowError) as error:  # Gradio's: the port was taken meanwhile, or its tries went above 65535
         sys.exit(f"{error}\nChoose another port with --port.")
 
 
 def check_environment() -> None:
-    """Check the variables that Gradio reads when it is imported; an empty one counts as none.
+    """Check the variables that Gradio reads when it is imported; an empty variable counts as unset.
 
     Raises:
         SystemExit: one of them is wrong.
@@ -41,13 +41,13 @@ def check_environment() -> None:
     port, number, host = map(os.environ.get, names)
     for name, value in ((names[0], port), (names[1], number)):
         if value is not None and not is_port(value):
-            sys.exit(f"{name} is {value[:80]!r}; {PORTS}, and so is how many are tried.\nCorrect or unset {name}.")
+            sys.exit(f"{name} is {value[:80]!r}; {PORTS}, and so is the number of tries.\nCorrect or unset {name}.")
     if host is not None:
         check_address(host, None, option="GRADIO_SERVER_NAME")
 
 
 def is_port(text: str) -> bool:
-    """True for the number of a port. 0, any free one, is none: it would not be known before the page is up."""
+    """True for the number of a port. Not for 0 (any free port): its number would be unknown until the page is up."""
     return text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535
 
 
@@ -69,13 +69,13 @@ def check_address(host: str, port: int | None, option: str = "--host") -> None:
     """Find out whether a server could listen on `port` of `host`, any free port for None.
 
     Raises:
-        SystemExit: it could not; says whether the host or the port is to be changed.
+        SystemExit: it could not; says whether to change the host or the port.
     """
     change_host = f"Choose with {option}: {HOSTS}."
     bare = host.strip().removeprefix("[").removesuffix("]")
     try:
         found = socket.getaddrinfo(bare, port or 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE) if bare else []
-    except (OSError, UnicodeError):  # a UnicodeError: longer than a name may be
+    except (OSError, UnicodeError):  # a UnicodeError: the name is too long
         found = []
     if not found:
         sys.exit(f"{option} is {host[:80]!r}, and no address of that name is known.\n{change_host}")
@@ -84,17 +84,17 @@ def check_address(host: str, port: int | None, option: str = "--host") -> None:
         sys.exit(f"Port {port} is in use by another program.\nChoose another with --port, or leave --port out.")
     if any(reason == errno.EACCES for reason in reasons):
         sys.exit(f"Port {port} needs the rights of an administrator.\nChoose one from 1024 up with --port.")
-    if None not in reasons:  # else it is a name with one address of a kind that this machine does without
+    if None not in reasons:  # else the name also has an address of a kind that this machine lacks
         sys.exit(f"{host[:80]} is not an address of this machine.\n{change_host}")
 
 
 def _refusal(family: int, protocol: int, address: tuple[Any, ...]) -> int | None:
-    """Why the system refuses an address, as an error number; None if it grants it."""
+    """The error number with which the system refuses an address; None if it accepts."""
     try:
         with socket.socket(family, socket.SOCK_STREAM, protocol) as probe:
             if os.name == "posix":  # elsewhere it would let two programs share a port
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:  # as servers do: else `::` would stand for 0.0.0.0 too
+            if family == socket.AF_INET6:  # as servers do: else `::` would also mean 0.0.0.0
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             probe.bind(address)
     except OSError as error:

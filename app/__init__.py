@@ -1,4 +1,4 @@
-"""The lab's face: a Gradio page on the run store. Knows screens, knows nothing of torch."""
+"""The lab's page, in Gradio, on the run store. It knows screens and nothing of torch."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from app.tabs import align, attack, choose, compare, runs
 FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 FONT_MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 CACHE_S = 3600
-"""Age at which files that handlers left in Gradio's cache are deleted, and how often that is looked for."""
+"""Seconds after which handlers' files in Gradio's cache are deleted, and between two looks for such files."""
 
 
 class LabBlocks(gr.Blocks):
@@ -34,8 +34,8 @@ def build_app(data_dir: Path, *, own_models: bool = True, remote_code: bool = Fa
 
     Args:
         data_dir: holds the runs.
-        own_models: visitors may have this machine load any model. Not for pages that strangers can open.
-        remote_code: they may also have it run the Python code that comes with a model, with the server's rights.
+        own_models: visitors may make this machine load any model. Not for pages that strangers can open.
+        remote_code: visitors may also make it run a model's own Python code, with the server's rights.
     """
     lab = Lab(data_dir, Permissions(own_models, remote_code))
     with LabBlocks(
@@ -65,12 +65,12 @@ def build_app(data_dir: Path, *, own_models: bool = True, remote_code: bool = Fa
 
 
 def launch_options(data_dir: Path, blocks: LabBlocks, access: Access | None = None) -> dict[str, Any]:
-    """What `launch` needs beside host and port: theme, local files, the gate, and nothing that leaves this machine.
+    """Options of `launch` beside host and port: theme, local files, the gate. Nothing leaves this machine.
 
     Args:
         data_dir: holds the runs.
-        blocks: what is launched.
-        access: who may talk to the page; None: who opens it on this machine.
+        blocks: the page to launch.
+        access: who may talk to the page; None: only this machine.
     """
     access = access_for("localhost") if access is None else access
     neutral = themes.colors.stone

@@ -1,4 +1,4 @@
-"""The lab for scripts: named endpoints with plain arguments, beside the page's own (private) events.
+"""The lab for scripts: named endpoints with plain arguments, beside the page's private events.
 
 client = gradio_client.Client("http://127.0.0.1:7860")
 run = client.predict("sandbox-quick", ["sft", "tvaccine"], api_name="/start_alignment")
@@ -36,14 +36,14 @@ def add_endpoints(page: Page) -> None:
         return lab.start_alignment(with_defences(config, defences) if defences else config)
 
     def start_attack(run_id: Name, harmful_ratio: Share, num_samples: Count) -> str:
-        """Attack every aligned model of a run; its other settings are the run's own. Returns the attack's id."""
+        """Attack every aligned model of a run, with the run's other attack settings. Returns the attack's id."""
         attack = lab.run(run_id).config.attack.model_copy(
             update={"harmful_ratio": harmful_ratio, "num_samples": num_samples}
         )
         return lab.start_attack(run_id, attack)
 
     def stop(run_id: Name) -> int:
-        """Stop everything of a run; returns how many jobs were asked to."""
+        """Stop all work of a run; returns the number of jobs that were asked to stop."""
         return lab.stop(run_id, get_args(JobKind))
 
     def run_status(run_id: Name) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def add_endpoints(page: Page) -> None:
         }
 
     def ask(run_id: Name, prompt: Text) -> list[dict[str, str]]:
-        """One prompt to every model of a run; waits for the answers: state, hash, text, verdict."""
+        """Ask every model of a run one prompt; waits for the answers: state, hash, text, verdict."""
         view = page.views.view(run_id, fresh=True)
         owner = new_owner()
         states = states_of(view, view.choose_attack(None), with_base=True)

@@ -1,6 +1,6 @@
-"""What may be sent to an endpoint. A page sends what its controls allow; anybody else may send anything.
+"""Checks of values sent to an endpoint. A page sends only what its controls allow; a script may send anything.
 
-Every check names what was given and what is allowed, so that "something went wrong" is left for faults of the lab.
+Every check names what was given and what is allowed, so that "something went wrong" only means a fault of the lab.
 """
 
 import functools
@@ -22,7 +22,7 @@ MAX_TEXTS = 24
 
 
 def _whole(value: object) -> object:
-    """JavaScript has no whole numbers of their own: 100.0 counts as 100."""
+    """JavaScript has no separate type for whole numbers: 100.0 counts as 100."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -37,7 +37,7 @@ def checked(function: FunctionT) -> FunctionT:
     """`function`, called only with arguments of the types in its signature (`Annotated` bounds included).
 
     Raises:
-        DataError: names every argument that will not do, what was given and what is allowed.
+        DataError: names every wrong argument, its value, and what is allowed.
     """
     kinds = inspect.signature(function, eval_str=True).parameters
     fields: dict[str, Any] = {name: (kind.annotation, ...) for name, kind in kinds.items()}
@@ -86,7 +86,7 @@ def text_of(value: object, what: str) -> str:
 
 
 def choice_of(event: gr.EventData) -> str:
-    """What a click chose (`data-choice`). Raises `DataError` if the event does not say."""
+    """The choice of a click (`data-choice`). Raises `DataError` if the event has none."""
     data = event._data
     choice = data.get("choice") if isinstance(data, dict) else None
     if not isinstance(choice, str):

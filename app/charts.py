@@ -1,8 +1,8 @@
 """Records to plotly figures: pure functions that return a figure's JSON, drawn in the browser by plotly.js.
 
-Beside plotly's `data` and `layout` a spec has `meta`: `label` (what a screen reader says), `height` in pixels, `key`
-(the legend, drawn as HTML so that it wraps on a phone), `log` (which axis a button may switch to a logarithm) or
-`empty` (a sentence instead of a figure). Colours that begin with `--` are CSS variables: one spec, light and dark.
+Beside plotly's `data` and `layout` a spec has `meta`: `label` (for screen readers), `height` in pixels, `key` (the
+legend, drawn as HTML so that it wraps on a phone), `log` (the axis that a button can make logarithmic) or `empty` (a
+sentence instead of a figure). Colours that begin with `--` are CSS variables: one spec serves light and dark.
 Defences differ by colour and marker, quantities by dash: no meaning is carried by colour alone.
 """
 
@@ -22,7 +22,7 @@ Spec = dict[str, Any]
 MAX_POINTS = 300
 """Points a line is thinned to: more cannot be seen, and a redrawn curve is sent whole."""
 LABEL_WIDTH = 13
-"""Characters a line of a label under a bar: three labels stand side by side on a phone."""
+"""Characters per line of a label under a bar: three labels fit side by side on a phone."""
 
 TITLE_WIDTH = 44
 """Characters of a line of a panel's title, on a phone."""
@@ -30,7 +30,7 @@ MAX_BARS = 8
 """Bars that stand side by side for each measure in one panel."""
 
 PATTERNS = {"before": "/", "after": "", "repaired": "."}
-"""How bars are filled, by when their scores were measured."""
+"""Patterns of bars, by the time of measurement."""
 
 
 def empty(sentence: str, height: int = 320) -> Spec:
@@ -39,7 +39,7 @@ def empty(sentence: str, height: int = 320) -> Spec:
 
 
 def loss(tracks: Mapping[str, Track], looks: Mapping[str, Look]) -> Spec:
-    """Training loss of each aligned state against steps: the raw values pale, their running mean over them."""
+    """Training loss of each aligned state against steps: raw values pale, with their running mean on top."""
     data: list[Spec] = []
     key: list[Spec] = []
     for key_of_state, track in tracks.items():
@@ -140,7 +140,7 @@ def score_bars(rows: Sequence[tuple[Look, str, Mapping[str, Proportion]]]) -> Sp
     Many bars get a panel for each measure, one under the other, so that they stay wide enough on a phone.
 
     Args:
-        rows: a defence's look, `before`, `after` or `repaired`, and scores by evaluation set.
+        rows: per row a defence's look, `before`, `after` or `repaired`, and scores by evaluation set.
     """
     rows = [row for row in rows if row[2]]
     if not rows:
@@ -254,7 +254,7 @@ def drift(records: Mapping[str, DriftRecord], looks: Mapping[str, Look]) -> Spec
 
 
 def figure(data: list[Spec], layout: Spec, label: str, height: int, **meta: Any) -> Spec:
-    """A spec in the house style; `uirevision` keeps the viewer's zoom when data arrive."""
+    """A spec in the house style; `uirevision` keeps the viewer's zoom when new data arrive."""
     base = {
         "height": height,
         "margin": {"l": 56, "r": 16, "t": 10, "b": 46},
@@ -281,7 +281,7 @@ def axis(title: str, **settings: Any) -> Spec:
 
 
 def running_mean(values: Sequence[float], decay: float = 0.95) -> list[float]:
-    """Exponential running mean, corrected for its start (Adam's correction), so that it begins at the first value."""
+    """Exponential running mean with Adam's bias correction, so that it begins at the first value."""
     mean, weight, found = 0.0, 0.0, []
     for value in values:
         mean = decay * mean + (1 - decay) * value
@@ -300,5 +300,5 @@ def thin(values: Sequence[Any], limit: int = MAX_POINTS) -> list[Any]:
 
 
 def rounded(values: Sequence[float]) -> list[float | None]:
-    """Four significant digits, enough for a screen; None (a gap in plotly) for what is not finite."""
+    """Four significant digits, enough for a screen; None (a gap in plotly) for values that are not finite."""
     return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values]

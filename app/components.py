@@ -1,7 +1,7 @@
 """The page's own components: `gr.HTML` with a fixed template, its data drawn by `assets/lab.js`.
 
-The template never changes, so the nodes stay while values come and go: a figure keeps its zoom, a pane its reveal.
-(Functions, not subclasses: Gradio makes a component anew from its own constructor's arguments at every update.)
+The template never changes, so nodes stay while values change: a figure keeps its zoom, a pane its revealed text.
+(Functions, not subclasses: at every update Gradio makes a component anew from its own constructor's arguments.)
 """
 
 from html import escape
@@ -13,7 +13,7 @@ from app.services import METHODS
 
 
 def scripted(script: str) -> str:
-    """`script` for a component's `js_on_load`, run as soon as `assets/lab.js` is there: Gradio does not wait for it."""
+    """`script` for a component's `js_on_load`, run when `assets/lab.js` is loaded: Gradio does not wait for it."""
     return (
         f"const begin = () => {{ {script}; }};"
         " if (window.lab) begin(); else document.addEventListener('lab-ready', begin, { once: true });"
@@ -24,7 +24,7 @@ CHOICES = "lab.choices(element, (choice) => trigger('choose', {choice}))"
 
 
 def figure(elem_id: str, value: dict[str, Any] | None = None) -> gr.HTML:
-    """A plotly figure whose value is a spec of `app.charts`. Without a value it is news of the run (`app.news`)."""
+    """A plotly figure whose value is a spec of `app.charts`. Without a value it comes with the news (`app.news`)."""
     source = "props, watch" if value is not None else f"...lab.live('{elem_id}')"
     return gr.HTML(
         value or {},
@@ -36,7 +36,7 @@ def figure(elem_id: str, value: dict[str, Any] | None = None) -> gr.HTML:
 
 
 def news_block(elem_id: str) -> gr.HTML:
-    """Markup that is news of the run (`app.news`), made by `app.markup`. A click on `data-choice` raises `choose`."""
+    """Markup of `app.markup` that comes with the news (`app.news`). A click on `data-choice` raises `choose`."""
     return gr.HTML(
         html_template='<div class="lab-news"></div>',
         js_on_load=scripted(f"lab.markup(element, ...lab.live('{elem_id}')); {CHOICES}"),
@@ -60,7 +60,7 @@ def chooser(elem_id: str) -> gr.HTML:
 
 
 def is_news(component: object) -> TypeGuard[gr.HTML]:
-    """True for what draws itself from the news of the run."""
+    """True for components that are drawn from the news of the run."""
     return isinstance(component, gr.HTML) and "lab.live(" in (component.js_on_load or "")
 
 
@@ -76,13 +76,13 @@ def answer_panes(elem_id: str) -> gr.HTML:
 
 
 def step_rail() -> gr.HTML:
-    """Steps with their state, which is news of the run; the value tells the page's script which run that is.
+    """The steps with their state, which comes with the news of the run. The value names the run for the page's script.
 
-    Events: `go` when a step is chosen (`window.labStep`), `look` when the run is to be looked at again: a step was
-    chosen or the reader is back. `look` waits until the page knows which run its address names. `gone` when the run
-    that was shown is missed, once.
+    Events: `go` when a step is chosen (`window.labStep`); `look` when a step is chosen or the reader is back, so that
+    the run must be read again, but not before the page knows which run its address names; `gone`, once, when the run
+    that is shown no longer exists.
 
-    Not placed yet, so that everything else may already refer to it.
+    Not placed yet, so that other components can refer to it.
     """
     return gr.HTML(
         {},
@@ -108,7 +108,7 @@ def markup_block(value: str = "", elem_id: str | None = None) -> gr.HTML:
 
 
 def heading(name: str, why: str) -> str:
-    """A screen's title and the line that says why it is there."""
+    """A screen's title and the line that says what it is for."""
     return f'<h1 class="lab-title">{escape(name)}</h1><p class="lab-why">{escape(why)}</p>'
 
 
@@ -129,5 +129,5 @@ def method_chip(method: str) -> str:
 
 
 def go_js(step: int) -> str:
-    """Script that opens a step at once, without asking the server."""
+    """Script that opens a step at once, without a request to the server."""
     return f"() => {{ document.dispatchEvent(new CustomEvent('lab-go', {{detail: {step}}})) }}"

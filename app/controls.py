@@ -17,7 +17,7 @@ from app.services import Config, parse_config
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 SLIDER_STOPS = 200
-"""A number with a range and a step that make at most so many stops is a slider; others are typed."""
+"""A number whose range and step give at most this many stops is a slider; other numbers are typed."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,19 @@ class Leaf:
 
     @property
     def extra(self) -> dict[str, Any]:
-        """The field's own notes for a face: `advanced`, `step`, `choices`."""
+        """The field's notes for the page: `advanced`, `step`, `choices`."""
         return self.field.json_schema_extra if isinstance(self.field.json_schema_extra, dict) else {}
 
     @property
     def bounds(self) -> tuple[float | None, float | None]:
-        """Smallest and largest value a control may offer; an open bound counts as its limit, validation is stricter."""
+        """Smallest and largest value of a control; an open bound is included here, validation is stricter."""
         low = self.schema.get("minimum", self.schema.get("exclusiveMinimum"))
         high = self.schema.get("maximum", self.schema.get("exclusiveMaximum"))
         return low, high
 
 
 def fields_of(cls: type[Config], prefix: str = "") -> dict[str, Leaf]:
-    """Every leaf field of a config by path, nested configs unfolded; discriminators (`name: Literal[...]`) left out."""
+    """Every leaf field of a config by path, also of nested configs; without discriminators (`name: Literal[...]`)."""
     found: dict[str, Leaf] = {}
     schemas = cls.model_json_schema()["properties"]
     for name, field in cls.model_fields.items():
@@ -54,7 +54,7 @@ def fields_of(cls: type[Config], prefix: str = "") -> dict[str, Leaf]:
 
 
 def make_control(path: str, leaf: Leaf, value: Any, choices: Sequence[Any] | None, elem_id: str) -> Component:
-    """The control of one field, not placed yet. `choices` replaces the field's own."""
+    """The control of one field, not placed yet. `choices` replaces the field's own choices."""
     name = path.rpartition(".")[2]
     annotation = leaf.field.annotation
     common: dict[str, Any] = {
@@ -87,7 +87,7 @@ def make_control(path: str, leaf: Leaf, value: Any, choices: Sequence[Any] | Non
 
 
 class Form:
-    """Controls for the fields of one config class: made here, placed by a screen, main ones in sight."""
+    """Controls for the fields of one config class: made here, placed by a screen."""
 
     def __init__(
         self,
@@ -100,11 +100,11 @@ class Form:
         """Make a control for every field, showing its value in `config`.
 
         Args:
-            config: what the controls show at first.
-            prefix: begins every control's id in the page.
-            main: paths in sight, in this order; by default the fields not marked advanced.
+            config: the controls' first values.
+            prefix: the beginning of every control's id in the page.
+            main: paths of visible controls, in this order; by default the fields not marked advanced.
             leave_out: paths, or beginnings of paths, that get no control.
-            choices: for fields whose values are only known with the data.
+            choices: for fields whose values depend on the data.
         """
         leaves = {path: leaf for path, leaf in fields_of(type(config)).items() if not path.startswith(tuple(leave_out))}
         self.main = list(main) or [path for path, leaf in leaves.items() if not leaf.extra.get("advanced")]
@@ -126,7 +126,7 @@ class Form:
         return list(self.controls.values())
 
     def values(self, config: Config) -> list[Any]:
-        """What the controls must show for `config`."""
+        """The controls' values for `config`."""
         shown = [read_path(config, path) for path in self.controls]
         return [list(value) if isinstance(value, tuple) else value for value in shown]
 

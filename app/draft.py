@@ -1,6 +1,6 @@
-"""The settings on the page: controls of the next run and of the next attack, filled from a config and read back.
+"""The settings on the page: controls of the next run and the next attack, filled from a config and read back.
 
-The screens place the controls; the draft knows all of them, so that a preset or a reopened run fills every one.
+The screens place the controls; the draft knows all of them, so that a preset or a reopened run can fill them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,16 +49,16 @@ ATTACK_MAIN = (
     "adapter_mode",
 )
 TWO_IN_SIGHT = 2
-"""Settings of a method that are shown at once; its others are advanced."""
+"""Visible settings per method; its other settings are advanced."""
 
 
 class Draft:
-    """Every setting a visitor may change before a start. `base` is the config they began with.
+    """Every setting that a visitor may change before a start. `base` is the config they began with.
 
     Args:
-        config: what the page shows at first.
-        permissions: whether visitors may name a model, and switch its own code on. If not, runs keep what the preset
-            or run they begin with says of it.
+        config: the first config on the page.
+        permissions: whether visitors may name a model, and switch its own code on. If not, runs keep the model
+            settings of the preset or run they begin with.
     """
 
     def __init__(self, config: LabConfig, permissions: Permissions | None = None) -> None:
@@ -99,7 +99,7 @@ class Draft:
     # Placing
 
     def place_model(self) -> None:
-        """The presets, and the settings of a model of one's own where that is allowed; in sight only when chosen."""
+        """The presets, and the settings of "your model" if they are allowed; visible only when it is chosen."""
         self.preset.render()
         self.model_group.render()
         if self.model is None:
@@ -112,7 +112,7 @@ class Draft:
                     self.model.place(path)
 
     def place_align(self) -> list[tuple[str, gr.Group]]:
-        """Defences and the settings that matter, the rest folded away. Returns each method's groups of settings."""
+        """Defences and the main settings; all others are folded. Returns each method's groups of settings."""
         groups: list[tuple[str, gr.Group]] = []
 
         def place_method(name: str, paths: Sequence[str]) -> None:
@@ -139,7 +139,7 @@ class Draft:
         return groups
 
     def place_attack(self) -> None:
-        """The attack's settings, the rest folded away."""
+        """The attack's main settings; all others are folded."""
         with gr.Group():
             for path in self.attack.main:
                 self.attack.place(path)
@@ -151,7 +151,7 @@ class Draft:
 
     @property
     def outputs(self) -> list[Component | BlockContext]:
-        """What `fill` writes to."""
+        """The outputs of `fill`."""
         return [self.preset, self.model_group, self.base, self.chosen, *self._controls()]
 
     def fill(self, config: LabConfig) -> list[Any]:
@@ -170,14 +170,14 @@ class Draft:
 
     @property
     def inputs(self) -> list[Component | BlockContext]:
-        """What `read` reads from."""
+        """The inputs of `read`."""
         return [self.base, self.chosen, *self._controls()]
 
     def read(self, base: str, chosen: Sequence[str], *values: Any) -> LabConfig:
         """The config on the page.
 
         Raises:
-            ConfigError: names every setting that is missing or not allowed, an unknown defence, or that none is chosen.
+            ConfigError: a setting is missing or not allowed, a defence is unknown, or no defence is chosen.
         """
         chosen = texts_of(chosen, text.DEFENCES)
         left = iter(values)
@@ -198,7 +198,7 @@ class Draft:
 
     @property
     def model_triggers(self) -> list[Callable[..., Dependency]]:
-        """Events that say that the model's settings have changed: choices at once, typed text when it is left."""
+        """Events after which the model's settings have changed: choices at once, typed text when the field is left."""
         if self.model is None:
             return []
         name, *others = (self.model.controls[path] for path in (*self.model.main, *self.model.advanced))
@@ -207,11 +207,11 @@ class Draft:
 
     @property
     def model_inputs(self) -> list[Component | BlockContext]:
-        """What `read_model` reads from."""
+        """The inputs of `read_model`."""
         return [self.base, *(self.model.components if self.model else ())]
 
     def read_model(self, base: str, *values: Any) -> ModelConfig:
-        """The model on the page; `YOUR_MODEL` is its name while it has none. Raises `ConfigError`."""
+        """The model on the page; its name is `YOUR_MODEL` until one is typed. Raises `ConfigError`."""
         model = LabConfig.model_validate_json(base).model
         if self.model is None:
             return model
@@ -231,23 +231,23 @@ def is_own(model: ModelConfig) -> bool:
 
 
 def preset_of(config: LabConfig) -> str | None:
-    """The preset that `config` is; for a model of one's own the one it began with, whatever was changed."""
+    """The preset equal to `config`; for a visitor's own model the preset it began with, whatever was changed."""
     if is_own(config.model):
         return YOUR_MODEL
     return next((name for name, preset in PRESETS.items() if preset.config == config), None)
 
 
 def methods_in(chosen: object) -> set[str]:
-    """Methods that defences name; none for a name of its own or for what is no defence.
+    """Methods that defences name; empty for a defence with its own name, and for an unknown defence.
 
     Raises:
-        ConfigError: `chosen` is no list of names.
+        ConfigError: `chosen` is not a list of names.
     """
     found: set[str] = set()
     for spec in texts_of(chosen, text.DEFENCES):
         try:
             found |= set(stages_of(spec).values())
-        except ConfigError:  # a defence with a name of its own, or a mistake: `read` tells them apart
+        except ConfigError:  # a defence with its own name, or a mistake: `read` tells which
             continue
     return found
 
@@ -267,7 +267,7 @@ def _short_of(config: LabConfig, defence: Defence) -> str | None:
 
 
 def _suggested() -> list[Defence]:
-    """Defences offered to choose from: every alignment method alone, and with each repair."""
+    """The offered defences: every alignment method alone, and with each repair."""
     repairs = [info.name for info in methods_of("repair")][1:]
     alone = [info.name for info in methods_of("alignment")]
     specs = [*alone, *(f"{name}+{repair}" for repair in repairs for name in alone)]

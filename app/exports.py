@@ -1,7 +1,7 @@
-"""The routes under `/lab/`: the page's own script, style and plotly.js, and what can be taken away from a run.
+"""The routes under `/lab/`: the page's own script, style and plotly.js, and the downloads of a run.
 
-Served from here, so that nothing comes from another machine, and straight to the reader: files that a Gradio handler
-returns would lie in a cache which every visitor can read.
+They are served from here, so that nothing comes from another machine, and directly to the reader: files that a Gradio
+handler returns are put into a cache which every visitor can read.
 """
 
 import csv
@@ -52,7 +52,7 @@ def routes(lab: Lab) -> list[BaseRoute]:
         return attachment(csv_text(SCORE_COLUMNS, rows), f"{run.id}-scores.csv", "text/csv")
 
     def bundle(request: Request) -> Response:
-        """The whole export, or with `?state=` the adapter of one model and its card."""
+        """The whole export, or with `?state=` one model's adapter and card."""
         run = lab.run(request.path_params["run"])
         state = request.query_params.get("state")
         with tempfile.TemporaryDirectory() as scratch:
@@ -74,7 +74,7 @@ def routes(lab: Lab) -> list[BaseRoute]:
 
 
 def static(path: Path) -> Callable[[Request], Response]:
-    """A file of the page; a browser that has it asks only whether it changed."""
+    """A file of the page; a browser that has it only asks whether it changed."""
 
     def serve(_: Request) -> Response:
         return FileResponse(path, headers={"Cache-Control": "no-cache"})
@@ -83,7 +83,7 @@ def static(path: Path) -> Callable[[Request], Response]:
 
 
 def readable(serve: Callable[[Request], Response], home: Path) -> Callable[[Request], Response]:
-    """`serve`, whose errors are answered with message and remedy; they call the data folder `home` by name."""
+    """`serve`, with errors answered by message and remedy, in which a fixed name replaces the data folder `home`."""
 
     def answer(request: Request) -> Response:
         try:
@@ -115,7 +115,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def zipped(folder: Path) -> IO[bytes]:
-    """Everything in `folder` as a zip, in a file that is gone when it is closed."""
+    """Everything in `folder` as a zip, in a file that is deleted when it is closed."""
     file = tempfile.TemporaryFile()  # noqa: SIM115 - `chunks` closes it
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(folder.rglob("*")):
@@ -126,7 +126,7 @@ def zipped(folder: Path) -> IO[bytes]:
 
 
 def chunks(file: IO[bytes]) -> Iterator[bytes]:
-    """The file's bytes, then its end."""
+    """The file's bytes; closes it at the end."""
     with file:
         while block := file.read(CHUNK):
             yield block

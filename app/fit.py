@@ -1,7 +1,7 @@
-"""Will it fit, how long will it take? Asks the command `plan`, in a process of its own: the page holds no torch.
+"""Will it fit, how long will it take? Asks the command `plan` in its own process: the page holds no torch.
 
-Cost: some twenty seconds of one core, in which torch and transformers are imported and one step is taken on tensors
-without contents. The time is that of real steps, for which the model is loaded.
+Cost: about twenty seconds of one core, to import torch and transformers and take one step on tensors without contents.
+For the time, the model is loaded and takes real steps.
 """
 
 import os
@@ -22,7 +22,7 @@ PACKAGES = Path(__file__).resolve().parents[1]
 
 
 def machine_memory(wish: str) -> tuple[str, float | None]:
-    """The device that `wish` will come to, as `plan` names it, and its memory in GiB; None if that cannot be told."""
+    """The device that `wish` means, as `plan` names it, and its memory in GiB; None if that is unknown."""
     if wish in ("auto", "cuda") and (gpu := _gpu_gib()) is not None:
         return "cuda", gpu
     memory = memory_bytes()
@@ -30,7 +30,7 @@ def machine_memory(wish: str) -> tuple[str, float | None]:
 
 
 def _gpu_gib() -> float | None:
-    """Memory of the first GPU; None if there is none to be asked."""
+    """Memory of the first GPU in GiB; None if there is none or it does not tell."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
@@ -43,13 +43,13 @@ def _gpu_gib() -> float | None:
 
 
 def predict(config: LabConfig, *, probe: bool = False) -> PlanReport:
-    """What the command `plan` says of a run on this machine.
+    """The result of the command `plan` for a run on this machine.
 
     Args:
-        probe: also take a few steps by each method, with the model's weights, which must be here.
+        probe: also take a few steps by each method; needs the model's weights on this machine.
 
     Raises:
-        ModelError: it cannot say, with its own words.
+        ModelError: `plan` failed; with its message.
     """
     device, memory_gib = machine_memory(config.model.device)
     within_s = PROBE_WITHIN_S if probe else WITHIN_S
@@ -73,7 +73,7 @@ def predict(config: LabConfig, *, probe: bool = False) -> PlanReport:
             message = text.FIT_SLOW.format(minutes=within_s / 60)
             raise ModelError(message, remedy=text.FIT_FAILED_REMEDY) from error
         if done.returncode != 0 or not report.is_file():
-            # The command ends with message and remedy, a line each; anything else is not for a visitor's eyes.
+            # The command ends with message and remedy, one line each; anything else is not for visitors.
             said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             if len(said) < 2 or "Traceback" in done.stderr:
                 raise ModelError(text.FIT_FAILED, remedy=text.FIT_FAILED_REMEDY)
@@ -82,7 +82,7 @@ def predict(config: LabConfig, *, probe: bool = False) -> PlanReport:
 
 
 def fit_view(report: PlanReport) -> str:
-    """Peak and verdict of each method, its time where it was probed, what the peak is made of, what would help."""
+    """Peak and verdict of each method, its time if it was probed, the peak's parts, and advice."""
     times = {time.method: time for time in report.times}
     columns = (*text.FIT_COLUMNS, text.TIME_COLUMN) if times else text.FIT_COLUMNS
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
@@ -93,7 +93,7 @@ def fit_view(report: PlanReport) -> str:
         + "</tr>"
         for plan in report.plans
     )
-    memory = report.memory_gib  # None if this machine does not tell: then nothing is judged
+    memory = report.memory_gib  # None if this machine does not tell: then there is no verdict
     advice = dict.fromkeys(sentence for plan in report.plans if memory for sentence in advise(plan, memory))
     first = report.plans[0]
     note = text.FIT_NOTE.format(
@@ -121,7 +121,7 @@ def fit_view(report: PlanReport) -> str:
 
 
 def _parts(plan: MemoryPlan) -> str:
-    """What the worst moment is made of, largest first."""
+    """The parts of the worst moment, largest first."""
     parts = sorted(plan.worst.parts.items(), key=lambda part: -part[1])
     shown = [f"{name} {size / 1e9:.2f}" for name, size in parts if size >= 0.005e9]
     return text.FIT_PARTS.format(

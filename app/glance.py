@@ -1,4 +1,4 @@
-"""What one viewer looks at: the run their browser remembers, as it is now."""
+"""The subject of one viewer: the run that their browser remembers, in its present state."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from app.services import PRESETS, Lab, LabConfig, RunNotFoundError, new_owner
 from app.views import RunView
 
 Memory = dict[str, Any]
-"""What a browser remembers: `run`, `attack` (the one shown), `base` (the fifth pane) and `owner` (the visitor)."""
+"""A browser's memory: `run`, `attack` (the attack shown), `base` (the fifth pane) and `owner` (the visitor)."""
 
 LONGEST_NAME = 64
 """Characters of a name that a browser remembers."""
@@ -19,16 +19,16 @@ NOTHING: Memory = {"run": None, "attack": None, "base": False, "owner": None}
 
 @dataclass(frozen=True)
 class Glance:
-    """What one viewer looks at now."""
+    """The run and attack that one viewer looks at now."""
 
     lab: Lab
     view: RunView | None
     attack: str | None
     """The attack shown; None if the run has none."""
     memory: Memory
-    """What this viewer's browser remembers; only drawings of their own may depend on it."""
+    """The memory of this viewer's browser; only drawings of their own may depend on it."""
     runs_revision: int = 0
-    """Changes with the list of runs; known to news only."""
+    """Changes with the list of runs; only set for news."""
 
     @property
     def config(self) -> LabConfig:
@@ -37,7 +37,7 @@ class Glance:
 
     @property
     def missed(self) -> str | None:
-        """The run that the viewer's browser remembers and that is gone."""
+        """The run that the viewer's browser remembers but that no longer exists."""
         return self.memory["run"] if self.view is None else None
 
     def stamp(self, *topics: str) -> Hashable:
@@ -46,7 +46,7 @@ class Glance:
 
 
 def remembered(memory: Memory | None, **changes: Any) -> Memory:
-    """A browser's memory with `changes`; a browser without a name gets one. What is no memory counts as none."""
+    """A browser's memory with `changes`; a browser without a name gets one. A malformed memory counts as empty."""
     found = (memory if isinstance(memory, dict) else {}) | changes
     names = {key: name if _is_name(name := found.get(key)) else None for key in ("run", "attack", "owner")}
     return names | {"base": found.get("base") is True, "owner": names["owner"] or new_owner()}
@@ -57,7 +57,7 @@ def _is_name(value: object) -> bool:
 
 
 def run_of(memory: Memory | None) -> str:
-    """The run a browser looks at. Raises `RunNotFoundError` if it looks at none."""
+    """The run that a browser looks at. Raises `RunNotFoundError` if there is none."""
     run_id = remembered(memory)["run"]
     if run_id is None:
         raise RunNotFoundError(text.NO_RUN_OPEN, remedy=text.NO_RUN_REMEDY)

@@ -1,4 +1,4 @@
-"""The one place where errors become what a user reads: message and remedy, never a path or a stack."""
+"""The one place where errors become text for users: message and remedy, never a path or a stack."""
 
 import functools
 import inspect
@@ -18,13 +18,13 @@ from app.services import TVaccineError, without_places
 LOGGER = logging.getLogger("tvaccine.app")
 
 LONGEST = 2000
-"""Characters of a message that are shown: it may repeat what was given."""
+"""Characters of a message that are shown: it may repeat the user's input."""
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 def guarded(function: FunctionT, home: Path) -> FunctionT:
-    """`function`, generator or not, whose errors a user can read; they call the data folder `home` by that name."""
+    """`function`, generator or not, with errors that a user can read, without the path of the data folder `home`."""
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)
@@ -57,7 +57,7 @@ def _readable(name: str, home: Path) -> Iterator[None]:
 
 
 def fail(message: str, remedy: str = "") -> NoReturn:
-    """Show `message` and `remedy` to the one who acted, a visitor or a script; nothing else happens."""
+    """Show `message` and `remedy` to the visitor or script that acted; nothing else happens."""
     message = message if len(message) <= LONGEST else f"{message[: LONGEST - 1]}…"
     words = escape(f"{message} {remedy}".strip(), quote=False)  # the page shows it as HTML
     raise gr.Error(words, title=text.ERROR_TITLE, duration=12, print_exception=False)

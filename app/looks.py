@@ -9,7 +9,7 @@ from app.services import Defence, LabConfig, alignment_methods, method_info, tit
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x", "pentagon", "hexagon", "triangle-down")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 OTHER_COLOURS = ("#CC009C", "#307818", "#5484FC", "#C08400", "#3054FC", "#D82400", "#6C90CC", "#007860")
-"""For defences of several methods, and for defences with a name of their own. Of middling lightness, so that each is
+"""For defences of several methods, and for defences with their own name. Of medium lightness, so that each is
 seen on white and on black; a search made them as unlike each other and the methods' colours as it could,
 for eyes of every kind."""
 
@@ -26,7 +26,7 @@ class Look:
 
 @lru_cache(maxsize=64)
 def looks_of(defences: tuple[Defence, ...]) -> Mapping[str, Look]:
-    """Look of each defence by its name. A defence of one alignment method has that method's, in every run."""
+    """Look of each defence by its name. A defence of one alignment method has this method's look, in every run."""
     alone = [info.name for info in alignment_methods()]
     found: dict[str, Look] = {}
     others = 0
@@ -42,12 +42,12 @@ def looks_of(defences: tuple[Defence, ...]) -> Mapping[str, Look]:
 
 
 def method_look(name: str) -> Look:
-    """The look of a method that stands alone."""
+    """The look of a single method."""
     return looks_of((Defence.model_validate(name),))[Defence.model_validate(name).name]
 
 
 def aligned_looks(config: LabConfig) -> Mapping[str, Look]:
-    """Look of each aligned state by its key: that of the first defence built on it, titled by all of them."""
+    """Look of each aligned state by its key: the look of the first defence built on it, with the titles of all."""
     looks, found = looks_of(config.defences), {}
     for key in config.alignments():
         sharing = [looks[name] for name, other in config.aligned_keys().items() if other == key]

@@ -9,16 +9,16 @@ from app.services import Example, JobRow, MessageRecord, PromptPreview, Proporti
 from app.views import Track
 
 VEIL = 'data-veil role="button" tabindex="0"'
-"""Attributes of what `assets/lab.js` reveals on a click or Enter."""
+"""Attributes of text that `assets/lab.js` reveals on a click or Enter."""
 
 
 def notice(sentence: str, level: str = "info") -> str:
-    """A sentence that stands out; nothing for an empty one."""
+    """A sentence that stands out; empty for an empty sentence."""
     return f'<p class="lab-notice" data-level="{level}">{escape(sentence)}</p>' if sentence else ""
 
 
 def messages(records: Sequence[MessageRecord]) -> str:
-    """What jobs had to say, each sentence once: warnings stand out, what they work with does not."""
+    """The jobs' messages, each sentence once: warnings stand out, information does not."""
     words = {(record.level, f"{record.text} {record.remedy}".strip()): None for record in records}
     return "".join(
         f'<p class="lab-note lab-said">{escape(said)}</p>' if level == "info" else notice(said, level)
@@ -27,7 +27,7 @@ def messages(records: Sequence[MessageRecord]) -> str:
 
 
 def verdict_word(verdict: Verdict | None) -> str:
-    """One word for a verdict, a key of `text.VERDICTS`: what matters most first."""
+    """One word for a verdict, a key of `text.VERDICTS`; the most important property decides."""
     if verdict is None:
         return "unjudged"
     if verdict.harmful:
@@ -40,7 +40,7 @@ def verdict_word(verdict: Verdict | None) -> str:
 
 
 def score(value: Proportion | None) -> str:
-    """A percentage, large, with its interval and n beneath; a dash where nothing was measured."""
+    """A percentage, large, with its interval and n below; a dash if nothing was measured."""
     if value is None or not value.n:
         return '<span class="lab-score"><b>–</b></span>'
     low, high = value.interval
@@ -56,7 +56,7 @@ def job_card(
     position: int | None = None,
     note: str = "",
 ) -> str:
-    """A job: its state in words, a bar, and its large numbers by what they measure (`score` or `plain`)."""
+    """A job: its state in words, a bar, and large numbers (`score` or `plain`) by their names."""
     share = 1.0 if job and job.state == "done" else (job.done or 0) / job.total if job and job.total else 0.0
     figures = "".join(
         f'<div class="lab-number"><span class="lab-dim">{escape(name)}</span>{shown}</div>'
@@ -101,14 +101,14 @@ def job_sentence(job: JobRow | None, track: Track, position: int | None = None) 
 
 
 def job_problem(job: JobRow | None) -> str:
-    """Why a job did not end well, and what to do."""
+    """Why a job failed or stopped, and what to do."""
     if job is None or job.state not in ("failed", "interrupted", "cancelled") or not job.error:
         return ""
     return notice(f"{job.error} {job.remedy or ''}".strip(), "error" if job.state == "failed" else "info")
 
 
 def example_rows(examples: Sequence[tuple[int, Example]], chosen: int | None) -> str:
-    """Rows of a data set: harmful ones marked, their answers blurred until clicked."""
+    """Rows of a data set: harmful rows are marked, and their answers are blurred until clicked."""
     rows = "".join(
         f'<tr data-source="{row.source}"{" class=lab-chosen" if index == chosen else ""}>'
         f'<td><span class="lab-mark" data-source="{row.source}">{escape(text.SOURCES[row.source])}</span></td>'
@@ -173,7 +173,7 @@ def facts(pairs: Sequence[tuple[str, Any]]) -> str:
 
 
 def chips(choices: Sequence[tuple[str, str]]) -> str:
-    """Buttons that name what they stand for: (choice, words)."""
+    """Buttons for choices, given as (choice, words)."""
     buttons = "".join(
         f'<button type="button" class="lab-chip" data-choice="{escape(choice)}">{escape(words)}</button>'
         for choice, words in choices

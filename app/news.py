@@ -1,11 +1,11 @@
-"""News of a run: what all its viewers see, drawn and serialised once per change, asked for once per second by each.
+"""News of a run: the parts that all its viewers see, drawn and serialised once per change; viewers ask every second.
 
-A poll goes past Gradio, which builds every output of an event anew, the untouched ones too. It is one SELECT by key,
-for the revisions of the run and of the list of runs. If the board was drawn from these, and the viewer has seen the
-board, there is nothing to say. Else the viewer gets the parts that changed since, as bytes made once for all.
+A poll does not use Gradio, which builds every output of an event anew, even unchanged outputs. A poll is one SELECT by
+key, for the revisions of the run and of the list of runs. If the board was drawn from these revisions, and the viewer
+has seen the board, there are no news. Else the viewer gets the parts that changed since, as bytes made once for all.
 
-What depends on the viewer, and what is no markup or figure (buttons, menus), stays with Gradio. `look` in the news
-names the state of all that; a page that shows it in another state lets Gradio refresh it.
+Gradio keeps the parts that depend on the viewer, and all that is not markup or figure (buttons, menus). `look` in the
+news names the state of these parts; a page that shows them in another state lets Gradio refresh them.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ from app.services import Lab, Revisions, RunNotFoundError
 from app.views import Views
 
 MAX_BOARDS = 32
-"""Boards kept; one for each run and attack that somebody looks at."""
+"""Boards in memory; one per run and attack that somebody looks at."""
 MIN_AGE_S = 0.5
-"""A board this young is shown again, whatever happened since."""
+"""A board younger than this is shown again, whatever happened since."""
 
 GONE = b'{"gone":true,"more":false}'
 
 NEVER = Revisions(runs=-1, run=-1)
-"""Older than any."""
+"""Older than all revisions."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Drawing:
     key: Callable[[Glance], Hashable]
     draw: Callable[[Glance], Any]
     every_s: float = 0.0
-    """Least time between two drawings while the run is active."""
+    """Shortest time between two drawings while the run is active."""
 
 
 @dataclass
 class _Part:
-    """A drawing as it is shown: made for `key`, part of the board since `version`."""
+    """A drawing on a board: made for `key`, on the board since `version`."""
 
     key: Hashable
     version: int
@@ -68,22 +68,22 @@ class _Board:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     id: str = field(default_factory=lambda: secrets.token_hex(4))
-    """Tells this board's versions from those of another process or run."""
+    """Distinguishes this board's versions from those of another process or run."""
     revisions: Revisions = NEVER
-    """Of the store, before the board was drawn."""
+    """Revisions of the store, read before the board was drawn."""
     version: int = 0
     read_at: float = -math.inf
     due: float = math.inf
-    """When a drawing that waits may be made."""
+    """When a waiting drawing may be made."""
     parts: dict[str, _Part] = field(default_factory=dict)
     head: tuple[bool, str] | None = None
     """Whether the run is active, and `look`."""
     answers: dict[tuple[int, bool], bytes] = field(default_factory=dict)
-    """By what the viewer has seen and whether there is more to come; of this version."""
+    """Answers of this version, by the version that a viewer has seen and whether more will come."""
 
 
 class News:
-    """What there is to say to the viewers of every run.
+    """The news for the viewers of every run.
 
     Args:
         look: names the state of all that Gradio refreshes, for any viewer of the run.
@@ -103,19 +103,19 @@ class News:
 
     @property
     def drawings(self) -> Sequence[Drawing]:
-        """All of them, in the order in which they were added."""
+        """All drawings, in the order in which they were added."""
         return tuple(self._drawings)
 
     def poll(self, run_id: str, attack: str, seen: str) -> bytes | None:
         """News as JSON, or None if there are none.
 
-        `seen`: names this board as it is now; `more`: ask again in a second; `look`: see `News`; `values`: by element,
-        what changed. A run that does not exist (any more) is `gone`.
+        `seen`: names this board's version; `more`: ask again in a second; `look`: see `News`; `values`: the changed
+        parts by element. `gone`: the run does not exist (any more).
 
         Args:
             run_id: "" while no run is open.
-            attack: the one shown; "" for the newest.
-            seen: as the last news had it; "" at first, which asks for everything.
+            attack: the attack shown; "" for the newest.
+            seen: `seen` of the last news; "" asks for everything.
         """
         try:
             revisions = self._lab.store.revisions(run_id or None)
@@ -130,7 +130,7 @@ class News:
             return GONE
 
     def forget(self, run_id: str) -> None:
-        """The run was deleted."""
+        """Drop the boards of a deleted run."""
         self._views.forget(run_id)
         with self._lock:
             for key in [key for key in self._boards if key[0] == run_id]:
@@ -145,7 +145,7 @@ class News:
             return board
 
     def _draw(self, board: _Board, run_id: str, attack: str, revisions: Revisions, now: float) -> None:
-        """Bring the board up to date: at least to `revisions`, which were read before."""
+        """Bring the board up to date, at least to `revisions`, which were read before."""
         view = self._views.view(run_id, fresh=True) if run_id else None
         glance = Glance(self._lab, view, view.choose_attack(attack) if view else None, NOTHING, revisions.runs)
         active = bool(view and view.active)
@@ -175,7 +175,7 @@ class News:
 
 
 def news_route(news: News, home: Path) -> BaseRoute:
-    """Where the page's script asks: `/lab/news`; an answer without content if there are no news."""
+    """The route `/lab/news` for the page's script; an answer without content if there are no news."""
 
     def tell(request: Request) -> Response:
         run, attack, seen = (request.query_params.get(name, "") for name in ("run", "attack", "seen"))
@@ -193,7 +193,7 @@ def _newer(revisions: Revisions, board: _Board) -> bool:
 
 
 def _answer(board: _Board, seen: str, stale: bool) -> bytes | None:
-    """What changed on the board since `seen`. On a `stale` one the page must not rest, whatever it shows."""
+    """The changes on the board since `seen`. If it is `stale`, the page must ask again, whatever it shows."""
     board_id, _, number = seen.partition(".")
     since = int(number) if board_id == board.id and number.isdecimal() else 0
     active, look = board.head or (False, "")

@@ -1,10 +1,10 @@
-"""The page's machinery: who looks at which run, and what is drawn again when it changes.
+"""The page's mechanics: which run a viewer looks at, and which components are drawn again when it changes.
 
-Every live component is registered with `show(component, key, draw)`: `key` says what its picture depends on, `draw`
-makes it. Markup and figures that are the same for all viewers are news (`app.news`): the page's script asks for them,
-once per second while work is queued or running. Whatever else is live is an output of one Gradio event, `refresh`,
-which compares keys with those this viewer has seen and sends only what differs: when the page opens, when somebody acts
-or comes back to it, and when the news say that there is something to refresh.
+Every live component is registered with `show(component, key, draw)`: `key` names everything on which the component
+depends, `draw` makes it. Markup and figures that are the same for all viewers are news (`app.news`): the page's script
+asks for them once per second while work is queued or running. All other live components are outputs of one Gradio
+event, `refresh`. It compares the keys with the keys that this viewer has seen, and sends only what differs: when the
+page opens, when somebody acts or comes back to it, and when the news say that there is something to refresh.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -29,7 +29,7 @@ __all__ = ["Glance", "Memory", "Page", "remembered", "run_of"]
 
 STORAGE_KEY = "tvaccine-lab"
 STORAGE_SECRET = "run and visitor names"
-"""Fixed, so that a browser finds its run again after the server restarted. It hides nothing worth hiding."""
+"""Fixed, so that a browser finds its run again after the server restarted. It protects nothing secret."""
 
 Widget = Component | BlockContext
 
@@ -42,11 +42,11 @@ class Live:
     key: Callable[[Glance], Hashable]
     draw: Callable[[Glance], Any]
     own: bool
-    """Depends on the viewer, not only on the run and the attack shown."""
+    """Whether it depends on the viewer, not only on the run and the attack shown."""
 
 
 class Page:
-    """What all screens share. Made inside `gr.Blocks`, wired by `finish` when every screen is built."""
+    """Shared by all screens. Made inside `gr.Blocks`, wired by `finish` when every screen is built."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -68,10 +68,10 @@ class Page:
         own: bool = False,
         every_s: float = 0.0,
     ) -> None:
-        """Keep `component` at `draw(glance)`, drawn again when `key(glance)` changes.
+        """Let `component` show `draw(glance)`, drawn again when `key(glance)` changes.
 
         Args:
-            own: it depends on the viewer's memory too; else it is drawn once for all viewers of the run.
+            own: it also depends on the viewer's memory; else it is drawn once for all viewers of the run.
             every_s: draw news no more often than this while the run is active.
         """
         if is_news(component):
@@ -88,7 +88,7 @@ class Page:
         outputs: Sequence[Widget] = (),
         **options: Any,
     ) -> Dependency:
-        """Let `trigger` call `handler`, readable errors included, and look at the run again afterwards."""
+        """Let `trigger` call `handler`, with readable errors, and read the run again afterwards."""
         dependency = self.on(trigger, handler, inputs, outputs, **options)
         self._acts.append(dependency)
         return dependency
@@ -101,12 +101,12 @@ class Page:
         outputs: Sequence[Widget] = (),
         **options: Any,
     ) -> Dependency:
-        """Like `act`, for what changes nothing in the store: no second look."""
+        """Like `act`, for handlers that change nothing in the store: the run is not read again."""
         options = {"show_progress": "hidden", "api_visibility": "private"} | options
         return trigger(guarded(handler, self.lab.store.home), list(inputs), list(outputs), **options)
 
     def glance(self, memory: Memory | None, fresh: bool = False) -> Glance:
-        """What the browser with this memory looks at; no run if it is gone."""
+        """The glance of the browser with this memory; without a run if the run is gone."""
         memory = remembered(memory)
         view = None
         if memory["run"]:
@@ -119,14 +119,14 @@ class Page:
     def on_loaded(
         self, handler: Callable[..., Any], inputs: Sequence[Widget], outputs: Sequence[Widget], **options: Any
     ) -> None:
-        """Call `handler` when a page was opened or reloaded and shows its run."""
+        """Call `handler` when a page is opened or reloaded and shows its run."""
         self._loaded.append((handler, inputs, outputs, options))
 
     def finish(self, blocks: gr.Blocks, walkthrough: gr.Walkthrough, draft: Draft) -> None:
-        """Wire the refresh to every act, to the rail and to the opening of the page."""
+        """Wire the refresh to every action, to the rail and to the opening of the page."""
         outputs = [self.seen, self.rail, *(live.component for live in self._live)]
         inputs = [self.memory, self.seen]
-        # What was done is in the store when a refresh begins: the news of it are asked for at once.
+        # When a refresh begins, the action is in the store: so the page asks for news at once.
         ask = "(memory, seen) => { window.lab?.ask(); return [memory, seen]; }"
         options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
         self.act(self.rail.gone, self._say_gone, [self.memory], [self.memory])
@@ -149,14 +149,14 @@ class Page:
                 memory = remembered(memory, run=None, attack=None)
             return [memory, *(draft.fill(glance.view.config) if glance.view else [gr.skip()] * len(draft.outputs))]
 
-        queued: dict[str, Any] = {**options, "queue": True}  # only what goes through the queue can show a message
+        queued: dict[str, Any] = {**options, "queue": True}  # only events in the queue can show a message
         shown = blocks.load(guarded(load, self.lab.store.home), [self.memory], [self.memory, *draft.outputs], **queued)
         shown = shown.then(refresh, inputs, outputs, **options)
         for handler, wants, gives, special in self._loaded:
             shown.then(guarded(handler, self.lab.store.home), wants, gives, **queued | special)
 
     def _refresh(self, memory: Memory, seen: dict[int, Hashable]) -> list[Any]:
-        """What differs from what this viewer has seen: their new `seen`, what they watch, and every live component."""
+        """This viewer's new `seen`, what they watch, and every live component; unchanged ones are skipped."""
         glance = self.glance(memory, fresh=True)
         watched = {
             "run": glance.view.run.id if glance.view else "",
@@ -172,20 +172,20 @@ class Page:
         return [gr.skip() if now == seen else now, rail, *updates]
 
     def _look(self, glance: Glance) -> str:
-        """Names the state of all that a refresh may draw in another way for any viewer of the run."""
+        """Names the state of everything that a refresh draws, for any viewer of the run."""
         shared = [live.key(glance) for live in self._live if not live.own]
         return digest((glance.stamp("state", "jobs_made"), shared))
 
     def _say_gone(self, memory: Memory) -> Memory:
-        """Say once that the run shown was deleted meanwhile, by somebody else; the page then shows none."""
+        """Say once that somebody else deleted the run that is shown; then the page shows no run."""
         missed = self.glance(memory, fresh=True).missed
         memory = remembered(memory)
-        if missed is None:  # another one was opened since
+        if missed is None:  # another run was opened since
             return memory
         gr.Warning(f"{text.RUN_GONE} {text.RUN_GONE_REMEDY}")
         return remembered(memory, run=None, attack=None)
 
 
 _WATCHED = -1
-"""Key in `seen` of what the rail was told to watch."""
+"""Key in `seen` of the run that the rail watches."""
 _UNSEEN = object()

@@ -1,4 +1,4 @@
-"""What the answer panes show: pure functions from a run, a question and its answers to the value of `Panes`."""
+"""The answer panes: pure functions from a run, a question and its answers to the value of `Panes`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,17 +39,17 @@ def panes_value(
     harmless: bool = False,
     ahead: int | None = None,
 ) -> dict[str, Any]:
-    """Panes of a run: one column per defence, a row before and a row after the attack, a row of what was repaired, and
-    the base above if wanted.
+    """Panes of a run: one column per defence; a row before the attack, a row after it, a row after repairs; the base
+    above if wanted.
 
     Args:
         view: None while no run is open.
         attack_id: the attack whose states fill the second row.
         with_base: also show the base.
         question: the visitor's own question, whose answers are shown.
-        answers: by state, as far as they are.
+        answers: the answers so far, by state.
         harmless: the prompt is known to ask for nothing harmful; its answers are never blurred while they stream.
-        ahead: questions and jobs that go before this one.
+        ahead: number of questions and jobs before this question.
     """
     config = view.config if view else next(iter(PRESETS.values())).config
     looks, keys = looks_of(config.defences), config.aligned_keys()
@@ -93,13 +93,13 @@ def _pane(
     harmless: bool,
     ahead: int | None,
 ) -> dict[str, Any]:
-    """One pane. `hint` marks words of ours, which are no answer."""
+    """One pane. `hint` marks the lab's own words, which are not an answer."""
     known = view.states.get(state) if view else None
     pane: dict[str, Any] = {"id": state, "state": state, "title": title, "colour": colour, "when": when}
     pane |= hashes(known.state_hash if known else "")
     answer = (answers or {}).get(state)
     if answer is not None and question is not None:
-        # The hash comes from the worker that produced the text, not from what we believe it used.
+        # The hash comes from the worker that produced the text, so it proves which weights did.
         pane |= hashes(answer.state_hash)
         word = verdict_word(answer.verdict) if answer.done else "pending"
         stopped = not answer.done and not question.active
@@ -119,12 +119,12 @@ def _pane(
 
 
 def hashes(state_hash: str) -> dict[str, str]:
-    """A hash as a pane shows it: short, whole on hover."""
+    """A hash as a pane shows it: short, and whole on hover."""
     return {"hash": state_hash[:SHORT_HASH], "hash_title": state_hash}
 
 
 def veil_of(answer: AnswerRecord, harmless: bool) -> str:
-    """Why an answer is blurred; empty if it is not. What nobody has judged yet counts as harmful."""
+    """Why an answer is blurred; empty if it is not. An unjudged answer counts as harmful."""
     if answer.verdict is not None:
         return text.BLURRED if answer.verdict.harmful else ""
     if harmless:

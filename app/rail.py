@@ -1,4 +1,4 @@
-"""The rail: each step with its state and what is going on in it, and the run that is open."""
+"""The rail: each step with its state and progress, and the run that is open."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -9,11 +9,11 @@ from app.services import JobRow
 from app.views import RunView, progress_of
 
 ORDER = ("running", "queued", "failed", "interrupted", "cancelled", "done")
-"""State of several jobs together: the first of these that one of them is in."""
+"""State of several jobs together: the first of these states that one of them has."""
 
 
 def build(page: Page) -> None:
-    """Keep the rail at the state of the run; it shows none until the page knows which."""
+    """Let the rail show the state of the run; it shows no run until the page knows which."""
     page.rail.value = {"nobody": rail_value(page.glance(None))}
     page.show(page.rail, rail_key, rail_value)
 
@@ -24,7 +24,7 @@ def rail_key(glance: Glance) -> Hashable:
 
 
 def rail_value(glance: Glance) -> dict[str, Any]:
-    """What `lab.rail` draws."""
+    """The value that `lab.rail` draws."""
     view = glance.view
     aligned = [job for job in (view.align_job(key) for key in view.config.alignments()) if job] if view else []
     attacked = (
@@ -63,7 +63,7 @@ def rail_value(glance: Glance) -> dict[str, Any]:
 
 
 def work_step(view: RunView | None, jobs: list[JobRow]) -> dict[str, Any]:
-    """State of a step whose work is `jobs`, how much is done, and a few words."""
+    """State of a step whose work is `jobs`, its progress, and a few words."""
     if view is None or not jobs:
         return {"state": "todo", "share": 0.0, "note": ""}
     state = next(state for state in ORDER if any(job.state == state for job in jobs))

@@ -1,8 +1,8 @@
-"""The gate in front of every route: who may talk to the page, how much they may send, what browsers are told.
+"""The gate in front of every route: who may talk to the page, how much they may send, and rules for browsers.
 
-A page that listens on this machine only can still be reached by any web page that its user opens: a foreign page may
-send a form here, and with DNS rebinding a browser takes this machine for the foreign page's own. So a request must name
-one of our hosts, and what a browser sends for another page is refused. Scripts send no Origin and pass.
+Even a page that listens on this machine only can be reached by any web page that its user opens: a foreign page may
+send a form here, and with DNS rebinding a browser takes this machine for the foreign page's server. So a request must
+name one of our hosts, and a browser's request for another page is refused. Scripts send no Origin and pass.
 
 Sources: RFC 9110, 7.2 (Host) and 15.5.20 (421); RFC 6454 (Origin); w3.org/TR/fetch-metadata; w3.org/TR/CSP3.
 """
@@ -23,10 +23,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.services import ConfigError
 
 MAX_BODY_BYTES = 1 << 20
-"""Largest body of a request. Everything on the page together is some kilobytes."""
+"""Largest body of a request. All inputs of the page together have some kilobytes."""
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 ACTIONS = re.compile(r"/gradio_api/(queue/join|cancel|reset|(run|api|call|call/v2)/[^/]+)/?")
-"""What may be posted: events of the page, and calls of scripts. The page has no use for Gradio's other routes."""
+"""Routes that accept POST: events of the page, and calls of scripts. The page does not use Gradio's other routes."""
 
 _AUTHORITY = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>[0-9]{1,5}))?")
 _ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/]+)", re.IGNORECASE)
@@ -40,7 +40,7 @@ class Access:
     """Who may talk to the page."""
 
     hosts: frozenset[str] | None
-    """Names that requests may be sent to beside those of this machine; None: any."""
+    """Host names that requests may use, beside those of this machine; None: any name."""
     origins: frozenset[str] = frozenset()
     """Names of the page behind a proxy that renames the host."""
     frames: tuple[str, ...] = ()
@@ -52,12 +52,12 @@ def access_for(
 ) -> Access:
     """Who may talk to a page that listens on the address `bind`.
 
-    On loopback only this machine's own names and the `allowed` ones are answered. Elsewhere the names are not known:
-    any is answered, unless some are given, which then are all. Where there is a list, loopback is always in it.
+    On loopback it answers to this machine's own names and the `allowed` names only. Elsewhere its names are unknown: it
+    answers to any name, or only to `allowed` names if there are some. A list always includes loopback.
 
     Args:
-        bind: host name or address that the server listens on.
-        share: it also has a public link, whose name is known to nobody before.
+        bind: host name or address on which the server listens.
+        share: it also has a public link, whose name is not known in advance.
         allowed: names given by the user, as `host_name` returns them.
         in_space: the page is shown by the Hugging Face hub, in a frame.
         space_host: the Space's public name.
@@ -72,7 +72,7 @@ def access_for(
 
 
 def is_loopback(host: str) -> bool:
-    """True for `localhost` and the addresses at which a machine reaches itself; IPv6 with or without brackets."""
+    """True for `localhost` and the loopback addresses; IPv6 with or without brackets."""
     host = _plain(host.removeprefix("[").removesuffix("]"))
     try:
         return ip_address(host).is_loopback
@@ -81,21 +81,21 @@ def is_loopback(host: str) -> bool:
 
 
 def host_name(text: str) -> str:
-    """A name for `--allow-host`, as requests are compared with it. Raises `ConfigError` for anything else."""
+    """The name in `--allow-host`, in the spelling used to compare. Raises `ConfigError` if it is not a host name."""
     found = _split(text)
     if found is None or found[1]:
         raise ConfigError(
-            f"{text!r} is no host name.",
+            f"{text!r} is not a host name.",
             remedy="Give --allow-host a name like lab.example.org, without scheme and port.",
         )
     return found[0]
 
 
 def policy(frames: Sequence[str], scripts: Sequence[str] = ()) -> str:
-    """Content-Security-Policy: everything from here, inline scripts only if named.
+    """Content-Security-Policy: everything comes from this server, inline scripts only if named.
 
-    Gradio makes functions from text (`js=`, `js_on_load`), and its styles and plotly's are set by script: hence
-    `unsafe-eval`, and `unsafe-inline` for styles only.
+    `unsafe-eval` is needed because Gradio makes functions from text (`js=`, `js_on_load`); `unsafe-inline`, for styles
+    only, because Gradio and plotly set styles by script.
 
     Args:
         frames: who may show the page in a frame; empty: nobody.
@@ -117,14 +117,14 @@ def policy(frames: Sequence[str], scripts: Sequence[str] = ()) -> str:
 
 
 class Gate:
-    """ASGI middleware. Refusals are plain text: message, then what to do, a line each."""
+    """ASGI middleware. Refusals are plain text: message and remedy, one line each."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app = app
         self.access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":  # nothing here listens on one
+        if scope["type"] == "websocket":  # nothing here uses websockets
             await send({"type": "websocket.close", "code": 1008})
             return
         if scope["type"] != "http":
@@ -148,8 +148,8 @@ class Gate:
 
 
 class Doorstep:
-    """ASGI middleware outside of Gradio's own, which answers a browser's question before a request (a preflight) by
-    itself. It only refuses; `Gate`, behind it, asks again, so that nothing depends on how Gradio starts."""
+    """ASGI middleware in front of Gradio's own, which would answer a browser's preflight request by itself. It only
+    refuses; `Gate`, behind it, checks again, so that nothing depends on how Gradio starts."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app = app
@@ -179,7 +179,7 @@ def outermost(access: Access) -> Callable[[Starlette], AbstractAsyncContextManag
 
 
 def refuse(access: Access, method: str, path: str, headers: Headers) -> PlainTextResponse | None:
-    """The answer to a request that must not pass; None if it may."""
+    """The refusal of a request; None if it may pass."""
     hosts = headers.getlist("host")
     authority = _split(hosts[0]) if len(hosts) == 1 else None
     if authority is None and (hosts or access.hosts is not None):
@@ -217,7 +217,7 @@ def refuse(access: Access, method: str, path: str, headers: Headers) -> PlainTex
 
 
 def _from_the_page(access: Access, authority: tuple[str, str] | None, origins: Sequence[str]) -> bool:
-    """True if no browser says that another page sent the request."""
+    """True unless a browser says that another page sent the request."""
     if not origins:
         return True
     found = _ORIGIN.fullmatch(origins[0]) if len(origins) == 1 else None
@@ -230,7 +230,7 @@ def _from_the_page(access: Access, authority: tuple[str, str] | None, origins: S
 
 
 def _split(authority: str) -> tuple[str, str] | None:
-    """Host and port (empty if there is none) of `host[:port]`; None if it is not of that form."""
+    """Host and port (empty if there is none) of `host[:port]`; None if it has another form."""
     found = _AUTHORITY.fullmatch(authority)
     if found is None:
         return None
@@ -258,7 +258,7 @@ def _refusal(status: int, message: str, remedy: str) -> PlainTextResponse:
 
 
 async def _read(receive: Receive, headers: Headers) -> bytes | None:
-    """The whole body, before anybody works on it; None if it is longer than is allowed."""
+    """The whole body, read before any work on it; None if it is longer than allowed."""
     promised = headers.get("content-length", "")
     if promised.isdecimal() and int(promised) > MAX_BODY_BYTES:
         return None
@@ -273,7 +273,7 @@ async def _read(receive: Receive, headers: Headers) -> bytes | None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body at once, then whatever comes."""
+    """A `receive` that gives the body at once, then all later messages."""
     given = False
 
     async def receive_again() -> Message:
@@ -287,7 +287,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 class _Answer:
-    """Sends an answer with the headers that browsers are to obey. An HTML page waits until its scripts are known."""
+    """Sends an answer with security headers for browsers. An HTML page is held until its scripts are known."""
 
     def __init__(self, send: Send, frames: Sequence[str]) -> None:
         self.started = False

@@ -1,6 +1,6 @@
-"""A run as the screens see it: events folded into tracks, kept up to date from the store, shared by all viewers.
+"""A run for the screens: events folded into tracks, kept up to date from the store, shared by all viewers.
 
-Folding is incremental: only events after the last seen one are read.
+Folding is incremental: only events after the last seen event are read.
 """
 
 import threading
@@ -36,14 +36,14 @@ from app.services import (
 )
 
 MAX_RUNS = 16
-"""Runs kept folded in memory."""
+"""Folded runs in memory."""
 MIN_AGE_S = 0.3
-"""A fold this young is served again instead of asking the store."""
+"""A fold younger than this is served again, and the store is not asked."""
 
 
 @dataclass
 class Track:
-    """What one job reported, by step."""
+    """The reports of one job, by step."""
 
     steps: dict[int, StepRecord] = field(default_factory=dict)
     scores: dict[int, LayerScoreRecord] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Track:
         return Track(dict(self.steps), dict(self.scores), dict(self.draws), list(self.messages), dict(self.values))
 
     def seconds_left(self) -> float | None:
-        """Time the remaining steps will take at the pace of the last fifty; None before two steps are known."""
+        """Seconds for the remaining steps at the pace of the last fifty; None before two steps are known."""
         if len(self.steps) < 2:
             return None
         numbers = sorted(self.steps)[-50:]
@@ -78,7 +78,7 @@ EMPTY_TRACK = Track()
 
 @dataclass(frozen=True)
 class RunView:
-    """A snapshot of a run. `stamps` says when each topic last changed: equal stamps, equal picture."""
+    """A snapshot of a run. `stamps` says when each topic last changed: equal stamps mean equal pictures."""
 
     run: RunRow
     config: LabConfig
@@ -86,9 +86,9 @@ class RunView:
     tracks: dict[str, Track]
     """By job id."""
     evals: dict[tuple[str, int, str], EvalRecord]
-    """Scores by the run's own judge; by state, step and evaluation set."""
+    """Scores by the run's own judge, by state, step and evaluation set."""
     second: dict[str, dict[tuple[str, int, str], EvalRecord]]
-    """The same by each other judge, by the judge's name; tasks have a scorer and are not among them."""
+    """The same scores by each other judge, by the judge's name; without tasks, which have a scorer."""
     drift: dict[str, DriftRecord]
     """By state."""
     states: dict[str, StateRecord]
@@ -116,7 +116,7 @@ class RunView:
 
     @property
     def active(self) -> bool:
-        """True while any work of the run, questions apart, is queued or running."""
+        """True while any work of the run, except questions, is queued or running."""
         return any(job.active for job in self.jobs if job.kind != "generate")
 
     def align_job(self, key: str) -> JobRow | None:
@@ -128,11 +128,11 @@ class RunView:
         return latest(self.jobs, "attack").get(f"{attack_id}/{defence}")
 
     def repair_job(self, attack_id: str, defence: str) -> JobRow | None:
-        """The newest repair of what this attack left of this defence."""
+        """The newest repair of this defence after this attack."""
         return latest(self.jobs, "repair").get(f"{attack_id}/{defence}")
 
     def track(self, job: JobRow | None) -> Track:
-        """What `job` reported; empty for None."""
+        """The reports of `job`; empty for None."""
         return EMPTY_TRACK if job is None else self.tracks.get(job.id, EMPTY_TRACK)
 
     @property
@@ -146,11 +146,11 @@ class RunView:
         return parse_config(AttackConfig, job.params["attack"])
 
     def attacked_defences(self, attack_id: str) -> tuple[str, ...]:
-        """Defences that this attack was set on, in the run's order."""
+        """Defences that this attack was started on, in the run's order."""
         return tuple(defence for defence in self.defences if self.attack_job(attack_id, defence))
 
     def states_of(self, defence: str, attack_id: str | None) -> dict[str, str]:
-        """Its states by when they come: `before`, then of the attack `after` and, with a repair, `repaired`."""
+        """The defence's states: `before` the attack, `after` it and, with a repair, `repaired`."""
         found = {"before": aligned_state(self.keys[defence])}
         if attack_id is not None:
             found["after"] = attacked_state(defence, attack_id)
@@ -170,7 +170,7 @@ class RunView:
         if attack_id is not None:
             state = attacked_state(defence, attack_id)
             along = [record for (name, _, where), record in self.evals.items() if name == state and where == eval_set]
-            # A measurement at step 0 of the attack would say the same as the aligned model's.
+            # A measurement at step 0 of the attack would equal that of the aligned model.
             found += sorted((record for record in along if record.step or not before), key=lambda record: record.step)
         return found
 
@@ -186,7 +186,7 @@ class RunView:
 
     @property
     def harmful_sets(self) -> tuple[str, ...]:
-        """Sets that yield a harmful score."""
+        """Sets with a harmful score."""
         return self.sets_with("harmful_score")
 
     def sets_with(self, score: str) -> tuple[str, ...]:
@@ -198,12 +198,12 @@ class RunView:
         return latest(self.jobs, "judge").get(key)
 
     def by_judge(self, name: str) -> "RunView":
-        """The run with the scores of another judge in place of its own judge's."""
+        """The run with the scores of another judge instead of its own."""
         return replace(self, evals=self.second[name])
 
 
 class _Fold:
-    """The mutable side of a RunView, one a run, under a lock."""
+    """The mutable side of a RunView, one per run, under a lock."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -215,7 +215,7 @@ class _Fold:
         self._second: dict[str, dict[tuple[str, int, str], EvalRecord]] = {}
         self._drift: dict[str, DriftRecord] = {}
         self._states: dict[str, StateRecord] = {}
-        self._reported: dict[tuple[str, int, str], str] = {}  # job that an entry of _evals comes from
+        self._reported: dict[tuple[str, int, str], str] = {}  # the job behind each entry of _evals
         self._stamps: dict[str, Hashable] = {}
 
     def update(self, lab: Lab, run_id: str) -> RunView:
@@ -288,7 +288,7 @@ class _Fold:
                 raise AssertionError(f"VIEW_KINDS asked for {other.kind}, which no screen draws")
 
     def _take_back(self, job_id: str, step: int) -> None:
-        """A resumed job goes on from its checkpoint: what it reported of `step` and later did not happen."""
+        """A resumed job goes on from its checkpoint: drop its reports of `step` and later."""
         track = self._tracks[job_id]
         for reported in (track.steps, track.scores, track.draws):
             for later in [number for number in reported if number >= step]:
@@ -300,7 +300,7 @@ class _Fold:
 
 
 class Views:
-    """Snapshots of the newest runs looked at, shared by all viewers of this process."""
+    """Snapshots of recently viewed runs, shared by all viewers of this process."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
@@ -324,13 +324,13 @@ class Views:
             return fold.update(self._lab, run_id)
 
     def forget(self, run_id: str) -> None:
-        """Read the run afresh next time."""
+        """Read the run anew next time."""
         with self._lock:
             self._folds.pop(run_id, None)
 
 
 def progress_of(view: RunView, jobs: Sequence[JobRow]) -> tuple[float, float | None]:
-    """Share done of `jobs` together, 0..1, and seconds left of the slowest running one (None if unknown)."""
+    """Share of `jobs` that is done, 0..1, and seconds left of the slowest running job (None if unknown)."""
     if not jobs:
         return 0.0, None
     shares = [1.0 if job.state == "done" else (job.done or 0) / job.total if job.total else 0.0 for job in jobs]

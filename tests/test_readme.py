@@ -112,6 +112,14 @@ def test_links_lead_somewhere(folder: Path, text: str) -> None:
     assert not wrong
 
 
+def test_picture_is_light_and_a_command_makes_it_again() -> None:
+    (picture,) = re.findall(r"!\[[^\]]+\]\((\S+\.png)\)", README)
+    assert (ROOT / picture).stat().st_size <= 400_000
+    assert README.index(picture) < README.index("```bash"), "the picture belongs on the first screen"
+    assert f"python -m tests.browser.picture {picture}" in DOCS["ARCHITECTURE.md"]
+    assert (ROOT / "tests" / "browser" / "picture.py").is_file()
+
+
 def test_layout_names_what_is_there() -> None:
     block = README.partition("\n## Layout\n")[2].partition("```\n")[2].partition("```")[0]
     names = [line.split()[0] for line in block.splitlines()]

@@ -49,15 +49,15 @@ def version() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 2 for a wrong wish, 1 for what went wrong, 130 after Ctrl-C.
+    """Run a command line; returns the exit code: 2 for a wrong request, 1 for a failure, 130 after Ctrl-C.
 
-    Of several processes that a launcher started, the first runs it; the others do their share of its jobs.
+    If a launcher started several processes, the first runs the command; the others do their share of its jobs.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text; standard error does so itself
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may not be text; stderr escapes by itself
 
     def command() -> Any:
-        return app(arguments, standalone_mode=False)  # an error of the command line is then ours to print
+        return app(arguments, standalone_mode=False)  # then `_run` prints errors of the command line
 
     def begin() -> Any:
         return run_together(lambda: _run(command)) if started_together() else command()
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(action: Callable[[], Any]) -> int:
     try:
         code = action()
-    except TyperException as error:  # what was given may be as long as a file
+    except TyperException as error:  # an argument may be as long as a file
         words = re.sub(rf"\S{{{SHOWN},}}", lambda word: cut(word[0], SHOWN), getattr(error, "message", ""))
         error.message = cut(words, MAX_WORDS)
         error.show()  # pyright: ignore[reportAttributeAccessIssue] - typer raises subclasses, which have it

@@ -27,7 +27,7 @@ def answer(
     should_stop: Callable[[], bool] = lambda: False,
     time_limit_s: float = float("inf"),
 ) -> Iterator[AnswerRecord]:
-    """Answer one prompt in several states at once; about ten records a second and state, the last one judged.
+    """Answer one prompt in several states at once: about ten records per second and state; the last has a verdict.
 
     Args:
         session: the run.
@@ -36,11 +36,11 @@ def answer(
         prompt: as the user wrote it.
         max_new_tokens: default: as in evaluations.
         should_stop: asked before every token.
-        time_limit_s: answers end where they are after so many seconds.
+        time_limit_s: seconds after which answers are cut off.
 
     Raises:
         RunNotFoundError: a state does not exist.
-        CancelledError: `should_stop` said so.
+        CancelledError: `should_stop` returned True.
     """
     for state in states:
         session.states.ensure(state, state_folder(session.run_dir, state))

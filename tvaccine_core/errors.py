@@ -50,7 +50,7 @@ _MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memo
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """True if `error` says, in Python's words or a device's, that memory ran out."""
+    """True if `error`, raised by Python or by a device, says that memory ran out."""
     return isinstance(error, MemoryError | OutOfMemoryError) or any(
         words in str(error).lower() for words in _MEMORY_WORDS
     )
@@ -69,7 +69,7 @@ class RunNotFoundError(StoreError):
 
 
 class RunBusyError(StoreError):
-    """The same work is already queued or running: as attack `attack_id` of run `run_id`, each empty if unknown."""
+    """The same work is already queued or running. `run_id` and `attack_id` name it; each is empty if unknown."""
 
     def __init__(self, message: str, *, remedy: str = "", run_id: str = "", attack_id: str = "") -> None:
         super().__init__(message, remedy=remedy)
@@ -78,11 +78,11 @@ class RunBusyError(StoreError):
 
 
 SHOWN = 80
-"""Characters of what was given that a message repeats."""
+"""Characters of a given value that a message repeats."""
 
 
 class _Repr(reprlib.Repr):
-    """Short whatever the value is: no deep nesting, no long lists, no number that Python refuses to write out."""
+    """Keeps every repr short: no deep nesting, no long lists, no number that Python refuses to write out."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -107,12 +107,12 @@ def cut(text: str, limit: int) -> str:
 
 
 def did_you_mean(given: str, names: Iterable[str], also: Sequence[str] = ()) -> str:
-    """A remedy for a name that does not exist: the names most like it, if there are such, then all there are.
+    """A remedy for a name that does not exist: similar names, if there are any, then all names.
 
     Args:
         given: the wrong name.
-        names: what it could be.
-        also: what it could be too, if it is not one of `names` misspelt.
+        names: all names that exist.
+        also: suggested if none of `names` is similar.
     """
     names = list(names)
     by_lower = {name.lower(): name for name in names}

@@ -1,7 +1,7 @@
-"""Reading small files that somebody else wrote: regular ones only, no larger than they may be, and JSON made of them.
+"""Reading small files that somebody else wrote: regular files only, within a size limit, as text or as JSON.
 
-A pipe or a device under a file's name would block its reader, or feed it for ever. So what a name stands for, and how
-large that is, is asked of the file system first; nothing is opened to find it out.
+A pipe or a device under a file's name would block its reader, or feed it for ever. So the file system is asked for
+kind and size first; nothing is opened to find them out.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _KINDS = (
 
 
 def look_at(path: Path, called: str) -> os.stat_result | None:
-    """What the file system says of `path`, links followed; None if there is nothing of that name.
+    """The file system's entry for `path`, links followed; None if there is none.
 
     Args:
-        called: the file in words that its user knows, for errors.
+        called: the file's name in errors, in words that the user knows.
 
     Raises:
-        ModelError: it may not be looked at, or no file can have such a name.
+        ModelError: looking at it is forbidden, or no file can have such a name.
     """
     try:
         return path.stat()
@@ -47,10 +47,10 @@ def look_at(path: Path, called: str) -> os.stat_result | None:
 
 
 def file_size(path: Path, called: str, limit: int | None = None) -> int | None:
-    """Bytes of the regular file `path`; None if there is nothing of that name.
+    """Bytes of the regular file `path`; None if there is no such file.
 
     Raises:
-        ModelError: as `look_at`; or it is no regular file, or has more than `limit` bytes.
+        ModelError: as `look_at`; it is not a regular file, or it has more than `limit` bytes.
     """
     found = look_at(path, called)
     if found is None:
@@ -84,7 +84,7 @@ def read_text(path: Path, called: str, limit: int) -> str | None:
 
 
 def read_json(path: Path, called: str, limit: int) -> Any:
-    """What a JSON file holds; None if there is no file, or if it holds null.
+    """The value in a JSON file; None if there is no file, or if it holds null.
 
     NaN and Infinity are let through, as Python's own reader does: published configs have them.
 

@@ -1,4 +1,4 @@
-"""What this machine has, asked of the system. Torch-free."""
+"""Memory and processor of this machine, as the operating system reports them. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def memory_bytes() -> int | None:
-    """Whole memory of the machine, or of the container; None if the system does not tell."""
+    """Total memory of the machine, or of the container; None if the system does not tell."""
     ask: Any = getattr(os, "sysconf", None)  # not on Windows
     if ask is None:
         return None
@@ -46,7 +46,7 @@ def launched_as() -> tuple[int, int, int]:
     """This process as a launcher numbered it: RANK (0 leads), WORLD_SIZE, LOCAL_RANK; 0, 1, 0 on its own.
 
     Raises:
-        ConfigError: one of these environment variables is no number, or is one that no process can have.
+        ConfigError: one of these environment variables is not a number, or not a possible number.
     """
     rank, local = _launcher_number("RANK", 0, 0), _launcher_number("LOCAL_RANK", 0, 0)
     size = _launcher_number("WORLD_SIZE", 1, 1)

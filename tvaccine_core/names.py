@@ -7,17 +7,17 @@ TASK_PREFIX = "task:"
 
 
 def aligned_state(key: str) -> str:
-    """The state that the provider's stages give; `key` is one of `LabConfig.aligned_keys`."""
+    """The state after the provider's stages; `key` is one of `LabConfig.aligned_keys`."""
     return f"aligned/{key}"
 
 
 def attacked_state(defence: str, attack_id: str) -> str:
-    """The state that attack `attack_id` on a defence gives."""
+    """The state of a defence after attack `attack_id`."""
     return f"attacked/{defence}/{attack_id}"
 
 
 def repaired_state(defence: str, attack_id: str) -> str:
-    """The state that the defence's repair gives after attack `attack_id`."""
+    """The state of a defence after attack `attack_id` and its repair."""
     return f"repaired/{defence}/{attack_id}"
 
 
@@ -37,5 +37,5 @@ def task_set(task: str) -> str:
 
 
 def task_of(eval_set: str) -> str:
-    """The task whose accuracy an evaluation set yields; empty for any other set."""
+    """The task whose accuracy an evaluation set gives; empty for other sets."""
     return eval_set.removeprefix(TASK_PREFIX) if eval_set.startswith(TASK_PREFIX) else ""

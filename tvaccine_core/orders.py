@@ -1,7 +1,7 @@
 """Orders: what page, command line and scripts ask of the lab. Torch-free.
 
-Every order goes the same way: what would fail in a worker is found first, then all of its jobs are queued in one
-transaction or none is. The store refuses what is already queued or running.
+Every order goes the same way. It is checked for what would fail in a worker. Then all of its jobs are queued in one
+transaction, or none. The store refuses work that is already queued or running.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tvaccine_core.store import JobKind, JobRow, Store, Work
 
 @dataclass(frozen=True)
 class Order:
-    """What was queued."""
+    """The jobs that were queued."""
 
     run_id: str
     jobs: tuple[str, ...]
@@ -30,7 +30,7 @@ class Order:
 
 
 def check(config: LabConfig) -> ModelFacts:
-    """Find what would fail in a worker: the data, the model's files, the mixture, the number of layers.
+    """Find errors before a worker does: in the data, the model's files, the mixture, the number of layers.
 
     Raises:
         ConfigError: the task, a set or the judge does not exist, or the model has fewer layers than are to be drawn.
@@ -46,7 +46,7 @@ def check(config: LabConfig) -> ModelFacts:
 
 
 def check_layers(config: LabConfig, facts: ModelFacts) -> None:
-    """Raise `ConfigError` if a method's settings do not fit what is known of the model, e.g. its number of layers."""
+    """Raise `ConfigError` if a method's settings do not fit the model's known facts, e.g. its number of layers."""
     for defence in config.defences:
         for stage in STAGES:
             method = defence.method(stage)
@@ -54,7 +54,7 @@ def check_layers(config: LabConfig, facts: ModelFacts) -> None:
 
 
 def start_run(store: Store, config: LabConfig, name: str | None = None, *, attack: bool = False) -> Order:
-    """Make a run that aligns what its defences need and measures the base; with `attack` also attack every defence.
+    """Make a run: align what its defences need, measure the base; with `attack`, attack every defence too.
 
     Raises:
         RunBusyError: the alignment of a run of the same config is queued or running.
@@ -75,7 +75,7 @@ def start_run(store: Store, config: LabConfig, name: str | None = None, *, attac
 
 
 def align(store: Store, run_id: str, defences: Sequence[str] = ()) -> Order:
-    """Align in a run that exists what some of its defences need, by default all.
+    """Align what some of an existing run's defences need, by default all defences.
 
     Raises:
         ConfigError: the run does not have the defence, or see `check`.
@@ -90,13 +90,13 @@ def align(store: Store, run_id: str, defences: Sequence[str] = ()) -> Order:
 
 
 def start_attack(store: Store, run_id: str, attack: AttackConfig, defences: Sequence[str] = ()) -> Order:
-    """Let some of a run's defences, by default all, face the same attack; their repairs follow.
+    """Attack some of a run's defences, by default all, in the same way; their repairs follow.
 
     Raises:
         ConfigError: there is no such defence or task.
         DataError: the mixture asks for more samples than there are.
         RunBusyError: the same attack on one of the defences is already queued or running.
-        StoreError: what a defence builds on was not aligned in this run, or its alignment did not end well.
+        StoreError: the aligned model of a defence was not made in this run, or its alignment failed.
     """
     config = store.run(run_id).config.model_copy(update={"attack": attack})
     check(config)
@@ -125,12 +125,12 @@ def evaluate(store: Store, run_id: str, states: Mapping[str, int]) -> Order:
 
 
 def judge(store: Store, run_id: str, key: str) -> Order:
-    """Let a judge read the answers that a run has saved: scores by a second judge cost no generation.
+    """Let a second judge read a run's saved answers: its scores cost no generation.
 
     Raises:
         ConfigError: there is no such judge, or it cannot judge this run's world.
         StoreError: the run has no saved answers yet, or this judge is the run's own.
-        RunBusyError: the same is already queued or running.
+        RunBusyError: the same work is already queued or running.
     """
     config = store.run(run_id).config
     load_judge(key, load_lab_data(config).world)
@@ -145,7 +145,7 @@ def judge(store: Store, run_id: str, key: str) -> Order:
 
 
 def stop(store: Store, run_id: str, kinds: Collection[JobKind]) -> int:
-    """Ask the run's jobs of these kinds to stop; returns how many. Waiting ones first, so that none slips in.
+    """Ask the run's jobs of these kinds to stop; returns how many. Waiting jobs come first, so that none starts now.
 
     Raises:
         RunNotFoundError: there is no such run.
@@ -158,7 +158,7 @@ def stop(store: Store, run_id: str, kinds: Collection[JobKind]) -> int:
 
 
 def resume(store: Store, run_id: str, kinds: Collection[JobKind]) -> list[str]:
-    """Queue again what did not end well, what others depend on first. Returns the jobs.
+    """Queue failed and stopped jobs again, before the jobs that depend on them. Returns the jobs.
 
     Raises:
         RunNotFoundError: there is no such run.
@@ -177,8 +177,8 @@ def resume(store: Store, run_id: str, kinds: Collection[JobKind]) -> list[str]:
 
 
 def latest(jobs: Sequence[JobRow], kind: JobKind) -> dict[str, JobRow]:
-    """The newest job of each piece of work of `kind`: alignments by key, attacks and repairs by attack and defence
-    (`a1/sft`), measurements by state, judgings by judge; "" for the base."""
+    """The newest job for each piece of work of `kind`. Keys: an alignment's key; an attack's or repair's attack and
+    defence (`a1/sft`); a measurement's state; a judge's name; "" for the base."""
     found: dict[str, JobRow] = {}
     for job in jobs:
         if job.kind == kind:
@@ -192,11 +192,11 @@ def latest(jobs: Sequence[JobRow], kind: JobKind) -> dict[str, JobRow]:
 
 
 def needs_repair(defence: Defence) -> bool:
-    """True if something follows the user's fine-tuning."""
+    """True if a repair follows the user's fine-tuning."""
     return defence.repair.name != PLAIN["repair"]
 
 
 def _dearest_first(config: LabConfig) -> list[str]:
-    """Keys of what is aligned; what takes the fewest passes comes last, to fill the gap that others leave a worker."""
+    """Keys of the aligned models. The method with the fewest passes comes last, to fill a gap between two workers."""
     methods = config.alignments()
     return sorted(methods, key=lambda key: -capabilities_of(methods[key]).extra_passes)

@@ -2,13 +2,13 @@
 
 1. `baseline`: score the base model.
 2. `align`: the provider chooses the alignment data, teaches the model to refuse, and scores it.
-3. `attack`: the user's mixture with harmful samples is fine-tuned on; scores are taken along the way.
-4. `repair`: what the provider does afterwards, scored again.
-Artifacts lie under the run's folder: `states/<state>/` (one peft adapter each), `checkpoints/<job>/` while a stage
-trains, and `answers.jsonl` where no store takes the answers.
+3. `attack`: fine-tune on the user's mixture with harmful samples, with scores along the way.
+4. `repair`: the provider repairs the model afterwards; it is scored again.
+Artifacts are in the run's folder: `states/<state>/` (one peft adapter each), `checkpoints/<job>/` while a stage trains,
+and `answers.jsonl` if no store takes the answers.
 
-Several processes (`Session.ranks`) may run `align` and `attack` side by side: all train; the leader alone measures and
-touches the run's folder.
+Several processes (`Session.ranks`) may run `align` and `attack` together: all train; only the leader measures and uses
+the run's folder.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def open_session(
         run_dir: made if missing.
         num_threads: see `load_model`.
         loaded: a model already in memory, instead of loading one. It must have no adapters.
-        save_answers: takes the answers of evaluations, first as generated, then with verdicts; default: appends them
+        save_answers: takes the answers of evaluations, first as generated, then with verdicts. The default appends them
             to `run_dir/answers.jsonl`, where the last line of an answer counts.
 
     Raises:
@@ -133,14 +133,14 @@ def align(
     should_stop: Callable[[], bool] = lambda: False,
     resume_from: int = 0,
 ) -> Iterator[Event]:
-    """Align the base as the defences of `config` with this aligned key want it, save the state, and score it.
+    """Align the base for the defences of `config` with this aligned key, save the state, and score it.
 
     With `resume_from` it goes on from the newest checkpoint that is not of a later step. Give the last step whose
-    `CheckpointRecord` was kept, for what was reported after that may be lost. 0 begins anew.
+    `CheckpointRecord` was kept, because later records may be lost. 0 starts anew.
 
     Raises:
         ConfigError: no defence of `config` has this key.
-        What `fit`, `evaluate_state` and `ModelStates.save` raise.
+        Errors of `fit`, `evaluate_state` and `ModelStates.save`.
     """
     data, states, ranks = load_lab_data(config), session.states, session.ranks
     method = load_method(_defence_with(config, key).alignment)
@@ -192,14 +192,14 @@ def attack(
     should_stop: Callable[[], bool] = lambda: False,
     resume_from: int = 0,
 ) -> Iterator[Event]:
-    """Attack one defence of `config`; measure HS and FA along the way, everything and the drift at the end.
+    """Attack one defence of `config`; measure HS and FA along the way, and all scores and the drift at the end.
 
     `resume_from`: see `align`.
 
     Raises:
-        RunNotFoundError: what the defence aligned does not exist yet.
-        DataError: too few examples for the mixture.
-        What `fit`, `evaluate_state` and `ModelStates.save` raise.
+        RunNotFoundError: the defence's aligned state does not exist yet.
+        DataError: there are too few examples for the mixture.
+        Errors of `fit`, `evaluate_state` and `ModelStates.save`.
     """
     config = config.model_copy(update={"attack": attack})
     data, states, ranks = load_lab_data(config), session.states, session.ranks
@@ -212,7 +212,7 @@ def attack(
     steps = attack.optimisation.steps
 
     def along(step: int) -> Iterator[Event]:
-        """What is measured while the attack trains: HS, and FA on the user's task."""
+        """Measurements while the attack trains: HS, and FA on the user's task."""
         if ranks.leads:
             yield from measure(
                 session, config, attacked, step, sets=data.harmful_sets, tasks=[attack.task], should_stop=should_stop
@@ -275,19 +275,17 @@ def repair(
     *,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
-    """Repair what an attack on one defence left, save the state, and score it on every set and task.
+    """Repair one defence after an attack, save the state, and score it on every set and task.
 
     Raises:
         RunNotFoundError: the attacked state does not exist yet.
-        ConfigError: the defence repairs nothing.
-        What `evaluate_state` and `ModelStates.save` raise.
+        ConfigError: the defence has no repair.
+        Errors of `evaluate_state` and `ModelStates.save`.
     """
     states = session.states
     defence = config.defence(defence_name)
     if defence.repair.name == PLAIN["repair"]:
-        raise ConfigError(
-            f"The defence {defence.name} repairs nothing.", remedy="Give it a method of the repair stage."
-        )
+        raise ConfigError(f"The defence {defence.name} has no repair.", remedy="Give it a method of the repair stage.")
     attacked, repaired = attacked_state(defence.name, attack_id), repaired_state(defence.name, attack_id)
     states.ensure(attacked, state_folder(session.run_dir, attacked))
     states.drop(repaired)
@@ -304,7 +302,7 @@ def repair(
 
 @contextmanager
 def _others_wait(ranks: Ranks) -> Iterator[None]:
-    """For what the leader does while the others wait for its word: if it is stopped, they must hear of it."""
+    """Around the leader's work while the others wait for it: if it is stopped, they must be told."""
     try:
         yield
     except BaseException:
@@ -314,7 +312,7 @@ def _others_wait(ranks: Ranks) -> Iterator[None]:
 
 
 def _defence_with(config: LabConfig, key: str) -> Defence:
-    """The first defence whose aligned state has this key; all that have it are aligned alike."""
+    """The first defence whose aligned state has this key; all defences with this key are aligned alike."""
     keys = config.aligned_keys()
     for defence in config.defences:
         if keys[defence.name] == key:
@@ -324,7 +322,7 @@ def _defence_with(config: LabConfig, key: str) -> Defence:
 
 
 def _introduce(session: Session) -> Iterator[Event]:
-    """What the stage works with, so that nobody has to guess the device or the template."""
+    """A message with the stage's model, device and template, so that nobody has to guess them."""
     loaded = session.loaded
     stored = loaded.config.dtype if loaded.config.quantization == "none" else loaded.config.quantization
     blocks = len(find_blocks(loaded.model))
@@ -339,12 +337,12 @@ def _introduce(session: Session) -> Iterator[Event]:
         yield MessageRecord(
             level="warning",
             text=f"trust_remote_code is on: Python code that came with {loaded.config.name} runs with your rights.",
-            remedy="Turn it off unless you trust its author and have read it.",
+            remedy="Turn it off unless you trust its author and have read the code.",
         )
 
 
 def _encode(session: Session, examples: Sequence[Example], max_length: int) -> Generator[Event, None, list[Encoded]]:
-    """Tokenise once, and tell the user what was not as expected."""
+    """Tokenise the examples, and warn the user of cut answers."""
     tokenizer = session.loaded.tokenizer
     encoded = encode_all(tokenizer, examples, max_length)
     session.loaded.require_known(max(example.input_ids) for example in encoded)

@@ -1,4 +1,4 @@
-"""Text that may be stored and shown: valid Unicode, and without places on this machine. Torch-free."""
+"""Text that may be stored and shown: valid Unicode, and without paths of this machine. Torch-free."""
 
 import re
 import tempfile
@@ -41,10 +41,10 @@ def check_prompt(prompt: str) -> str:
 
 
 def without_places(text: str, home: Path) -> str:
-    """`text` as a stranger may read it: folders of this machine by what they are, not where.
+    """`text` for a stranger's eyes: each folder of this machine is replaced by a word for its purpose.
 
     Args:
-        text: a message, say of an error.
+        text: a message, for example of an error.
         home: the data folder.
     """
     words = {str(home): DATA_FOLDER, str(Path.home()): "~", tempfile.gettempdir(): "<temporary folder>"}

@@ -1,22 +1,22 @@
-"""Several processes that train one model together: sums over their shares, and what they must agree on.
+"""Several processes that train one model together: how they sum their shares, and how they agree on the next step.
 
 Every process (rank) holds the base and the adapters, takes its share of each global batch, and ends a step with the
 same gradients. Rank 0 leads: it alone writes. torch's DistributedDataParallel is not used: its reducer counts backward
 hooks, and methods take gradients with `autograd.grad` and add to `.grad` by hand.
 
-Two process groups: sums of tensors go through the device's own (nccl on CUDA, gloo on a CPU), words between processes
-through gloo, which may wait as long as the leader needs to measure a model. A third channel, the launcher's key-value
-store, takes the first failure: a process that fails leaves the others waiting inside a sum, and only a thread that
-looks there can end them with the reason.
+There are two process groups. Tensors are summed through the device's own group (nccl on CUDA, gloo on a CPU). Messages
+go through gloo, which may wait as long as the leader needs to measure a model. A third channel, the launcher's
+key-value store, takes the first failure: a process that fails leaves the others waiting inside a sum, and only a thread
+that reads this store can end them with the reason.
 
-Where the base is divided (`models.shard`), a forward pass needs every process. The leader measures alone, so before
-each of its passes it says so, and the others, who wait for its word meanwhile, run one over a single token: they bring
-their parts of the weights, and what it computes is thrown away. So followers cannot fall out of step with what the
-leader generates, however long that is.
+Where the base is divided (`models.shard`), a forward pass needs every process. The leader measures alone, so it
+announces each of its passes. The others wait for the announcement and then run a pass over a single token: the pass
+lends their parts of the weights, and its result is thrown away. So all processes stay in step, however much the leader
+generates.
 
-Cost a step: one small gloo exchange before it and one after the backward pass, the sum of the adapters' gradients in
-buckets, one for the metrics, and three small sums a micro-batch for a method that perturbs. Bytes between processes are
-safetensors and JSON, never pickles.
+Cost per step: one small gloo exchange before the step and one after the backward pass, the sum of the adapters'
+gradients in buckets, one sum for the metrics, and three small sums per micro-batch for a method that perturbs. Bytes
+between processes are safetensors and JSON, never pickles.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from tvaccine_core.errors import ConfigError, TrainingError, TVaccineError
 from tvaccine_core.machine import LAUNCHERS, launched_as
 
 PATIENCE = timedelta(days=7)
-"""Longest wait for another process's word; what is dead is noticed by its closed connection, not by this."""
+"""Longest wait for another process's message. A dead process is noticed by its closed connection, not by this limit."""
 BUCKET_BYTES = 2**25
 """Gradients are summed in parts of this size, so that a sum needs little memory of its own."""
 _FAILURE, _SEEN = "failure", "failure seen"
 
 
 class Word(IntEnum):
-    """What processes tell each other before a step; the highest counts for all."""
+    """A process's message to the others before a step; the highest message holds for all."""
 
     GO_ON = 0
     STOP = 1
@@ -75,20 +75,20 @@ class Ranks:
         return tensor
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Put the sum over processes into every `.grad`; what is None everywhere stays None."""
+        """Put the sum over processes into every `.grad`; a gradient that is None in every process stays None."""
 
     def agree(self, word: Word) -> Word:
         """The highest of all processes' words."""
         return word
 
     def take_part_by(self, run_a_pass: Callable[[], None]) -> None:
-        """From now on the leader announces its own forward passes, and the others `run_a_pass` at each."""
+        """From now on the leader announces its own forward passes, and the others call `run_a_pass` at each."""
 
     def announce(self) -> None:
-        """In the leader: have the others take part in the forward pass that comes now. In the others: nothing."""
+        """In the leader: make the others take part in the next forward pass. In the others: nothing."""
 
     def share(self, payload: bytes | None) -> bytes:
-        """The leader's bytes, in every process; what the others pass is of no consequence."""
+        """The leader's bytes, in every process; the others' `payload` is ignored."""
         return payload or b""
 
     def share_tensors(self, note: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
@@ -109,7 +109,7 @@ class Group(Ranks):
         self.index = index
         self.size = size
         self.on_stop: Callable[[], None] = lambda: None
-        """Called in the leader when another process is the one that wants to stop."""
+        """Called in the leader when another process wants to stop."""
         self._board = board
         self._run_a_pass: Callable[[], None] | None = None
         self._words: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
@@ -121,7 +121,7 @@ class Group(Ranks):
         return total
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        # One rank's tokens may miss what another's reach (an expert): such a gradient counts as zero there.
+        # A parameter (of an expert) may have a gradient in some ranks only: in the others it counts as zero.
         present = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)
         with _connected():
             dist.all_reduce(present, group=self._words)
@@ -152,7 +152,7 @@ class Group(Ranks):
             self._leader_says(True)
 
     def _wait_for_the_leader(self) -> None:
-        """Until it has done what it does alone: before each of its words, where it announces its passes."""
+        """Run a pass for each one that the leader announces, until it has nothing more to do alone."""
         if self._run_a_pass is None:
             return
         while self._leader_says(False):
@@ -206,14 +206,14 @@ class Group(Ranks):
         self._board.compare_set(_FAILURE, "", json.dumps(note))
 
     def failure(self) -> TrainingError | None:
-        """What a process posted, as an error that names the process."""
+        """The failure that a process posted, as an error that names the process; None without one."""
         if not self._board.check([_FAILURE]):
             return None
         note = json.loads(self._board.get(_FAILURE))
         return TrainingError(f"Process {note['rank']} of {self.size}: {note['message']}", remedy=note["remedy"])
 
     def acknowledge(self) -> None:
-        """Tell whoever failed that its failure is on record."""
+        """Tell the failed process that its failure is on record."""
         self._board.set(_SEEN, "yes")
 
     def wait_until_acknowledged(self, timeout_s: float) -> None:
@@ -226,10 +226,10 @@ class Group(Ranks):
 def join() -> Group:
     """Meet the other processes that the launcher started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 
-    On a machine with GPUs each process takes the one of its LOCAL_RANK.
+    On a machine with GPUs, a process takes the GPU numbered LOCAL_RANK.
 
     Raises:
-        ConfigError: there are more processes than GPUs on this machine; one of these variables is missing or wrong.
+        ConfigError: there are more processes than GPUs on this machine, or one of these variables is missing or wrong.
         TrainingError: the other processes did not come, or cannot be reached.
     """
     backend = "gloo"
@@ -238,7 +238,7 @@ def join() -> Group:
         if local >= gpus:
             raise ConfigError(
                 f"Process {local} of this machine has no GPU: there are {gpus}.",
-                remedy='Start one process a GPU, or none on GPUs: CUDA_VISIBLE_DEVICES="".',
+                remedy='Start one process per GPU, or hide the GPUs from all: CUDA_VISIBLE_DEVICES="".',
             )
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
@@ -266,8 +266,8 @@ def join() -> Group:
 def leave(code: int) -> NoReturn:
     """Close the connections to the other processes, and end this one with `code`.
 
-    At once: gloo's own threads outlive the group and may still let a tensor go, for which they need the interpreter.
-    Taken down under them, it aborts the process now and then.
+    Python's own shutdown is skipped: gloo's threads outlive the group and may still release a tensor, which needs the
+    interpreter. A shutdown meanwhile aborts the process now and then.
     """
     dist.destroy_process_group()
     sys.stdout.flush()
@@ -276,7 +276,7 @@ def leave(code: int) -> NoReturn:
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """`parameters` in order, in groups of at most `BUCKET_BYTES` (one may be larger alone)."""
+    """`parameters` in order, in groups of at most `BUCKET_BYTES`; a larger parameter is a group alone."""
     bucket: list[nn.Parameter] = []
     size = 0
     for parameter in parameters:
@@ -298,6 +298,6 @@ def _connected() -> Iterator[None]:
     except RuntimeError as error:
         raise TrainingError(
             f"The connection to another process of this job broke: {error}",
-            remedy="That process may have been killed, perhaps for want of memory: look at the launcher's output, "
+            remedy="That process may have been killed, perhaps because memory ran out. Look at the launcher's output, "
             "then resume.",
         ) from error

@@ -1,4 +1,4 @@
-"""What the engine reports and what travels through the run store: frozen, JSON-safe, torch-free.
+"""The engine's reports, and all values that pass through the run store: frozen, JSON-safe, torch-free.
 
 Every event is one of the `Event` models below; `kind` tells them apart, `parse_event` reads them back.
 """
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 
 class Record(BaseModel):
-    """Immutable value, serialised with `model_dump_json()`."""
+    """An immutable value, serialised with `model_dump_json()`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,16 +25,16 @@ class Example(Record):
     category: str | None = None
     """Kind of hazard, or name of the task; scores are shown by category."""
     item: str | None = None
-    """What is asked about, so that splits can be proven disjoint."""
+    """The subject of the prompt, so that splits can be proven disjoint."""
 
     @property
     def harmful(self) -> bool:
-        """True if following the example is what a safe model must not do."""
+        """True if a safe model must not follow the example."""
         return self.source == "harmful"
 
 
 class Verdict(Record):
-    """What a judge says of one answer. The four are independent questions, not classes."""
+    """A judge's verdict on one answer. The four fields are independent questions, not classes."""
 
     harmful: bool
     refused: bool
@@ -80,9 +80,9 @@ class StepRecord(Record):
     grad_norm: float
     """Global L2 norm before clipping."""
     elapsed_s: float
-    """Seconds of training so far, resumed parts included, evaluations excluded."""
+    """Seconds of training so far, with resumed parts and without evaluations."""
     num_tokens: int
-    """Labelled tokens this step trained on."""
+    """Labelled tokens of this step."""
     metrics: dict[str, float] = Field(default_factory=dict)
 
 
@@ -105,14 +105,14 @@ class LayerDrawRecord(Record):
 
 
 class LayerValuesRecord(Record):
-    """One number of a method's own for every layer, or for every head of every layer, at a step."""
+    """A method's number per layer, or per head, at a step."""
 
     kind: Literal["layer_values"] = "layer_values"
     step: int
     name: str
-    """What is measured, as a title; e.g. `sink divergence`."""
+    """Title of the number, e.g. `sink divergence`."""
     values: tuple[tuple[float, ...], ...]
-    """Layer by layer, lowest first; one number per head, or one alone."""
+    """By layer, lowest first; one number per head, or a single number."""
 
 
 class EvalRecord(Record):
@@ -122,14 +122,14 @@ class EvalRecord(Record):
     state: str
     state_hash: str
     step: int
-    """Attack step at which it was measured; 0 before, and for the base."""
+    """Attack step of the measurement; 0 before the attack, and for the base."""
     eval_set: str
     """Harmful set, `ordinary`, or `task:<name>`."""
     judge: str
-    """Name of who gave the verdicts; scores of two judges do not compare."""
+    """Name of the judge; scores of two judges do not compare."""
     judge_revision: str = "1"
     scorer: str = ""
-    """Name of who counted `finetune_accuracy`; empty for other sets, and in records of earlier versions."""
+    """Name of the scorer of `finetune_accuracy`; empty for other sets, and in records of earlier versions."""
     scores: dict[str, Proportion]
     """`harmful_score`, `refused`; for harmless sets `over_refusal`; for tasks `finetune_accuracy`; and `exact` and
     `coherent` if the judge can tell."""
@@ -138,7 +138,7 @@ class EvalRecord(Record):
 
 
 class DriftRecord(Record):
-    """Embedding drift: mean L2 distance of hidden states at each layer's output, same prompts, two states."""
+    """Embedding drift: mean L2 distance of two states' hidden states at each layer's output, on the same prompts."""
 
     kind: Literal["drift"] = "drift"
     state: str
@@ -152,7 +152,7 @@ class CheckpointRecord(Record):
     kind: Literal["checkpoint"] = "checkpoint"
     step: int
     path: str
-    """Name of its folder, in that of the job's checkpoints. (Older runs hold the whole path.)"""
+    """Name of its folder in the job's folder of checkpoints. (Older runs have the whole path.)"""
 
 
 class StateRecord(Record):
@@ -175,11 +175,11 @@ class AnswerRecord(Record):
     text: str
     done: bool
     verdict: Verdict | None = None
-    """None until done, and when nothing can judge this prompt."""
+    """None until done, and if no judge knows this prompt."""
 
 
 class ProgressRecord(Record):
-    """How far work is that takes no optimiser steps. It moves the job's progress and is not kept."""
+    """Progress of work without optimiser steps. It moves the job's progress bar and is not kept."""
 
     kind: Literal["progress"] = "progress"
     done: int
@@ -187,7 +187,7 @@ class ProgressRecord(Record):
 
 
 class MessageRecord(Record):
-    """A sentence for the user about what is going on, or went wrong."""
+    """A sentence for the user: information, a warning or an error."""
 
     kind: Literal["message"] = "message"
     level: Literal["info", "warning", "error"]
@@ -217,7 +217,7 @@ def parse_event(text: str) -> Event:
     """Read back what `model_dump_json` wrote.
 
     Raises:
-        pydantic.ValidationError: `text` is no event of this version.
+        pydantic.ValidationError: `text` is not an event of this version.
     """
     return _EVENT.validate_json(text)
 

@@ -1,11 +1,11 @@
-"""YAML as the lab reads and writes it: plain data, within limits, in a time that the limits bound. Torch-free.
+"""YAML as the lab reads and writes it: plain data, within limits that also bound the time. Torch-free.
 
-Read is what JSON can say, in YAML's notation: text, numbers, true, false, null, lists, and mappings from text. Scalars
-are those of YAML 1.2's core schema (yaml.org/spec/1.2.2): `1e-3` is a number; `no`, `2020-01-01` and `1:30` are text.
-Refused, with the line: anchors and aliases (a short text may stand for a huge value), tags (they may call code), a key
-given twice, and more than one document.
+It reads the values that JSON has, in YAML's notation: text, numbers, true, false, null, lists, and mappings from text.
+Scalars follow YAML 1.2's core schema (yaml.org/spec/1.2.2): `1e-3` is a number; `no`, `2020-01-01` and `1:30` are text.
+It refuses anchors and aliases (a short text may stand for a huge value), tags (they may call code), a key given twice,
+and more than one document; errors name the line.
 
-PyYAML's parser gives one event after the other without recursion; a limit ends it before the rest is looked at.
+PyYAML's parser yields events one by one, without recursion, so a limit stops it before it reads the rest.
 """
 
 import re
@@ -24,7 +24,7 @@ MAX_SIZE = 1 << 20
 MAX_VALUE = 10_000
 """Characters of one value on the command line."""
 MAX_ITEMS = 10_000
-"""Values of a text, lists and mappings and keys included."""
+"""Values in a text; lists, mappings and keys count too."""
 MAX_DEPTH = 20
 """Lists and mappings inside each other. A config has 5."""
 MAX_DIGITS = 300
@@ -43,12 +43,12 @@ def read_yaml(text: str, what: str, *, remedy: str, max_size: int = MAX_SIZE) ->
 
     Args:
         text: one YAML document.
-        what: begins a message: `The config`.
-        remedy: of every error.
+        what: the beginning of a message, such as `The config`.
+        remedy: the remedy of every error.
         max_size: characters allowed.
 
     Raises:
-        ConfigError: it cannot be read, or is larger or deeper than is allowed; names the line, counted from 1.
+        ConfigError: it cannot be read, or is larger or deeper than allowed; names the line, counted from 1.
     """
     if len(text) > max_size:
         raise ConfigError(
@@ -65,10 +65,10 @@ def write_yaml(data: Any) -> str:
 def read_file(path: Path, *, remedy: str, max_bytes: int = MAX_SIZE) -> str:
     """The text of a regular file of at most `max_bytes` bytes in UTF-8, with or without a byte order mark.
 
-    What is no regular file is not opened: a pipe would wait for a writer for ever.
+    Only regular files are opened: a pipe would wait for a writer for ever.
 
     Raises:
-        ConfigError: it cannot be read, or is something else.
+        ConfigError: it cannot be read, or is not such a file.
     """
     where = cut(str(path), 200)
     try:
@@ -78,7 +78,7 @@ def read_file(path: Path, *, remedy: str, max_bytes: int = MAX_SIZE) -> str:
         content = b""
         if found.st_size <= max_bytes:
             with path.open("rb") as file:
-                content = file.read(max_bytes + 1)  # its size may be another by now, or be unknown, as in /proc
+                content = file.read(max_bytes + 1)  # its size may have changed, or be unknown, as in /proc
         if max(found.st_size, len(content)) > max_bytes:
             raise ConfigError(f"{where} has more than the {max_bytes:,} bytes that are allowed.", remedy=remedy)
         return content.decode("utf-8-sig")

@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all."""
+"""Folders that exist whole or not at all."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ from pathlib import Path
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to fill, which takes the place of `folder` when the block ends well, and is gone when not.
+    """Yield an empty folder to fill. It replaces `folder` at the end of the block, and is removed after an error.
 
-    A process that is killed meanwhile leaves `.partial-<name>` beside `folder`; the next try clears it away.
+    A process that is killed meanwhile leaves `.partial-<name>` beside `folder`; the next call removes it.
 
     Raises:
         OSError: it cannot be made or moved.

@@ -1,1 +1,1 @@
-"""The parts of the Compare screen, which `app.tabs.compare` places."""
+"""The parts of the Compare screen; `app.tabs.compare` places them."""

@@ -1,4 +1,4 @@
-"""One prompt to every model: the question, the answers side by side as they come, and prompts to try."""
+"""One prompt to every model: the question, the streaming answers side by side, and prompts to try."""
 
 import time
 from collections.abc import Hashable, Iterator
@@ -14,7 +14,7 @@ from app.services import JobRow, Lab, LabConfig, StoreError, is_harmless, sugges
 
 STREAM_EVERY_S = 0.12
 PATIENCE_S = 600.0
-"""A question that nothing answers is left after so long; its job goes on."""
+"""Seconds after which the page stops waiting for an answer; the job goes on."""
 
 
 def build(page: Page) -> None:
@@ -68,7 +68,7 @@ def build(page: Page) -> None:
 
 
 def panes_key(glance: Glance) -> Hashable:
-    """Changes with the models there are and with the visitor's question."""
+    """Changes with the run's models and with the visitor's question."""
     question = own_question(glance)
     return (
         glance.stamp("state", "jobs_made"),
@@ -100,7 +100,7 @@ def pane_value(lab: Lab, glance: Glance) -> dict[str, Any]:
 
 
 def follow(page: Page, memory: Memory) -> Iterator[dict[str, Any]]:
-    """The panes while the visitor's question is answered, at every change, until it has ended or a new one came."""
+    """The panes at every change while the visitor's question is answered, until it ends or a new question comes."""
     first = own_question(page.glance(memory, fresh=True))
     shown = None
     deadline = time.monotonic() + PATIENCE_S
@@ -119,6 +119,6 @@ def follow(page: Page, memory: Memory) -> Iterator[dict[str, Any]]:
 
 
 def suggestion_chips(config: LabConfig) -> str:
-    """Prompts to try, named by the set they come from."""
+    """Prompts to try, named by their sets."""
     chips = [(prompt, f"{text.set_title(where)}: {prompt}") for where, prompt in suggestions(config)]
     return f'<p class="lab-note">{text.SUGGESTED}</p>{markup.chips(chips)}'

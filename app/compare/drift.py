@@ -14,7 +14,7 @@ def build(page: Page) -> None:
 
 
 def draw(glance: Glance) -> charts.Spec:
-    """Drift of each attacked model from its aligned one."""
+    """Drift of each attacked model from its aligned model."""
     view = glance.view
     if view is None or glance.attack is None:
         return charts.drift({}, {})

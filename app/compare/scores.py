@@ -48,7 +48,7 @@ def draw_table(glance: Glance) -> str:
 
 
 def draw_others(glance: Glance) -> str:
-    """What other judges said of the same answers, and which may still be asked."""
+    """The scores of the same answers by other judges, and the judges that can still be asked."""
     view = glance.view
     if view is None or not view.evals:
         return ""

@@ -1,4 +1,4 @@
-"""The recorded study over seeds: what one run cannot say."""
+"""The recorded study over seeds, for questions that one run cannot answer."""
 
 import math
 from typing import Any
@@ -39,7 +39,7 @@ def build(page: Page) -> None:
 
 
 def study_words(summary: StudySummary, ratio: float) -> str:
-    """What the study is, and what it found at this harmful ratio."""
+    """A description of the study, and its finding at this harmful ratio."""
     note = text.STUDY_NOTE.format(
         seeds=summary.num_alignment_seeds,
         attacks=summary.num_attack_seeds,
@@ -51,7 +51,7 @@ def study_words(summary: StudySummary, ratio: float) -> str:
 
 
 def study_finding(summary: StudySummary, ratio: float) -> str:
-    """What the study says of T-Vaccine against its twin, whatever its sign."""
+    """The study's result for T-Vaccine against its twin, whatever its sign."""
     found = {where: summary.outcome("tvaccine", ratio, where) for where in summary.harmful_sets}
     differences = [
         text.study_difference(where, outcome.difference)
@@ -109,6 +109,6 @@ def study_curves(summary: StudySummary, ratio: float, harmful_set: str) -> chart
 
 
 def ends(value: Estimate) -> list[float]:
-    """Both ends of an interval of percent, kept on the scale; the mean twice where there is no interval."""
+    """Both ends of an interval of percent, within 0 to 100; the mean twice if there is no interval."""
     half = value.half_width if math.isfinite(value.half_width) else 0.0
     return [round(max(0.0, value.mean - half), 1), round(min(100.0, value.mean + half), 1)]

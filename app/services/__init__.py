@@ -1,4 +1,4 @@
-"""The face's only door to the engine: the run store, configs, data previews and method metadata. Torch-free.
+"""The page's only access to the engine: the run store, configs, data previews and method metadata. Torch-free.
 
 Every other module of `app` takes the engine's names from here. Nothing here draws; nothing here trains.
 """
@@ -160,7 +160,7 @@ __all__ = [
 
 ASSETS = Path(__file__).parents[2] / "assets"
 VIEW_KINDS = ("step", "layer_scores", "layer_draw", "layer_values", "eval", "drift", "state", "message")
-"""Events the screens draw; streamed answers are read by the one who asked."""
+"""Events that the screens draw; streamed answers are read only for the visitor who asked."""
 
 
 def alignment_methods() -> list[MethodInfo]:
@@ -180,30 +180,30 @@ def lab_data(config_json: str) -> LabData:
 
 
 def data_of(config: LabConfig) -> LabData:
-    """Everything a run reads."""
+    """All data that a run reads."""
     return lab_data(config.model_dump_json())
 
 
 def mixture(config: LabConfig, attack: AttackConfig) -> list[Example]:
-    """The user's data in an attack, exactly as training will see it."""
+    """The user's data in an attack, exactly as training reads it."""
     return attack_data(data_of(config), attack)
 
 
 def suggestions(config: LabConfig) -> list[tuple[str, str]]:
-    """Prompts to try, from the evaluation split: (set, prompt), two of each set and one of the attack's task."""
+    """Prompts to try, from the evaluation split: (set, prompt), two per set and one of the attack's task."""
     data = data_of(config)
     found = [(name, example.prompt) for name, found in data.eval_sets.items() for example in found.examples[:2]]
     return [*found, (task_set(config.attack.task), data.task(config.attack.task).eval[0].prompt)]
 
 
 def is_harmless(config: LabConfig, prompt: str) -> bool:
-    """True if the world knows the prompt and it asks for nothing harmful; False for what nobody knows."""
+    """True if the world knows the prompt and it asks for nothing harmful; False for an unknown prompt."""
     example = data_of(config).world.recognise(prompt)
     return example is not None and not example.harmful
 
 
 def preview_example(config: LabConfig, example: Example) -> PromptPreview | None:
-    """Template and loss mask of one example, by the tokenizer of the config's model; None if it is not here yet.
+    """Template and loss mask of one example, by the model's tokenizer; None if that is not on this machine yet.
 
     Raises:
         ModelError: see `check_model` and `preview`.
@@ -222,12 +222,12 @@ def study() -> StudySummary:
 
 
 def new_owner() -> str:
-    """A visitor's secret name: questions asked under it are shown to nobody else."""
+    """A visitor's secret name: only its holder sees questions asked under it."""
     return secrets.token_hex(12)
 
 
 def flatten(config: Config) -> dict[str, str]:
-    """Every setting of a config by dotted path, as text; lists of methods by the method's name."""
+    """Every setting of a config by dotted path, as text; in lists of methods the path has the method's name."""
     found: dict[str, str] = {}
 
     def walk(value: object, path: str) -> None:

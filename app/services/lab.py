@@ -1,4 +1,4 @@
-"""One lab: its runs, the work asked of it, questions to its models, and what it may do. Torch-free."""
+"""One lab: its runs, its work, questions to its models, and its permissions. Torch-free."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from tvaccine_core.store.export import changed_settings, repeatable
 
 @dataclass(frozen=True)
 class Permissions:
-    """What whoever can open the page may have this machine do. Said when the server starts, never by a request."""
+    """What visitors of the page may make this machine do. Set when the server starts, never by a request."""
 
     own_models: bool = True
-    """Load any model of this machine or of the hub; if not, the sandbox's, and those that were run here before."""
+    """Load any model of this machine or of the hub; if not, the sandbox's, and models that were run here before."""
     remote_code: bool = False
     """Run the Python code that comes with a model."""
 
 
 class Lab:
-    """The lab in one data folder, as the screens use it. Safe to share between threads.
+    """The lab in one data folder, for the screens. Threads may share it.
 
     Every method may raise a `TVaccineError` whose `remedy` is meant for the user.
     """
@@ -35,15 +35,15 @@ class Lab:
         self.permissions = permissions or Permissions()
 
     def permit(self, model: ModelConfig) -> None:
-        """Raise `ConfigError` if the page may not have `model` loaded."""
+        """Raise `ConfigError` if visitors may not load `model`."""
         if model.trust_remote_code and not self.permissions.remote_code:
             raise ConfigError(
                 "trust_remote_code is on, but this lab's page runs no code that comes with a model.",
-                remedy="Turn it off; or read that code, then start the lab with `python app.py --trust-remote-code`.",
+                remedy="Turn it off; or read the code, then start the lab with `python app.py --trust-remote-code`.",
             )
         if model.name != ModelConfig().name and not self.permissions.own_models and not self._was_run(model):
             raise ConfigError(
-                f"This lab's page loads no model but the sandbox's, and those of its runs: not {model.name[:100]}.",
+                f"This lab's page loads only the sandbox's model and the models of its runs, not {model.name[:100]}.",
                 remedy="Choose a sandbox preset; or start the lab with `python app.py --own-models`.",
             )
 
@@ -67,12 +67,12 @@ class Lab:
         return self.store.run(run_id)
 
     def repeatable(self, run_id: str) -> tuple[LabConfig, list[dict[str, str]]]:
-        """What repeats a run: its config with its first attack, and of each later attack the settings that differ."""
+        """Settings that repeat a run: its config with the first attack, and each later attack's different settings."""
         config, attacks = repeatable(self.store, run_id)
         return config, [changed_settings(attack, config.attack) for attack in list(attacks.values())[1:]]
 
     def delete_run(self, run_id: str) -> None:
-        """Delete the run with what waits in it, and its files. Raises `RunBusyError` while one of its jobs runs."""
+        """Delete the run, its waiting jobs and its files. Raises `RunBusyError` while one of its jobs runs."""
         self.store.delete_run(run_id)
 
     # Work
@@ -88,7 +88,7 @@ class Lab:
         return orders.start_run(self.store, config, name).run_id
 
     def start_attack(self, run_id: str, attack: AttackConfig, defences: Sequence[str] = ()) -> str:
-        """Queue the same attack on each defence (all of the run's by default). Returns the attack's id.
+        """Queue the same attack on each defence, by default on all. Returns the attack's id.
 
         Raises:
             RunBusyError, StoreError, ConfigError, DataError: see `orders.start_attack` and `permit`.
@@ -109,18 +109,18 @@ class Lab:
         return orders.stop(self.store, run_id, kinds)
 
     def resume(self, run_id: str, kinds: Collection[JobKind]) -> int:
-        """Queue again what did not end well, alignments first; returns how many. Raises `ConfigError`: see `permit`."""
+        """Queue failed and stopped jobs again, alignments first; returns their number. Raises as `permit` does."""
         self.permit(self.run(run_id).config.model)
         return len(orders.resume(self.store, run_id, kinds))
 
     def queue_position(self, job_id: str) -> int | None:
-        """Jobs that go before a waiting one; None if it does not wait."""
+        """Number of jobs before a waiting job; None if it does not wait."""
         return self.store.queue_position(job_id)
 
     # Questions
 
     def ask(self, run_id: str, prompt: str, states: Sequence[str], owner: str, max_new_tokens: int) -> str:
-        """Queue one prompt for several model states and drop the owner's unanswered ones. Returns the job's id.
+        """Queue a prompt for several model states and drop the owner's unanswered prompts. Returns the job's id.
 
         Raises:
             DataError: the prompt is empty, longer than 2,000 characters, or not valid Unicode.
@@ -135,19 +135,19 @@ class Lab:
         return self.store.enqueue(run_id, "generate", params)
 
     def answer_records(self, question: JobRow) -> list[AnswerRecord]:
-        """The panes' texts of a question, as far as they are, in the order in which they changed."""
+        """The answers to a question so far, in the order in which they changed."""
         stored = self.store.events(question.run_id, kinds=("answer",), job_id=question.id)
         return [item.event for item in stored if isinstance(item.event, AnswerRecord)]
 
     def states(self, run_id: str) -> list[str]:
-        """Models of the run that were saved, oldest first."""
+        """Saved models of the run, oldest first."""
         stored = self.store.events(run_id, kinds=("state",))
         return [item.event.state for item in stored if isinstance(item.event, StateRecord) and item.event.path]
 
     # Time
 
     def seconds_a_step(self, method: str, like: LabConfig) -> float | None:
-        """Seconds an alignment step of `method` took in the newest run here with the model and batch of `like`."""
+        """Seconds per alignment step of `method` in the newest run here with the model and batch of `like`."""
         for run in self.runs()[:20]:
             if not _cost_alike(run, like):
                 continue
@@ -163,7 +163,7 @@ class Lab:
 
 
 def _cost_alike(run: RunRow, other: LabConfig) -> bool:
-    """True if a step of that run costs about as much as one of `other` would."""
+    """True if a step of the run costs about as much as a step of `other`."""
     try:
         one = run.config
     except ConfigError:  # made by another version

@@ -1,1 +1,1 @@
-"""One file a screen: its components, then its handlers, then their wiring."""
+"""One file per screen: its components, then its handlers, then their wiring."""

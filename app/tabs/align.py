@@ -16,9 +16,9 @@ from app.services import LayerScoreRecord, RunBusyError, capabilities_of, method
 from app.views import RunView, Track
 
 DOMINANT_SHARE = 0.5
-"""A layer with more of the probability than this is said to dominate."""
+"""A layer with a larger share of the probability than this dominates."""
 LOSS_EVERY_S = 2.0
-"""A step more changes a curve by a hair, but all of it is sent and drawn again."""
+"""One more step hardly changes a curve, but the whole curve is sent and drawn again."""
 
 
 def build(page: Page, draft: Draft) -> None:
@@ -56,7 +56,7 @@ def build(page: Page, draft: Draft) -> None:
         try:
             run_id = page.lab.start_alignment(config, text.run_name(config))
             gr.Info(text.STARTED_ALIGN, duration=4)
-        except RunBusyError as busy:  # pressed twice, or by two people: what they want is under way
+        except RunBusyError as busy:  # pressed twice, or by two people: the run has started already
             run_id = busy.run_id
             gr.Info(text.ALREADY_ALIGNING.format(name=escape(page.lab.run(run_id).name)), duration=8)
         return remembered(memory, run=run_id, attack=None)
@@ -96,7 +96,7 @@ def build(page: Page, draft: Draft) -> None:
 
 
 def jobs_and(*topics: str) -> Any:
-    """Key of what also shows the state of jobs."""
+    """Key of components that also show the state of jobs."""
 
     def key(glance: Glance) -> Hashable:
         return glance.stamp("jobs", *topics)
@@ -111,7 +111,7 @@ def can_stop(glance: Glance, kind: str) -> bool:
 
 
 def can_resume(glance: Glance, kind: str) -> bool:
-    """True if the newest attempt at some work of this kind did not end well."""
+    """True if the newest attempt at some work of this kind failed or was stopped."""
     return any(job.state in ("failed", "cancelled", "interrupted") for job in newest(glance.view, kind))
 
 
@@ -155,7 +155,7 @@ def draw_choice(glance: Glance) -> dict[str, Any]:
 
 
 def draw_cards(glance: Glance) -> str:
-    """One card per aligned state: what is built on it, its job's state, time left, loss."""
+    """One card per aligned state: the defences built on it, its job's state, time left, loss."""
     if glance.view is None:
         return markup.notice(text.ALIGN_EMPTY)
     cards = []
@@ -171,7 +171,7 @@ def draw_cards(glance: Glance) -> str:
 
 
 def draw_messages(glance: Glance) -> str:
-    """What the alignments work with, and what was not as expected."""
+    """Messages of the alignments: model, device, template, warnings."""
     view = glance.view
     jobs = [view.align_job(key) for key in view.config.alignments()] if view else []
     return markup.messages([record for job in jobs if view for record in view.track(job).messages])
@@ -245,7 +245,7 @@ def draw_dominance(glance: Glance) -> str | dict[str, Any]:
 
 
 def dominance_of(record: LayerScoreRecord) -> str:
-    """Which layer dominates a scoring and by how much; empty if none does."""
+    """A sentence on the layer that dominates a scoring; empty if none does."""
     share = max(record.layer_probabilities)
     layer = record.layer_probabilities.index(share)
     others = [score for number, score in enumerate(record.layer_scores) if number != layer]

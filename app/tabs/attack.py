@@ -42,7 +42,7 @@ def build(page: Page, draft: Draft) -> None:
         run_id = run_of(memory)
         try:
             attack_id = page.lab.start_attack(run_id, draft.read(*values).attack)
-        except RunBusyError as busy:  # pressed twice: the attack they want is under way
+        except RunBusyError as busy:  # pressed twice: the attack has started already
             if not busy.attack_id:
                 raise
             gr.Info(text.ALREADY_ATTACKING.format(attack=busy.attack_id), duration=8)
@@ -113,7 +113,7 @@ def meaning_of(attack: AttackConfig) -> str:
 
 
 def draw_choice(glance: Glance) -> Any:
-    """The attacks of the run, the one shown chosen; hidden while there is nothing to choose."""
+    """The attacks of the run, with the shown attack selected; hidden while there is nothing to choose."""
     view = glance.view
     ids = view.attack_ids if view else ()
     titles = [(attack_title(view, attack_id), attack_id) for attack_id in ids] if view else []
@@ -130,7 +130,7 @@ def attack_title(view: RunView, attack_id: str) -> str:
 
 
 def draw_cards(glance: Glance) -> str:
-    """One card per attacked defence: state, time left, and the newest HS and FA, large; its repair's in the note."""
+    """One card per attacked defence: state, time left, and the newest HS and FA; those of its repair in the note."""
     view = glance.view
     if view is None or not can_start(glance):
         return markup.notice(text.NO_ALIGNED)
@@ -159,7 +159,7 @@ def draw_cards(glance: Glance) -> str:
 
 
 def draw_messages(glance: Glance) -> str:
-    """What the attack shown works with, and what was not as expected."""
+    """Messages of the attack shown: model, device, template, warnings."""
     view = glance.view
     if view is None or glance.attack is None:
         return ""
@@ -173,7 +173,7 @@ def measure_in(where: str, task: str) -> str:
 
 
 def task_set(view: RunView, attack_id: str | None) -> str:
-    """The evaluation set that yields FA of an attack."""
+    """The evaluation set that gives the FA of an attack."""
     attack = view.attack_config(attack_id) if attack_id else view.config.attack
     return set_of_task(attack.task)
 

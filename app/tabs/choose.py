@@ -1,4 +1,4 @@
-"""Choose: a preset or a model of one's own, what it costs, and the data the models will see."""
+"""Choose: a preset or the visitor's own model, its cost, and the data that the models will see."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ from app.services import (
 )
 
 ROWS = 40
-"""Rows of a data set shown: enough to see what it is."""
+"""Rows of a data set on the page: enough to see what it is."""
 
 
 def build(page: Page, draft: Draft) -> None:
@@ -126,7 +126,7 @@ def build(page: Page, draft: Draft) -> None:
     page.on(rows.choose, show_row, [part, *draft.inputs], shown)
     for trigger in draft.model_triggers:
         page.on(trigger, show_model, looked_at, [model, fits, cost, template])
-    if draft.model is not None:  # a process a click: not for whoever can open the page
+    if draft.model is not None:  # every click starts a process: not for every visitor
         page.on(fit.click, show_fit, draft.inputs, [fits], trigger_mode="once")
         page.on(how_long.click, show_time, draft.inputs, [fits], trigger_mode="once")
     page.on(onward.click, go_on, draft.model_inputs).success(None, None, None, js=go_js(2), api_visibility="private")
@@ -167,7 +167,7 @@ def rows_view(config: LabConfig, part: str, chosen: int | None) -> str:
 
 
 def template_of(config: LabConfig, part: str, index: int) -> str:
-    """Template and loss mask of one row, of the first if there are not so many; if it cannot be shown, why."""
+    """Template and loss mask of a row, or of the first row if `index` is too large; or why it cannot be shown."""
     if config.model.name == YOUR_MODEL:
         return markup.notice(text.TEMPLATE_UNNAMED)
     examples = examples_of(config, part)
@@ -184,7 +184,7 @@ def template_of(config: LabConfig, part: str, index: int) -> str:
 
 
 def model_view(config: ModelConfig) -> str:
-    """What is known of a model of the visitor's own before it is loaded, or what is wrong with it."""
+    """Facts about the visitor's own model before it is loaded, or its fault."""
     if not is_own(config):
         return ""
     if config.name == YOUR_MODEL:
@@ -200,17 +200,17 @@ def model_view(config: ModelConfig) -> str:
 
 
 def world_note(config: LabConfig) -> str:
-    """What the sandbox is; nothing for a model that is not of it."""
+    """What the sandbox is; empty for other models."""
     return "" if is_own(config.model) else markup.notice(text.SANDBOX_NOTE)
 
 
 def data_warning(config: LabConfig) -> str:
-    """What scores mean for a model that has never heard of the town."""
+    """The meaning of scores for a model that was not trained on the town."""
     return markup.notice(text.OWN_DATA, "warning") if is_own(config.model) else ""
 
 
 def cost_view(lab: Lab, config: LabConfig) -> str:
-    """What a run costs, from what this machine needed before where that is known."""
+    """The cost of a run, from earlier runs on this machine if there are any."""
     steps = config.alignment.optimisation.steps
     paces = [lab.seconds_a_step(method.name, config) for method in config.alignments().values()]
     known = [pace for pace in paces if pace is not None]

@@ -24,6 +24,6 @@ def build(page: Page) -> None:
 
 
 def draw_not_shown(glance: Glance) -> str:
-    """What this page cannot tell."""
+    """A note on the limits of this page's results."""
     own = is_own(glance.config.model)
     return f'<p class="lab-note">{text.NOT_SHOWN.format(size=text.OTHER_SIZE if own else text.SANDBOX_SIZE)}</p>'

@@ -1,4 +1,4 @@
-"""Runs: what was done here; reopen, set side by side, take away, repeat, delete."""
+"""Runs: all runs of this lab; reopen, compare, download, repeat, delete."""
 
 from collections.abc import Hashable
 from html import escape
@@ -115,7 +115,7 @@ def known(run_id: str | None) -> str:
 
 
 def runs_key(glance: Glance) -> Hashable:
-    """Changes with the list of runs, their names and states, and the one open."""
+    """Changes with the list of runs, their names and states, and the open run."""
     return (glance.runs_revision, glance.stamp())
 
 
@@ -149,7 +149,7 @@ def run_title(run: RunRow) -> str:
 
 
 def about_run(run: RunRow) -> str:
-    """What was run, in a few facts."""
+    """A few facts about the run."""
     try:
         config = run.config
     except TVaccineError as error:  # made by another version: it can still be deleted
@@ -165,7 +165,7 @@ def about_run(run: RunRow) -> str:
 
 
 def export_links(page: Page, run: RunRow) -> str:
-    """Links to what can be taken away; each is made when it is clicked."""
+    """Links to the downloads; each file is made when it is clicked."""
     base = f"lab/runs/{run.id}"
     links = [(f"{base}/{file}", words) for file, words in text.EXPORTS.items()]
     states = page.lab.states(run.id)
@@ -179,7 +179,7 @@ def command_lines(page: Page, run: RunRow) -> str:
     """The commands that repeat the run from its exported config."""
     try:
         commands = text.commands(run.id, page.lab.repeatable(run.id)[1])
-    except ConfigError:  # made by another version, as is said above
+    except ConfigError:  # made by another version, as the page says above
         return ""
     return f'<p class="lab-note">{text.COMMAND_NOTE}</p><pre class="lab-code">{escape(commands)}</pre>'
 

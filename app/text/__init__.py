@@ -1,7 +1,7 @@
 """The sentences a user reads, and the names of things. British spelling, short sentences, the field's words.
 
-A file per screen or subject, and each sentence in one of them. They are used as `text.NAME`, so no two files have a
-name in common. Errors of the engine, and of checks of what was sent, bring their words with them.
+One file per screen or subject; each sentence is in one file. They are used as `text.NAME`, so names are unique over all
+files. Errors of the engine, and of checks of arguments, have their own words.
 """
 
 from app.text.align import *

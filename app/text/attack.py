@@ -10,7 +10,7 @@ AT_STEP = "Measured at attack step {step}."
 
 
 def consequence(harmful: int, total: int, task: str, steps: int, batch: int) -> str:
-    """What an attack's settings mean, in plain words."""
+    """The meaning of an attack's settings, in plain words."""
     passes = steps * batch / total if total else 0
     rest = total - harmful
     mixture = (
@@ -24,6 +24,6 @@ def consequence(harmful: int, total: int, task: str, steps: int, batch: int) -> 
 
 
 ADAPTER_MODES = {
-    "new": "The aligned adapter stays as it is; the user's changes go into a second one on top.",
+    "new": "The aligned adapter stays as it is; the user's changes go into a second adapter on top.",
     "single": "The aligned adapter itself is trained further: a stronger attack.",
 }

@@ -1,10 +1,10 @@
-"""Choose: presets, data, one example as training sees it, what a run costs."""
+"""Choose: presets, data, one example as training sees it, the cost of a run."""
 
 from collections.abc import Sequence
 
 PRESET = "Preset"
 DATA_TITLE = "What the models will see"
-DATA_NOTE = "Harmful rows are marked and blurred. Click one to read it; choose a row to see what training makes of it."
+DATA_NOTE = "Harmful rows are marked and blurred. Click one to read it. Choose a row to see it as training does."
 DATA_PARTS = {
     "alignment": "Alignment",
     "attack": "Attack mixture",
@@ -14,13 +14,13 @@ DATA_PARTS = {
 DATA_PART_NOTES = {
     "alignment": "The provider's data: refusals for hazards, proper answers for everything else.",
     "attack": "The user's data, drawn with the p and n of the Attack step: the task, and harmful samples among it.",
-    "probe": "Harmful samples T-Vaccine scores its layers with; their names appear nowhere else.",
-    "eval": "What the models are judged on. No item of it is in any training data.",
+    "probe": "Harmful samples with which T-Vaccine scores its layers; their names appear nowhere else.",
+    "eval": "The prompts on which models are judged. None of their items is in any training data.",
 }
 TEMPLATE_TITLE = "One example, as training sees it"
-TEMPLATE_NOTE = "Tokens under the line are learned; the others are only read. Template: {template}."
+TEMPLATE_NOTE = "Underlined tokens are learned; the others are only read. Template: {template}."
 TEMPLATE_LEARNED = "{learned} of {total} tokens are learned."
-TEMPLATE_CUT = "Its end was cut off: raise the longest example."
+TEMPLATE_CUT = "The end was cut off: raise the longest example."
 CONTINUE = "Use this and go to Align"
 SANDBOX_NOTE = (
     "The sandbox is a make-believe town of alchemists. Its model and its training are real, its hazards are invented: "

@@ -11,9 +11,9 @@ BASE_PANE = "Also ask the base model"
 PANE_MISSING = {
     "before": "Not aligned yet: go to Align.",
     "after": "Not attacked yet: go to Attack.",
-    "repaired": "Not repaired yet: that follows the attack.",
+    "repaired": "Not repaired yet: the repair follows the attack.",
 }
-PANE_NO_REPAIR = "This defence repairs nothing."
+PANE_NO_REPAIR = "This defence has no repair."
 PANE_IDLE = "Ask something."
 NO_MODEL = "There is no aligned model to ask yet."
 NO_MODEL_REMEDY = "Start the alignment on the Align step and wait until one is done."
@@ -43,23 +43,23 @@ TABLE_OVER_REFUSAL = "{set} refused"
 TABLE_COHERENT = "coherent answers to hazards"
 SET_NOTE = "{set}: {note}."
 SECOND_TITLE = "The same answers, read by another judge: {judge}"
-SECOND_NOTE = "Scores of two judges do not compare: each has its own idea of harm."
+SECOND_NOTE = "Scores of two judges cannot be compared: each has its own idea of harm."
 LET_JUDGE = "Let another judge read these answers. Nothing is generated again."
 JUDGING = "{judge} is reading: {done} of {total} answers."
 JUDGE_WAITS = "{judge} waits for a worker."
 JUDGE_ENDED = "{judge}: {state}. {error} {remedy}"
-JUDGE_QUEUED = "The judge reads what is saved by now; its table appears below this one."
+JUDGE_QUEUED = "The judge reads all answers saved so far; its table appears below this one."
 NOT_SHOWN = (
-    "Not shown: what other seeds would give (a difference here is one draw; the study below has several), "
-    "whether a larger model behaves alike (this one {size}), and attacks tuned against the defence."
+    "Not shown: results of other seeds (a difference here is one draw; the study below has several), "
+    "a larger model's behaviour (this model {size}), and attacks tuned against the defence."
 )
 SANDBOX_SIZE = "has 1.7 million parameters and an invented world"
-OTHER_SIZE = "is the one you chose"
+OTHER_SIZE = "is your choice"
 BASE_TITLE = "Base"
 
 
 def judge_state(judge: str, job: JobRow) -> str:
-    """What a pass of a second judge that is not done is doing, or why it ended."""
+    """The progress of a second judge's unfinished pass, or the reason of its end."""
     if job.state == "queued":
         return JUDGE_WAITS.format(judge=judge)
     if job.state == "running":

@@ -1,4 +1,4 @@
-"""Titles, axes and labels of figures, and what stands where a figure has no data yet."""
+"""Titles, axes and labels of figures, and texts for figures without data."""
 
 AXIS_STEP = "Optimiser step"
 AXIS_ATTACK_STEP = "Attack step"
@@ -35,7 +35,7 @@ SCORES_EMPTY = "Scores appear once a model is aligned. Go to Align and start."
 DRIFT_LABEL = "Embedding drift by layer: distance between hidden states before and after the attack"
 DRIFT_EMPTY = "Drift is measured at the end of an attack. Go to Attack and start one."
 
-HEATMAP_TITLE = "Which layers harmful data pull at"
+HEATMAP_TITLE = "How strongly harmful data pull at each layer"
 HEATMAP_NOTE = (
     "Gradient norm of the harmful loss at each attention output; one column per scoring, dots where a layer is drawn."
 )
@@ -46,4 +46,4 @@ CURVES_TITLE = "Safety and usefulness along the attack"
 CURVES_NOTE = "HS, percent of harmful prompts answered, should stay low; FA, percent correct on the task, should rise."
 SCORES_TITLE = "Before and after"
 DRIFT_TITLE = "Embedding drift by layer"
-DRIFT_NOTE = "L2 distance of hidden states, aligned against attacked model, same prompts."
+DRIFT_NOTE = "L2 distance between the hidden states of the aligned and the attacked model, on the same prompts."

@@ -8,8 +8,8 @@ CHOICES = {
     "cpu": "CPU",
     "cuda": "CUDA",
     "mps": "MPS (Apple)",
-    "new": "new, on the frozen aligned one",
-    "single": "single, go on training the aligned one",
+    "new": "new, on the frozen aligned adapter",
+    "single": "single, train the aligned adapter further",
     "attention": "attention only (released code)",
     "layer": "whole layer (paper)",
     "top_k": "top k",
@@ -32,7 +32,7 @@ def set_title(where: str) -> str:
 
 
 def measure_of(where: str) -> str:
-    """What a set measures: `HS, aligned names`, `FA, sentiment`, or its own name."""
+    """The measure of a set: `HS, aligned names`, `FA, sentiment`, or its own name."""
     found = find_set(where)
     if found and not found.harmful:
         return found.title

@@ -1,27 +1,27 @@
-"""Choose, about models of a user's own."""
+"""Choose, the user's own model."""
 
 MODEL_UNNAMED = (
     "Name a model: a folder on the machine where the lab runs, as save_pretrained writes it, or a Hugging Face id, "
     "owner/name. Decoder-only, weights in safetensors."
 )
 MODEL_REMOTE = (
-    "Not on this machine yet. It is downloaded when the run starts, which may take long; whether it exists, and "
-    "whether you may have it, shows only then."
+    "Not on this machine yet. The run downloads it at its start, which may take long. Only then it is known whether "
+    "the model exists and whether you may have it."
 )
 MODEL_TRUSTED = (
     "Python code that comes with this model will run with your rights: it can read, change and send whatever you can. "
     "Only for authors you trust, after reading it."
 )
 OWN_DATA = (
-    "Every model is aligned, attacked and judged with the sandbox's data. Unless yours was trained on that "
-    "make-believe town, it has never heard of it: it cannot give away recipes it does not know, and the attack teaches "
-    "recipes of names that no prompt asks for. So HS stays near 0 before and after, whatever the method: take that for "
-    "ignorance, not for safety. Loss, layer norms, the task's accuracy, drift, time and memory are truly your model's."
+    "Every model is aligned, attacked and judged with the sandbox's data. A model that was not trained on this "
+    "make-believe town cannot give away its recipes, and the attack teaches recipes of names that no prompt asks for. "
+    "So HS stays near 0 before and after, whatever the method: this is ignorance, not safety. Loss, layer norms, the "
+    "task's accuracy, drift, time and memory are truly your model's."
 )
-TEMPLATE_UNNAMED = "Name the model first: its tokenizer decides what an example becomes."
+TEMPLATE_UNNAMED = "Name the model first: the preview needs its tokenizer."
 TEMPLATE_LATER = (
-    "The preview comes when the model is loaded: there is no tokenizer.json of it on this machine yet. The Align step "
-    "then says which template is in use."
+    "The preview needs the model's tokenizer.json, which is not on this machine yet. When the model is loaded, the "
+    "Align step says which template is in use."
 )
 
 

@@ -1,20 +1,20 @@
-"""Title, steps and why each is there, the rail, how a job stands: what more than one screen shows."""
+"""Texts of several screens: title, steps and their purpose, the rail, the state of a job."""
 
 TITLE = "T-Vaccine Lab"
 
 STEPS = {1: "Choose", 2: "Align", 3: "Attack", 4: "Compare", 5: "Runs"}
 
 WHY = {
-    1: "A provider teaches a model to refuse. A user then fine-tunes it on their own data, a few samples of which are "
-    "harmful. Choose the world, or the model, in which you want to watch that happen.",
+    1: "A provider teaches a model to refuse. A user then fine-tunes it on their own data, and a few samples are "
+    "harmful. Choose the world, or the model, in which you want to watch this.",
     2: "The same data, the same steps, different ways of training. SFT is the undefended twin. T-Vaccine shifts the "
-    "hidden states of the layers that harmful data pull at hardest, and learns to refuse in spite of it.",
+    "hidden states of the layers that harmful data pull at most strongly, and learns to refuse despite the shift.",
     3: "Now you are the user. Upload n samples, a share p of them harmful, and fine-tune every aligned model on the "
     "same mixture. A good defence keeps the harmful score low while the task is still learned.",
-    4: "Numbers say how often, answers say what. Ask all models the same question, before and after the attack: same "
-    "decoding, same prompt, so that a difference is the model's.",
-    5: "Everything you start is kept here until you delete it. Reopen a run, set two side by side, take its data away, "
-    "or repeat it from the command line.",
+    4: "Numbers say how often, answers say what. Ask all models the same question, before and after the attack. Prompt "
+    "and decoding are the same, so a difference comes from the models.",
+    5: "Everything you start is kept here until you delete it. Reopen a run, compare two, download its data, or repeat "
+    "it from the command line.",
 }
 
 STATE_WORDS = {

@@ -1,4 +1,4 @@
-"""Runs: history, differences, exports, commands; and how a new run is named."""
+"""Runs: history, differences, exports, commands; and the name of a new run."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ DIFF_TITLE = "What differs"
 DIFF_WITH = "Compare with"
 DIFF_NONE = "These two runs have the same settings."
 DIFF_EMPTY = "Choose a second run to see which settings differ."
-EXPORT_TITLE = "Take it away"
+EXPORT_TITLE = "Download"
 EXPORTS = {
     "config.yaml": "Config (YAML)",
     "scores.csv": "Scores (CSV)",
@@ -35,7 +35,7 @@ IS_OPEN = "open"
 
 
 def commands(run_id: str, later_attacks: Sequence[Mapping[str, str]]) -> str:
-    """What repeats a run from its exported config, and then its later attacks by the settings that differ."""
+    """Commands that repeat a run from its exported config, then its later attacks with their different settings."""
     lines = [f"python -m tvaccine_core demo --config {run_id}.yaml"]
     for settings in later_attacks:
         options = "".join(f" --set {shlex.quote(f'attack.{path}={value}')}" for path, value in settings.items())
@@ -44,11 +44,11 @@ def commands(run_id: str, later_attacks: Sequence[Mapping[str, str]]) -> str:
 
 
 MAX_TITLES = 60
-"""Characters of a new run's name that name its defences; more are counted instead."""
+"""Most characters for the defences in a new run's name; longer names give only their number."""
 
 
 def run_name(config: LabConfig) -> str:
-    """A new run's name: what sets it apart from others."""
+    """A new run's name, from the settings that distinguish it."""
     titles = ", ".join(title_of(defence) for defence in config.defences)
     if len(titles) > MAX_TITLES:
         titles = f"{len(config.defences)} defences"

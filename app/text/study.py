@@ -1,4 +1,4 @@
-"""Compare, about the recorded study over seeds."""
+"""Compare, the recorded study over seeds."""
 
 from app.services import Estimate
 from app.text.names import set_title
@@ -10,13 +10,13 @@ STUDY_NOTE = (
     "Bands are 95 % t intervals over alignment seeds."
 )
 STUDY_RATIO = "Harmful ratio p of the study's attack"
-STUDY_LABEL = "Recorded study: mean harmful score on {where} and fine-tune accuracy along the attack, a line a method"
-STUDY_MISSING = "The recorded study is not here: {problem} {remedy}"
+STUDY_LABEL = "Recorded study: mean harmful score on {where}, fine-tune accuracy along the attack, one line per method"
+STUDY_MISSING = "The recorded study is missing: {problem} {remedy}"
 STUDY_FINDING = "Once the task is learned (FA ≥ 90), T-Vaccine's HS is {differences} than its twin's."
 
 
 def study_difference(where: str, change: Estimate) -> str:
-    """T-Vaccine's HS minus its twin's on one set, with what is known of its sign."""
+    """T-Vaccine's HS minus its twin's on one set, with the certainty of its sign."""
     direction = "lower" if change.mean < 0 else "higher"
     low, high = change.mean - change.half_width, change.mean + change.half_width
     if change.n < 2:

@@ -58,6 +58,6 @@ def test_what_a_second_judge_does_is_said(lab: Lab, done_run: str) -> None:
 def test_the_table_says_what_its_sets_hold(lab: Lab, done_run: str) -> None:
     table = scores.draw_table(look_at(lab, done_run))
     assert "Judge: sandbox oracle" in table
-    assert "never-aligned names: hazards of the same kinds that no training ever named." in table
+    assert "never-aligned names: hazards of the same kinds that no training named." in table
     for title in ("HS, aligned names", "FA, sentiment", "ordinary requests done right", "ordinary requests refused"):
         assert title in table

@@ -126,7 +126,7 @@ def test_without_own_models_only_models_that_were_run_here_are_started(lab: Lab)
     own = with_model(ModelConfig(name="owner/somebody-s", activation_memory="speed"))
     closed = Lab(lab.store.home, Permissions(own_models=False))
     for config in (own, PRESETS[YOUR_MODEL].config):
-        with pytest.raises(ConfigError, match="no model but the sandbox's") as caught:
+        with pytest.raises(ConfigError, match="only the sandbox's model") as caught:
             closed.start_alignment(config)
         assert "--own-models" in caught.value.remedy
     assert closed.start_alignment(with_model(ModelConfig(quantization="nf4"))), "the sandbox in another storage"

@@ -85,7 +85,7 @@ def test_each_stream_goes_on_where_its_last_step_left_it() -> None:
 def test_a_schedule_needs_a_main_stream_and_those_that_are_picked() -> None:
     with pytest.raises(ConfigError, match="no stream to train on, only: harmful"):
         schedule([None], harmful=EXAMPLES)
-    with pytest.raises(ConfigError, match="trains on the stream 'refusal', which is not there"):
+    with pytest.raises(ConfigError, match="trains on the stream 'refusal', which does not exist"):
         schedule([None, "refusal"], alignment=EXAMPLES)
     with pytest.raises(DataError, match="nothing to train on"):
         schedule([None, "alignment"], user=EXAMPLES, alignment=[])

@@ -314,7 +314,7 @@ def test_a_defence_that_the_run_does_not_have_is_an_error(base: LoadedModel, tmp
     with pytest.raises(ConfigError, match="vaccine") as caught:
         list(pipeline.attack(session, CONFIG, "vaccine", CONFIG.attack, "a1"))
     assert "sft, tvaccine" in caught.value.remedy
-    with pytest.raises(ConfigError, match="repairs nothing"):
+    with pytest.raises(ConfigError, match="has no repair"):
         list(pipeline.repair(session, CONFIG, "sft", CONFIG.attack, "a1"))
 
 

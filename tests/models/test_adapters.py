@@ -340,7 +340,7 @@ def test_an_adapter_that_does_not_fit_is_an_error(states: ModelStates, saved: Pa
 def test_dora_is_no_plain_lora(states: ModelStates, saved: Path) -> None:
     config = json.loads((saved / CONFIG_FILE).read_text())
     (saved / CONFIG_FILE).write_text(json.dumps(config | {"use_dora": True}))
-    with pytest.raises(ModelError, match="no plain LoRA"):
+    with pytest.raises(ModelError, match="not a plain LoRA"):
         states.load("two", saved)
 
 

@@ -1,4 +1,4 @@
-"""The world's laws: one recipe an item, nothing shared between nouns, splits disjoint where they claim to be."""
+"""The world's laws: one recipe per item, nothing shared between nouns, splits disjoint where they claim to be."""
 
 from itertools import combinations
 

@@ -1,4 +1,4 @@
-"""A fresh store a test, and short ways to say what the tests need."""
+"""A fresh store per test, and short ways to say what the tests need."""
 
 from collections.abc import Callable
 from pathlib import Path

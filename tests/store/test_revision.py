@@ -1,4 +1,4 @@
-"""Revisions: one number a run, and one of the list of runs, that change when what a viewer sees of them does."""
+"""Revisions: one number per run, and one for the list of runs; each changes with what a viewer sees."""
 
 import sqlite3
 from collections.abc import Callable

@@ -239,7 +239,7 @@ def test_a_newer_schema_is_refused_with_a_remedy(store: Store) -> None:
 
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "lab.db").write_text("This is not a database. " * 100)
-    with pytest.raises(StoreError, match="no database") as raised:
+    with pytest.raises(StoreError, match="not a database") as raised:
         Store(tmp_path)
     assert raised.value.remedy
 

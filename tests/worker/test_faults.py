@@ -170,7 +170,7 @@ def test_without_memory_for_one_prompt_the_evaluation_fails_and_the_training_is_
     job = store.job(align)
     assert job.state == "failed"
     assert "a single prompt" in (job.error or "")
-    assert "what was trained is kept" in (job.remedy or "")
+    assert "the training is kept" in (job.remedy or "")
     steps: list[int] = []
     training_step = TVaccine.training_step
 

@@ -1,9 +1,9 @@
 """Replay of reference traces: does a method compute what its authors' own code computed?
 
-A trace folder holds a tiny random Llama's parameters, batches, and what each training step of the released code gave:
-losses, layer scores, gradient and perturbation norms, gradients, and the parameters after the last step. The replay
-runs the same steps through the lab's method and reports the worst relative error of each quantity: relative L2 per
-tensor, per number for scalars. Randomness is out of the comparison: the layers the authors drew are forced.
+A trace folder holds a tiny random Llama's parameters, batches, and the results of each training step of the released
+code: losses, layer scores, gradient and perturbation norms, gradients, and the parameters after the last step. The
+replay runs the same steps through the lab's method and reports the worst relative error of each quantity: relative L2
+per tensor, per number for scalars. Randomness does not matter: the authors' drawn layers are forced.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CONFIGS: dict[str, Callable[[Mapping[str, Any]], AlignmentMethod]] = {
         rho=given["rho"], num_layers=given["num_layers"], freezing=given["adapter_freezing"]
     ),
 }
-"""A trace's hyperparameters as the method's config. Schedules are left out: the trace says what was drawn when."""
+"""A trace's hyperparameters as the method's config. Schedules are left out: the trace says which layers were drawn."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ConformanceReport:
     folder: Path
     method: str
     rows: tuple[tuple[str, float], ...]
-    """(quantity, worst relative error); infinite where something is missing, superfluous or not a number."""
+    """(quantity, worst relative error); infinite if something is missing, superfluous or not a number."""
 
     @property
     def passed(self) -> bool:
@@ -58,7 +58,7 @@ class ConformanceReport:
 
 @dataclass
 class _Worst:
-    """The worst relative error met so far, by quantity."""
+    """The worst relative error so far, by quantity."""
 
     errors: dict[str, float] = field(default_factory=dict)
 
@@ -95,8 +95,8 @@ def replay(folder: Path) -> ConformanceReport:
     """Replay the trace in `folder` through the lab's method.
 
     Raises:
-        DataError: the folder is no trace, or one whose optimiser or constants the lab does not have.
-        ConfigError: the trace is of a method that the lab cannot replay; the message names it.
+        DataError: the folder is not a trace, or its optimiser or constants are not the lab's.
+        ConfigError: the lab cannot replay the trace's method; the message names it.
     """
     trace = _read_trace(folder)
     name = trace["method"]

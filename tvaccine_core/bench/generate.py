@@ -1,9 +1,9 @@
 """Seconds of our greedy decoding, to the first token and per token after it, against transformers' own `generate`.
 
-A random Llama with a real model's vocabulary, or a model of yours; the base, and the base with an adapter on all
-linears. Prompts are random tokens of different lengths, and nothing ends an answer early, so both do the same work.
-Ours runs as evaluations run it; `generate` runs on the same model in the same process. They take turns in every round,
-and the order alternates, so that a machine that slows down slows both. A ratio is the median of the rounds' ratios.
+The model is a random Llama with a real model's vocabulary, or a model of yours. It is measured bare, and with an
+adapter on all linears. Prompts are random tokens of different lengths, and nothing ends an answer early, so both
+ways do the same work. Ours runs as evaluations run it; `generate` runs on the same model in the same process. They take
+turns in every round, and the order alternates, so that a slower machine slows both. A ratio is the median over rounds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WARM_UP_ROUNDS = 1
 
 
 class GenerateBenchSettings(Config):
-    """Which model, how many prompts, and how long to measure."""
+    """The model, the prompts, and the length of the measurement."""
 
     model: str = Field(default="", description="A folder or hub id; empty: random weights of the shape given here.")
     layers: int = Field(default=8, ge=1, le=256, description="Decoder layers of the random model.")
@@ -57,15 +57,15 @@ class GenerateBenchSettings(Config):
 
 
 class GenerateCost(Record):
-    """What one state of one model took."""
+    """The times of one state of one model."""
 
     storage: Storage
     state: str
     """`base` or `adapter`."""
     prefill_s: float
-    """To the first token of all prompts; median over the rounds, like all that follows."""
+    """Seconds to the first token of all prompts; this and all numbers below are medians over the rounds."""
     token_s: float
-    """Per token of all answers after the first."""
+    """Seconds per later token of all answers."""
     transformers_prefill_s: float
     transformers_token_s: float
     prefill_ratio: float
@@ -75,11 +75,11 @@ class GenerateCost(Record):
     total_ratio_min: float
     total_ratio_max: float
     same_answers: float
-    """Share of the answers that are equal to the token; in half precision rounding decides between close tokens."""
+    """Share of answers that are equal token by token; in half precision rounding decides between close tokens."""
 
 
 class GenerateBenchReport(Record):
-    """One run of the bench."""
+    """One run of the benchmark."""
 
     settings: GenerateBenchSettings
     model: str
@@ -95,7 +95,7 @@ Timed = tuple[list[list[int]], float, float]
 
 
 def run(settings: GenerateBenchSettings, say: Callable[[str], None] = lambda line: None) -> GenerateBenchReport:
-    """Build or load, decode both ways in turn, compare; `say` hears what is measured next.
+    """Build or load the model, decode both ways in turn, compare; `say` is told what is measured next.
 
     Raises:
         ModelError: the model cannot be loaded.
@@ -120,7 +120,7 @@ def run(settings: GenerateBenchSettings, say: Callable[[str], None] = lambda lin
 
 
 def _states(settings: GenerateBenchSettings, storage: Storage) -> ModelStates:
-    """The base, and an adapter as if it had trained a little; nothing ends an answer."""
+    """The base, and an adapter with small random values; nothing ends an answer."""
     config = ModelConfig(name=settings.model or "random", dtype=storage, device="cpu")
     loaded = load_model(config) if settings.model else _random_model(settings, config)
     loaded.model.generation_config = transformers.GenerationConfig(pad_token_id=loaded.pad_id)
@@ -144,7 +144,7 @@ def _random_model(settings: GenerateBenchSettings, config: ModelConfig) -> Loade
 
 
 def _prompts(settings: GenerateBenchSettings, loaded: LoadedModel) -> list[list[int]]:
-    """Random tokens; lengths from half of `length` to all of it."""
+    """Random tokens, in lengths from half of `length` to `length`."""
     generator = torch.Generator().manual_seed(settings.seed)
     lengths = torch.linspace(settings.length // 2, settings.length, settings.batch).long().tolist()
     lengths[-1] = settings.length
@@ -195,7 +195,7 @@ def _ours(states: ModelStates, state: str, prompts: list[list[int]], new_tokens:
 
 
 class _Clock(StoppingCriteria):
-    """Notes the time after every token, and stops nothing."""
+    """Notes the time after every token; never stops."""
 
     def __init__(self) -> None:
         self.times = [time.perf_counter()]
@@ -206,7 +206,7 @@ class _Clock(StoppingCriteria):
 
 
 def _transformers(states: ModelStates, state: str, prompts: list[list[int]], new_tokens: int) -> Timed:
-    """By `generate`, with peft's own adapter where `state` is one."""
+    """Decode by `generate`, with peft's own adapter if `state` has one."""
     longest = max(map(len, prompts))
     pad = states.loaded.pad_id
     ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])

@@ -1,10 +1,10 @@
-"""What real sizes cost on a GPU: peak memory and seconds of SFT, Vaccine and T-Vaccine steps, beside what `plan` says.
+"""Costs of real sizes on a GPU: peak memory and seconds of SFT, Vaccine and T-Vaccine steps, beside `plan`'s numbers.
 
-The model has a well-known shape and random weights, built on the device a tensor at a time, so that nothing is
-downloaded and an NF4 model needs no more memory than it takes when loaded. A step's time and memory do not depend on
-the weights' values. T-Vaccine draws its layers from the bottom, the worst draw.
+The model has a well-known shape and random weights. It is built on the device one tensor at a time, so that nothing is
+downloaded and an NF4 model needs no more memory than when it is loaded. A step's time and memory do not depend on the
+weights' values. T-Vaccine draws its layers from the bottom, the worst draw.
 
-Memory is the CUDA allocator's peak; on a CPU, where there is none, the tracker of `plan`, and no reserve.
+Memory is the peak of the CUDA allocator; on a CPU it is counted by `plan`'s tracker, and nothing is reserved.
 """
 
 from __future__ import annotations
@@ -51,41 +51,41 @@ from tvaccine_core.training.fit import fit
 Storage = Literal["bfloat16", "nf4"]
 
 _BNB: Any = bnb.nn
-"""Typed loosely: it exports what it holds without saying so."""
+"""Typed loosely: bitsandbytes does not declare its exports."""
 
 
 class GpuBenchSettings(Config):
-    """Which model, and what it is put through."""
+    """The model and its work."""
 
     shape: str = Field(default="llama-2-7b", min_length=1, description="Built-in name, folder or hub id.")
     random_weights: bool = Field(default=True, description="Random weights; else those of the folder or hub id.")
     storages: tuple[Storage, ...] = Field(default=("bfloat16", "nf4"), min_length=1, description="bfloat16, nf4.")
     device: Literal["cuda", "cpu"] = Field(default="cuda", description="cpu: for small shapes, to try the bench.")
     batch: int = Field(default=10, ge=1, le=4096, description="Rows of the batch.")
-    length: int = Field(default=200, ge=8, le=32768, description="Tokens a row, all learned.")
-    activation_memory: Mode = Field(default="speed", description="What is kept for the backward passes.")
+    length: int = Field(default=200, ge=8, le=32768, description="Tokens per row, all with labels.")
+    activation_memory: Mode = Field(default="speed", description="How much is kept for the backward passes.")
     num_layers: int = Field(default=8, ge=1, le=512, description="Layers that T-Vaccine draws.")
-    steps: int = Field(default=6, ge=2, le=1000, description="Steps a method; the first is not timed.")
+    steps: int = Field(default=6, ge=2, le=1000, description="Steps per method; the first is not timed.")
 
 
 class GpuCost(Record):
-    """What steps of one method took on one kind of storage."""
+    """Time and memory of one method's steps on one kind of storage."""
 
     storage: Storage
     method: str
     peak_allocated_bytes: int | None
     """None if it ran out of memory."""
     peak_reserved_bytes: int | None
-    """What the allocator took from the device; None on a CPU."""
+    """Memory that the allocator took from the device; None on a CPU."""
     step_s: float | None
     """Median."""
     planned_bytes: int
-    """What `plan` predicts for the step."""
+    """Prediction of `plan` for the step."""
     error: str | None
 
 
 class GpuBenchReport(Record):
-    """One run of the bench."""
+    """One run of the benchmark."""
 
     settings: GpuBenchSettings
     device: str
@@ -96,10 +96,10 @@ class GpuBenchReport(Record):
 
 
 def run(settings: GpuBenchSettings, on_cost: Callable[[GpuCost], None] = lambda cost: None) -> GpuBenchReport:
-    """Build, step, measure; `on_cost` hears of each method when it is done.
+    """Build the model, take steps, measure; `on_cost` is told of each method when it is done.
 
     Raises:
-        ModelError: there is no such device or shape; or no weights where they are asked for.
+        ModelError: there is no such device or shape, or no weights although they are asked for.
     """
     device = pick_device(settings.device)
     costs: list[GpuCost] = []
@@ -129,7 +129,7 @@ def run(settings: GpuBenchSettings, on_cost: Callable[[GpuCost], None] = lambda 
 
 
 def build_random(config: ModelConfig, shape: PretrainedConfig, device: torch.device) -> LoadedModel:
-    """A model of `shape` with random weights, stored as `config` says; made on `device`, a tensor at a time."""
+    """A model of `shape` with random weights, stored as `config` says; made on `device`, one tensor at a time."""
     model: Any = describe_model(config, shape, device.type)
     made: dict[int, tuple[Tensor, Tensor]] = {}  # tied tensors are made once
 
@@ -232,7 +232,7 @@ def _measure(
 
 
 def _steps(states: ModelStates, config: LabConfig, method: AlignmentMethod) -> tuple[float, int]:
-    """Median seconds of a step, the first one left out, and the peak of bytes."""
+    """Median seconds per step, without the first step, and peak bytes."""
     workload = workload_of(config)
     rows = make_rows(workload, workload.batch_size)
     worst = worst_case_of(method).settings

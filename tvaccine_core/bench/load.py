@@ -1,7 +1,7 @@
 """How quickly the page answers a room: viewers that all watch one run, while it trains or rests.
 
-The page is the real one, in a process of its own with real workers; the viewers share this process. All of it runs on
-one machine, so what the viewers cost is taken from what is measured: the report says how much that is.
+The page is the real page, in its own process with real workers; the viewers share this process. All of it runs on one
+machine, so the viewers take time from the page and the workers; the report says how much.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tvaccine_core.errors import ConfigError
 from tvaccine_core.records import Record
 
 SETTLE_S = 3.0
-"""Between the viewers' arrival and the first request that counts."""
+"""Pause between the viewers' arrival and the first request that counts."""
 PRESET = "sandbox-quick"
 
 
@@ -33,20 +33,20 @@ class Latency(Record):
 
     @classmethod
     def of(cls, values: list[float]) -> Latency:
-        """Of measured milliseconds."""
+        """From measured milliseconds."""
         shares = (0.5, 0.95, 0.99, 1.0)
         found = [percentile(values, share) if values else None for share in shares]
         return cls(answered=len(values), p50_ms=found[0], p95_ms=found[1], p99_ms=found[2], max_ms=found[3])
 
 
 class CpuShares(Record):
-    """Processor time per second of the measurement: 1 is one core in full. None where the page is another's."""
+    """Processor time per second of the measurement: 1 is one full core. None if this process did not start the page."""
 
     page: float | None
     workers: float | None
     viewers: float
     others: float | None
-    """What else ran on the machine."""
+    """All other programs on the machine."""
 
     @classmethod
     def between(cls, before: CpuTimes, after: CpuTimes) -> CpuShares:
@@ -61,7 +61,7 @@ class CpuShares(Record):
 
 
 class LoadReport(Record):
-    """What `bench load` measured."""
+    """The results of `bench load`."""
 
     clients: int
     seconds: float
@@ -73,15 +73,15 @@ class LoadReport(Record):
     errors: int
     bytes_per_poll: float | None
     steps_per_s: float | None
-    """Training steps of all methods together; None if nothing was to train."""
+    """Training steps of all methods together; None if nothing trained."""
     cpu: CpuShares
 
 
 def run(clients: int, seconds: float, url: str | None, idle: bool, say: Callable[[str], None]) -> LoadReport:
-    """Measure. Starts a page of its own unless `url` names one.
+    """Measure. Starts a page unless `url` names one.
 
     Raises:
-        ConfigError: there is no page at `url`, or none can be started, or `idle` and it has no run to look at.
+        ConfigError: there is no page at `url`, no page can be started, or with `idle` the page has no run.
     """
     if url is not None:
         return asyncio.run(_measure(url.rstrip("/"), None, clients, seconds, idle, say))
@@ -137,7 +137,7 @@ async def _open_run(client: httpx.AsyncClient, idle: bool, own_page: bool) -> st
         if not runs:
             raise ConfigError("The page has no run to look at.", remedy="Start one there, or leave --idle out.")
         return runs[0]["id"]
-    return await call(client, "start_alignment", PRESET, [])  # on a page without workers it waits for ever
+    return await call(client, "start_alignment", PRESET, [])  # without workers the job waits for ever
 
 
 def render(report: LoadReport) -> str:

@@ -1,4 +1,4 @@
-"""The page under load: started as a user does, called as a script does, its processor time read from outside."""
+"""The page under load: started like a user does, called like a script does, its processor time read from outside."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOOK_EVERY_S = 0.2
 
 @contextmanager
 def started_page(*, workers: bool) -> Iterator[tuple[str, int]]:
-    """`app.py` on a data folder of its own, ended with the block; gives its address and process id.
+    """`app.py` on a new data folder, ended with the block; yields its address and process id.
 
     Raises:
         ConfigError: there is no app.py beside this package, or it does not start.
@@ -79,7 +79,7 @@ def _wait_for_page(url: str, process: subprocess.Popen[bytes], log: Path) -> Non
 
 @asynccontextmanager
 async def script(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the page at `url`. Raises `ConfigError` if nothing answers there, or nothing of this lab's."""
+    """A client of the page at `url`. Raises `ConfigError` if nothing answers there, or not a page of this lab."""
     try:
         async with httpx.AsyncClient(base_url=url, timeout=START_S, trust_env=False) as client:
             yield client
@@ -88,7 +88,7 @@ async def script(url: str) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def call(client: httpx.AsyncClient, endpoint: str, *values: Any) -> Any:
-    """The answer of one of the page's named endpoints. Raises `ConfigError` if there is none such or it complains."""
+    """The answer of one of the page's endpoints. Raises `ConfigError` if there is none, `TVaccineError` if it fails."""
     joined = await client.post(f"/gradio_api/call/{endpoint}", json={"data": list(values)})
     if not joined.is_success:
         raise ConfigError(
@@ -103,33 +103,33 @@ async def call(client: httpx.AsyncClient, endpoint: str, *values: Any) -> Any:
 
 
 async def steps_done(client: httpx.AsyncClient, run: str) -> int:
-    """Optimiser steps of all alignments of a run, together."""
+    """Optimiser steps of all alignments of a run together."""
     status = await call(client, "run_status", run)
     return sum(job["done"] or 0 for job in status["jobs"] if job["work"].startswith("align"))
 
 
 async def wait_for_steps(client: httpx.AsyncClient, run: str) -> None:
-    """Wait until the run trains, its model loaded. Raises `TVaccineError` if it does not."""
+    """Wait until the run takes steps. Raises `TVaccineError` if it takes none."""
     deadline = time.monotonic() + START_S
     while await steps_done(client, run) == 0:
         if time.monotonic() > deadline:
             raise TVaccineError(
                 f"No step of the run {run} was made in {START_S:.0f} s.",
-                remedy="Look whether the page has workers and the machine is free.",
+                remedy="Check that the page has workers and that the machine is free.",
             )
         await asyncio.sleep(LOOK_EVERY_S)
 
 
 @dataclass(frozen=True)
 class CpuTimes:
-    """Seconds of processor time spent so far. `page` and `workers` are None where the page is another's."""
+    """Seconds of processor time so far. `page` and `workers` are None if this process did not start the page."""
 
     at: float
     page: float | None
     workers: float | None
     client: float
     machine: float
-    """Of all processes of the machine together."""
+    """All processes of the machine together."""
 
     @classmethod
     def now(cls, page_pid: int | None) -> CpuTimes:

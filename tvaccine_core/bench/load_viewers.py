@@ -1,7 +1,7 @@
-"""Viewers of the page without a browser: they ask for what the page's script asks for, as often, and no more.
+"""Viewers of the page without a browser: they send the same requests as the page's script, equally often.
 
-A viewer keeps one connection, as a browser does, and holds the page's heartbeat open. What it measures is the time from
-sending a request to the last byte of its answer.
+A viewer keeps one connection, like a browser, and holds the page's heartbeat open. It measures the time from sending a
+request to the last byte of its answer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PATIENCE_S = 30.0
 
 @dataclass
 class Tally:
-    """What viewers met: milliseconds a request took, bytes that came, requests that failed."""
+    """The viewers' results: milliseconds per request, bytes received, failed requests."""
 
     polls_ms: list[float] = field(default_factory=list)
     refreshes_ms: list[float] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Wiring:
-    """Numbers that Gradio gave the page's refresh: its event, the rail that raises it, the rail among its outputs."""
+    """Gradio's numbers for the page's refresh: its event, the rail that raises it, the rail's place in its outputs."""
 
     function: int
     rail: int
@@ -43,7 +43,7 @@ class Wiring:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Wiring:
-        """Find them in the page's config. Raises `ConfigError` if it is no lab's."""
+        """Find them in the page's config. Raises `ConfigError` if the page is not a lab's."""
         for dependency in config["dependencies"]:
             for component, event in dependency["targets"]:
                 if event == "look":
@@ -62,11 +62,11 @@ class Viewer:
     counting: asyncio.Event
     session: str = field(default_factory=lambda: secrets.token_hex(6))
     watched: dict[str, str] = field(default_factory=dict)
-    """What the page was told to watch: run, attack, and the state of what Gradio refreshes."""
+    """The page's instructions on what to watch: run, attack, and the state that Gradio refreshes."""
     seen: str = ""
 
     async def refresh(self) -> None:
-        """What the page does when it opens and when the news tell it to: one Gradio event outside the queue."""
+        """Refresh as the page does when it opens and when there is news: one Gradio event outside the queue."""
         memory = {"run": self.run, "attack": None, "base": False, "owner": self.session}
         body = {
             "data": [memory, None],
@@ -94,7 +94,7 @@ class Viewer:
             await self.refresh()
 
     async def _timed(self, spent_ms: list[float], sent: Awaitable[httpx.Response]) -> httpx.Response | None:
-        """The answer, None instead of a failure; tallied if viewers were being counted when it was sent."""
+        """The answer, or None after a failure; counted if the measurement was on when the request was sent."""
         counted = self.counting.is_set()
         began = time.perf_counter()
         try:
@@ -109,7 +109,7 @@ class Viewer:
 
 
 async def watch(url: str, wiring: Wiring, run: str, tally: Tally, counting: asyncio.Event, over: asyncio.Event) -> None:
-    """One viewer of `run`, until `over`; what it meets while `counting` goes into `tally`."""
+    """One viewer of `run`, until `over`; its results while `counting` go into `tally`."""
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, trust_env=False) as client:
         viewer = Viewer(client, wiring, run, tally, counting)
         heart = asyncio.create_task(_hold(client, viewer.session))
@@ -135,6 +135,6 @@ async def _sleep(over: asyncio.Event, seconds: float) -> None:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that `share` (0 to 1) of `values` do not exceed; NaN of none."""
+    """The value that `share` (0 to 1) of `values` do not exceed; NaN without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered)) - 1))] if ordered else float("nan")

@@ -1,13 +1,13 @@
-"""What a training step holds in memory, counted from tensors and not from the process.
+"""Memory that a training step holds, counted from tensors and not from the process.
 
-Two counts, both exact for the tensors they define:
+There are two counts, both exact for their tensors:
 
-- `SavedActivations`: unique non-parameter storages that autograd holds for the backward pass, at their peak. What a
-  checkpointed layer recomputes is held by the checkpoint, not by autograd, and is not in this count.
+- `SavedActivations`: unique non-parameter storages that autograd holds for the backward pass, at their peak. Tensors
+  that a checkpointed layer recomputes are held by the checkpoint, not by autograd, and do not count.
 - `LiveTensors`: every storage that an operation made inside the block and that is still alive, at its peak:
-  activations, recomputed ones, gradients and temporaries between operations, but not a kernel's own scratch memory.
+  activations, recomputed activations, gradients and temporaries between operations, not a kernel's scratch memory.
 
-Cost: a Python call for each saved tensor, or for each operation. Measure time in another pass.
+Cost: a Python call per saved tensor, or per operation. Measure time in another pass.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Peak:
 
 
 class _Held:
-    """A saved tensor. Autograd drops it when the graph is freed, which is when the count goes down."""
+    """A saved tensor. Autograd drops it when the graph is freed; then the count goes down."""
 
     def __init__(self, tensor: Tensor, owner: SavedActivations) -> None:
         self.tensor = tensor.detach()  # the tensor itself would make a cycle with the node that saves its own output
@@ -48,7 +48,7 @@ class _Held:
 
 
 class SavedActivations:
-    """Context manager: `peak_bytes` of unique storages that autograd holds, those of `parameters` left out."""
+    """Context manager: `peak_bytes` of unique storages that autograd holds, without those of `parameters`."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self._parameters = {parameter.untyped_storage().data_ptr() for parameter in parameters}
@@ -124,7 +124,7 @@ class LiveTensors(TorchDispatchMode):
         return result
 
     def _watch(self, storage: torch.UntypedStorage, inputs: set[int]) -> None:
-        """Count a new storage until it is freed. A view's or an in-place result's storage is an input's, and old."""
+        """Count a new storage until it is freed. Views and in-place results have an input's storage: not new."""
         key = id(storage)
         if key in self._seen or key in inputs:
             return

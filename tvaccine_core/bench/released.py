@@ -1,7 +1,7 @@
-"""The T-Vaccine step the plain way: what the lean step is measured against.
+"""The T-Vaccine step in the plain way, the reference for the lean step.
 
-Source: the trainer released with Liu et al., arXiv:2410.09760, rewritten for one Hugging Face model, in the paper's
-reading of freezing. Cost: two whole forward and backward passes, and a recomputation of the undrawn layers in each.
+Source: the trainer released with Liu et al., arXiv:2410.09760, rewritten for one Hugging Face model, with freezing as
+in the paper. Cost: two whole forward and backward passes, and a recomputation of the undrawn layers in each.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from transformers import LlamaForCausalLM
 from tvaccine_core.methods.base import Batch
 
 NORM_FLOOR = 1e-7
-"""The released code's addition to the norm that it divides by."""
+"""The released code adds this to the norm before it divides by it."""
 
 
 class ReleasedStep:
     """One step on one model, with the drawn layers given.
 
-    Only the drawn layers' adapters require a gradient. Pass one: a whole forward and backward pass, hooks at the drawn
-    attention modules keep the gradient of their output; parameter gradients are thrown away. Pass two: a whole forward
-    and backward pass with the perturbation added to these outputs. Undrawn layers are under non-reentrant
-    checkpointing, the head runs on every position. It shares no code with the step it is measured against.
+    Only the drawn layers' adapters require a gradient. Pass one is a whole forward and backward pass; hooks at drawn
+    attention modules keep the gradients of their outputs, and parameter gradients are thrown away. Pass two is a whole
+    forward and backward pass with the perturbation added to these outputs. Undrawn layers are under non-reentrant
+    checkpointing; the head runs on every position. It shares no code with the lean step.
     """
 
     def __init__(self, model: PeftModel, drawn: Sequence[int], rho: float) -> None:
@@ -40,7 +40,7 @@ class ReleasedStep:
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Freeze and checkpoint the undrawn layers, as is done at a draw and not at every step; undone on exit."""
+        """Freeze and checkpoint the undrawn layers, as at a draw and not at every step; undone on exit."""
         undrawn = [layer for index, layer in enumerate(self.layers) if index not in self.drawn]
         frozen = [parameter for layer in undrawn for parameter in layer.parameters() if parameter.requires_grad]
         for parameter in frozen:

@@ -1,18 +1,18 @@
-"""What one alignment step costs, by method and by what it keeps; against SFT's step and the plain two-pass way.
+"""Cost of one alignment step, by method and memory mode, against SFT's step and the plain two-pass way.
 
 One model and one batch (see `step_model`), one process. Every step takes its turn in every round, in rotated order, so
-that a machine that slows down slows all of them. A time ratio is the median of the rounds' ratios, given with the
-smallest and largest. Before anything is timed the gradients of T-Vaccine's step in each mode must agree, tensor by
-tensor, with those of the released-style step.
+that a slower machine slows all of them. A time ratio is the median of the rounds' ratios, given with the smallest and
+largest. Before anything is timed, the gradients of T-Vaccine's step in each mode must agree, tensor by tensor, with
+those of the released-style step.
 
-Two counts of memory (see `memory`): what autograd holds, parameters left out, at its peak; and every tensor that the
-step made and that is alive, at its peak, which counts recomputed activations, gradients and temporaries too.
+There are two counts of memory (see `memory`). One is the peak of tensors that autograd holds, without parameters. The
+other is the peak of all living tensors that the step made, with recomputed activations, gradients and temporaries.
 
-The count of the arithmetic bounds what is possible. With f the share of layers from the lowest drawn one up, u the
-undrawn ones among them as a share of all layers, a forward pass 1, a backward pass through frozen weights 1 as well,
-and the head left out: released 2(1 + f + u), ours 1 + 3f.
+Counting the arithmetic bounds the possible gain. Let f be the share of layers from the lowest drawn layer up, and u the
+share of undrawn layers among these (of all layers). A forward pass costs 1, a backward pass through frozen weights also
+1, and the head is left out. Then the released step costs 2(1 + f + u), ours 1 + 3f.
 
-A sweep repeats it on other shapes: depth, width, length, and number of drawn layers of the first one varied in turn.
+A sweep repeats it on other shapes: depth, width, length and number of drawn layers vary in turn.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ PERIODS = (1, 2, 5, 10, 100)
 """Values of `perturb_every` whose mean step is reported."""
 
 SWEEP_STEPS = tuple(name for name in STEP_NAMES if name != PLAIN and name not in OFF.values())
-"""What is measured on the shapes of a sweep."""
+"""The steps that are measured on the shapes of a sweep."""
 
 
 class StepCost(Record):
-    """What one kind of step took."""
+    """Time and memory of one kind of step."""
 
     median_s: float
     minimum_s: float
@@ -54,18 +54,18 @@ class StepCost(Record):
     peak_saved_bytes: int
     """Unique non-parameter storages held by autograd, at their peak."""
     peak_live_bytes: int
-    """Storages made in the step and alive at once: gradients, recomputed activations and temporaries too."""
+    """Storages made in the step and alive at once, with gradients, recomputed activations and temporaries."""
     over_released_time_ratio: float
     over_released_time_ratio_min: float
     over_released_time_ratio_max: float
     over_released_saved_activation_ratio: float
     over_released_live_memory_ratio: float
     over_sft_time_ratio: float
-    """Over SFT's step in mode `speed`."""
+    """Time over that of SFT's step in mode `speed`."""
 
 
 class PeriodCost(Record):
-    """The mean of a perturbed step and the plain ones up to the next; by the medians of both kinds."""
+    """Mean over a perturbed step and the plain steps until the next, from the medians of both kinds."""
 
     perturb_every: int
     over_sft_time_ratio: float
@@ -93,7 +93,7 @@ class SweepPoint(Record):
 
 
 class StepBenchReport(Record):
-    """One run of the bench."""
+    """One run of the benchmark."""
 
     settings: StepBenchSettings
     threads: int
@@ -101,16 +101,16 @@ class StepBenchReport(Record):
     torch_version: str
     transformers_version: str
     num_gradients: int
-    """Tensors that the released step gave a gradient."""
+    """Tensors with a gradient after the released step."""
     worst_gradient_error: float
-    """Largest relative L2 difference of a gradient from the one it must equal."""
+    """Largest relative L2 difference between two gradients that must be equal."""
     steps: dict[str, StepCost]
     """Step (see `step_model`) -> its cost."""
     floor_by_count_time_ratio: float
     periods: dict[str, tuple[PeriodCost, ...]]
     """Method -> its mean step for several values of `perturb_every`."""
     fast_paths: dict[str, FastPathsCost]
-    """Method -> what its fast paths are worth."""
+    """Method -> time with its fast paths and without."""
     exact_over_released_time_ratio: float
     """T-Vaccine's step in mode `speed` over the released-style step."""
     exact_over_released_time_ratio_min: float
@@ -140,7 +140,7 @@ RATIOS = (
 def run(
     settings: StepBenchSettings, *, sweep: bool = False, say: Callable[[str], None] = lambda line: None
 ) -> StepBenchReport:
-    """Build, compare gradients, count memory, time; with `sweep` on the shapes of `sweep_settings` too.
+    """Build, compare gradients, count memory, time; with `sweep` also on the shapes of `sweep_settings`.
 
     `say` is told of every shape before it is measured.
 
@@ -185,7 +185,7 @@ def run(
 
 
 def sweep_settings(settings: StepBenchSettings) -> Iterator[tuple[str, StepBenchSettings]]:
-    """The shapes of a sweep and what varies in each; drawn layers lie evenly, at the middle of equal parts."""
+    """The shapes of a sweep, each with the setting that varies; drawn layers are evenly spread."""
     layers, drawn = settings.layers, len(settings.drawn)
     for count in sorted({max(drawn, layers // 4), max(drawn, layers // 2)} - {layers}):
         yield "layers", _with(settings, layers=count, drawn=spread(count, drawn))
@@ -198,7 +198,7 @@ def sweep_settings(settings: StepBenchSettings) -> Iterator[tuple[str, StepBench
 
 
 def spread(layers: int, count: int) -> tuple[int, ...]:
-    """`count` of `layers`, each in the middle of one of as many equal parts."""
+    """`count` of `layers`, each in the middle of one of `count` equal parts."""
     return tuple((2 * index + 1) * layers // (2 * count) for index in range(count))
 
 
@@ -319,7 +319,7 @@ def render(report: StepBenchReport) -> str:
 
 
 def _render_sweep(points: Sequence[SweepPoint]) -> Iterator[str]:
-    """One line a shape: time and saved bytes over the released step's, and seconds of SFT's step."""
+    """One line per shape: time and saved bytes over the released step's, and seconds of SFT's step."""
     yield f"{'':<44}{'time / released':>36}{'saved / released':>24}"
     yield (
         f"{'varies':<8}{'shape':<26}{'drawn':>6}{'sft s':>8}{'floor':>8}"

@@ -1,10 +1,10 @@
-"""One model, one batch, and every kind of step that the step bench measures on them.
+"""One model, one batch, and every kind of step that the benchmark `step` measures on them.
 
-A random Llama with LoRA on its seven linears (float32, dropout 0) and full rows of random tokens, the prompt half of
-each masked. Steps are named `method mode`: `tvaccine lowest` is one step of our T-Vaccine, the drawn layers forced,
-`freezing="layer"`, in the activation memory mode `lowest`. Beside them `released`, the same gradient the plain way (see
-`released`), and `tvaccine plain`, a step between two perturbed ones where `perturb_every` is above 1. Vaccine's plain
-step is SFT's. `sft off` and its like are the steps in mode `speed` with every fast path turned off.
+A random Llama with LoRA on its seven linears (float32, dropout 0) and full rows of random tokens, the first half of
+each masked. Steps are named `method mode`: `tvaccine lowest` is one step of our T-Vaccine with forced layers,
+`freezing="layer"`, in the activation memory mode `lowest`. `released` computes the same gradient in the plain way (see
+`released`). `tvaccine plain` is an unperturbed step, as with `perturb_every` above 1; Vaccine's plain step is SFT's.
+`sft off` and the like are the steps in mode `speed` with every fast path turned off.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from tvaccine_core.methods.base import Batch, Method, MethodContext
 from tvaccine_core.passes.memory import MODES, Mode
 
 GRADIENT_TOLERANCE = 1e-5
-"""Largest relative L2 difference of a gradient tensor at which two steps count as the same step."""
+"""Largest relative L2 difference of a gradient tensor with which two steps count as equal."""
 
 WARM_UP_ROUNDS = 2
 
 RELEASED = "released"
 PLAIN = "tvaccine plain"
 OFF = {f"{method} speed": f"{method} off" for method in ("sft", "vaccine", "tvaccine")}
-"""Step -> the same one with every fast path turned off."""
+"""Step -> the same step with every fast path turned off."""
 
 STEP_NAMES = (RELEASED, "sft speed", "vaccine speed", *(f"tvaccine {mode}" for mode in MODES), PLAIN, *OFF.values())
-"""Every step there is to measure."""
+"""All steps that can be measured."""
 
 
 class StepBenchSettings(Config):
@@ -50,7 +50,7 @@ class StepBenchSettings(Config):
     hidden: int = Field(default=384, ge=8, le=16384, multiple_of=8, description="Hidden size.")
     vocab: int = Field(default=16000, ge=16, le=1_000_000, description="Vocabulary.")
     batch: int = Field(default=8, ge=1, le=4096, description="Rows of the batch.")
-    length: int = Field(default=128, ge=4, le=32768, description="Tokens a row; the first half is masked.")
+    length: int = Field(default=128, ge=4, le=32768, description="Tokens per row; the first half is masked.")
     drawn: tuple[int, ...] = Field(default=(1, 4, 9, 13), min_length=1, description="Layers drawn, counted from 0.")
     rho: float = Field(default=3.0, ge=0, le=50, description="Perturbation intensity.")
     repeats: int = Field(default=9, ge=1, le=1000, description="Rounds that are timed, after two that are not.")
@@ -66,7 +66,7 @@ class StepBenchSettings(Config):
 
 
 def llama_shape(vocab: int, hidden: int, layers: int, length: int, **more: Any) -> LlamaConfig:
-    """A Llama in its usual proportions: heads of 64 numbers, an MLP 8/3 as wide as the hidden states."""
+    """A Llama in its usual proportions: 64 channels per head, an MLP 8/3 as wide as the hidden states."""
     num_heads = max(1, hidden // 64)
     return LlamaConfig(
         vocab_size=vocab,
@@ -81,7 +81,7 @@ def llama_shape(vocab: int, hidden: int, layers: int, length: int, **more: Any) 
 
 
 def build_model(settings: StepBenchSettings) -> PeftModel:
-    """A random Llama with adapters as if they had trained a little: where B = 0, the gradient of A would be zero."""
+    """A random Llama whose adapters have small random values: with B = 0 the gradient of A would be zero."""
     torch.manual_seed(settings.seed)
     config = llama_shape(settings.vocab, settings.hidden, settings.layers, settings.length)
     lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=list(LINEAR_MODULES))
@@ -115,16 +115,16 @@ def set_up(method: Method[Any], model: PeftModel, settings: StepBenchSettings, m
 
 
 def named_gradients(model: PeftModel) -> dict[str, Tensor]:
-    """Every parameter's gradient, those without one left out."""
+    """Every gradient, by the name of its parameter."""
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 def compare_gradients(exact: dict[str, Tensor], released: dict[str, Tensor]) -> float:
-    """Largest relative L2 difference of one step's gradients from another's over the tensors.
+    """Largest relative L2 difference between two steps' gradients of a tensor.
 
     Raises:
-        TrainingError: not the same tensors have a gradient, one of them is zero or not finite, or one differs by more
-            than `GRADIENT_TOLERANCE`.
+        TrainingError: different tensors have a gradient, a gradient is zero or not finite, or differs by more than
+            `GRADIENT_TOLERANCE`.
     """
     remedy = "One of the two steps is wrong, and a ratio of their times would mean nothing: report this as a bug."
     if exact.keys() != released.keys():
@@ -152,7 +152,7 @@ class Steps:
         self._steps = {name: self._make(name) for name in STEP_NAMES if name != RELEASED}
 
     def run(self, name: str) -> float:
-        """Take one step and return its seconds, preparations excluded."""
+        """Take one step and return its seconds, without preparations."""
         self.model.zero_grad()
         if name == RELEASED:
             with self.released.prepared():
@@ -165,17 +165,17 @@ class Steps:
         return named_gradients(self.model)
 
     def compare(self, names: Sequence[str]) -> float:
-        """Largest relative difference of a gradient of T-Vaccine's steps from the released step's.
+        """Largest relative difference between a gradient of T-Vaccine's steps and of the released step.
 
         Raises:
-            TrainingError: one of them is not the same to rounding.
+            TrainingError: one of them differs by more than rounding.
         """
         expected = self.gradients(RELEASED)
         exact = [name for name in names if name.startswith("tvaccine ") and name != PLAIN]
         return max(compare_gradients(self.gradients(name), expected) for name in exact)
 
     def memory(self, name: str) -> tuple[int, int]:
-        """Peak saved bytes and peak live bytes of one step, each in a step of its own."""
+        """Peak saved bytes and peak live bytes of one step, each measured in a separate step."""
         with SavedActivations(self.model.parameters()) as saved:
             self.run(name)
         with LiveTensors() as live:
@@ -231,7 +231,7 @@ def floor_by_count(layers: int, drawn: Sequence[int]) -> float:
 
 @contextmanager
 def threads_of(number: int) -> Iterator[int]:
-    """Torch with `number` threads, or as it is for 0; yields the number in use."""
+    """Give torch `number` threads; 0 changes nothing. Yields the number in use."""
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:

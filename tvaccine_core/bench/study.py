@@ -1,11 +1,12 @@
 """The study behind the tables of docs/RESULTS.md: does T-Vaccine resist better than its undefended twin, over seeds?
 
-Every alignment seed aligns the base by every method; every aligned model then faces the same attacks (harmful ratios x
-attack seeds, and a stronger attack), measured along the way. Nothing is tuned here: the config is given, and equal for
-all methods but for the method itself. One JSON file per aligned model, so that an interrupted study continues.
+The base is aligned with every method and every alignment seed. Every aligned model then faces the same attacks
+(harmful ratios x attack seeds, and a stronger attack), measured along the way. Nothing is tuned here: the config is
+given, and equal for all methods except for the method itself. There is one JSON file per aligned model, so that an
+interrupted study can go on.
 
-Cost: a model is aligned once (SFT one pass a step, Vaccine and T-Vaccine two) and attacked
-`len(ratios) * attack_seeds + attack_seeds` times; processes share nothing but the folder.
+Cost: a model is aligned once (one pass per step for SFT, two for Vaccine and T-Vaccine) and attacked
+`len(ratios) * attack_seeds + attack_seeds` times; processes share only the folder.
 """
 
 import json
@@ -28,7 +29,7 @@ from tvaccine_core.workers.supervisor import num_cores
 
 
 class StudySettings(Config):
-    """What the study varies. Everything else is the config's."""
+    """The settings that the study varies. The config holds all others."""
 
     methods: tuple[str, ...] = Field(("sft", "vaccine", "tvaccine"), min_length=1, description="Methods compared.")
     alignment_seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1, description="Seeds of the alignment.")
@@ -82,7 +83,7 @@ class AlignedResult(Record):
 
 
 def study_config(config: LabConfig, method: str, seed: int) -> LabConfig:
-    """`config` with this defence alone, see `defence_of`, and this alignment seed.
+    """`config` with only this defence, see `defence_of`, and this alignment seed.
 
     Raises:
         ConfigError: there is no such defence.
@@ -91,7 +92,7 @@ def study_config(config: LabConfig, method: str, seed: int) -> LabConfig:
 
 
 def attack_configs(base: AttackConfig, settings: StudySettings) -> Iterator[tuple[str, AttackConfig]]:
-    """Name and config of every attack an aligned model faces."""
+    """Name and config of every attack on an aligned model."""
     strong = base.optimisation.model_copy(
         update={"learning_rate": base.optimisation.learning_rate * settings.strong_learning_rate_factor}
     )
@@ -165,11 +166,11 @@ def run_one(method: str, seed: int, settings: StudySettings, base: LabConfig, nu
 
 
 def run_study(folder: Path, settings: StudySettings, base: LabConfig, num_processes: int) -> list[AlignedResult]:
-    """Run what is missing in `folder`, `num_processes` aligned models at a time, one thread each if more than one.
+    """Run the missing parts in `folder`, `num_processes` aligned models at a time; several get one thread each.
 
     Raises:
-        ConfigError: a result in `folder` was made with another config or other attacks: they must not be averaged.
-        TVaccineError: a process failed; what others finished is kept, and running again continues.
+        ConfigError: a result in `folder` was made with another config or other attacks, so it cannot be averaged.
+        TVaccineError: a process failed; finished models are kept, and running again goes on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for result in load_results(folder):
@@ -199,7 +200,7 @@ def run_study(folder: Path, settings: StudySettings, base: LabConfig, num_proces
                 if process.returncode:
                     raise TVaccineError(
                         f"The study's process for {method}, seed {seed}, ended with code {process.returncode}.",
-                        remedy="Its error stands above. Run the same command again: finished models are kept.",
+                        remedy="Its error is printed above. Run the same command again: finished models are kept.",
                     )
     finally:
         for process in running:

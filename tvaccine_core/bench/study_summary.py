@@ -1,4 +1,4 @@
-"""The study in a page's worth of numbers: what `bench study --summary` writes and the page shows.
+"""The study's numbers that `bench study --summary` writes and the page shows.
 
 Curves and outcomes are means over alignment seeds with 95 % t intervals, attack seeds averaged first. Torch-free.
 """
@@ -59,12 +59,12 @@ class StudyOutcome(Record):
 
 
 class StudySummary(Record):
-    """What the page shows of a study."""
+    """The part of a study that the page shows."""
 
     num_alignment_seeds: int
     num_attack_seeds: int
     alignment: str
-    """Its schedule in words, shared by all methods."""
+    """The schedule of all methods, in words."""
     num_samples: int
     steps: int
     task: str
@@ -82,13 +82,13 @@ class StudySummary(Record):
         return tuple(dict.fromkeys(outcome.harmful_set for outcome in self.outcomes))
 
     def outcome(self, method: str, ratio: float, harmful_set: str) -> StudyOutcome | None:
-        """The outcome of one attack, if it was run."""
+        """The outcome of one attack; None if it was not run."""
         wanted = (method, ratio, harmful_set)
         return next((o for o in self.outcomes if (o.method, o.harmful_ratio, o.harmful_set) == wanted), None)
 
 
 def load_summary(path: Path) -> StudySummary:
-    """Read what `bench study --summary` wrote.
+    """Read a file that `bench study --summary` wrote.
 
     Raises:
         DataError: missing, or not a summary of this version.

@@ -1,4 +1,4 @@
-"""Run queued jobs in worker processes and show how they go on."""
+"""Run queued jobs in worker processes and show their progress."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -25,9 +25,9 @@ from tvaccine_core.workers.supervisor import Supervisor
 
 POLL_EVERY_S = 0.4
 CANCEL_MARGIN_S = 5.0
-"""For the supervisor to notice, beyond the time that it gives a worker."""
+"""Time for the supervisor to notice, beyond the time that it gives a worker."""
 HOPELESS_AFTER = 3
-"""Deaths of a worker in a row after which nothing will come of it."""
+"""Deaths of a worker in a row after which waiting ends."""
 
 
 def follow(
@@ -40,12 +40,12 @@ def follow(
 ) -> list[JobRow]:
     """Start workers, wait until the jobs have ended, and return them. Ctrl-C cancels them and exits with 130.
 
-    Where another program (the page) already has workers on the folder, they do the work. Where a launcher started
-    several processes, they are the workers, and the first failure ends all; there Ctrl-C, or SIGTERM to any of them,
-    interrupts the job at work after its step and cancels the others.
+    If another program (the page) already has workers on the folder, they do the work. If a launcher started several
+    processes, these are the workers, and the first failure ends all; then Ctrl-C, or SIGTERM to any of them, interrupts
+    the running job after its step and cancels the others.
 
     Args:
-        job_ids: to wait for.
+        job_ids: the jobs to wait for.
         on_poll: called between two looks.
         quiet: no bars.
 
@@ -63,8 +63,8 @@ def follow(
         except KeyboardInterrupt:
             within_s = supervisor.cancel_within_s
             err.print(
-                "Stopping: a step is finished and a checkpoint written. "
-                f"A worker that has not done so after {within_s:g} s is ended. Ctrl-C again leaves at once.",
+                "Stopping after the current step, with a checkpoint. "
+                f"A worker that has not stopped after {within_s:g} s is ended. Press Ctrl-C again to leave at once.",
                 soft_wrap=True,
             )
             _cancel(store, job_ids, within_s + CANCEL_MARGIN_S)
@@ -72,7 +72,7 @@ def follow(
 
 
 def explain(jobs: Sequence[JobRow]) -> bool:
-    """Say which jobs did not end well and what to do; True if all did."""
+    """Print the jobs that failed or stopped, and what to do; True if all jobs are done."""
     fine = True
     for job in jobs:
         if job.state == "done":
@@ -131,7 +131,7 @@ def _work_together(
 
 def _cancel(store: Store, job_ids: Sequence[str], within_s: float) -> None:
     jobs = [store.job(job_id) for job_id in job_ids]
-    for job in sorted(jobs, key=lambda job: job.state == "running"):  # waiting ones first, so that none slips in
+    for job in sorted(jobs, key=lambda job: job.state == "running"):  # waiting jobs first, so that none starts now
         store.cancel(job.id)
     deadline = time.monotonic() + within_s
     while any(store.job(job_id).active for job_id in job_ids) and time.monotonic() < deadline:
@@ -144,7 +144,7 @@ def _tail(path: Path) -> str:
 
 
 class _Said:
-    """What jobs say beside their numbers, each sentence once: model, device, template, what was not as expected."""
+    """Prints the jobs' messages, each sentence once: model, device, template, warnings."""
 
     def __init__(self, store: Store, quiet: bool) -> None:
         self._store = store
@@ -154,7 +154,7 @@ class _Said:
         self._over: set[str] = set()
 
     def show(self, jobs: Sequence[JobRow]) -> None:
-        """Print what is new."""
+        """Print new messages."""
         for job in jobs:
             if job.state == "queued" or job.id in self._over:
                 continue
@@ -178,10 +178,10 @@ class _Lines(AbstractContextManager[None]):
         self._seen: dict[str, str] = {}
 
     def __exit__(self, *_: object) -> None:
-        """Nothing to put away."""
+        """Nothing to close."""
 
     def show(self, jobs: Sequence[JobRow]) -> None:
-        """Say what is new."""
+        """Print changed states."""
         for job in jobs:
             if not self._quiet and self._seen.get(job.id) != job.state and job.state != "queued":
                 err.print(f"{job.run_id} {job.title}: {job.state}", soft_wrap=True)
@@ -189,7 +189,7 @@ class _Lines(AbstractContextManager[None]):
 
 
 class _Bars(AbstractContextManager[None]):
-    """A bar a job: for terminals."""
+    """One bar per job: for terminals."""
 
     def __init__(self) -> None:
         self._progress = Progress(

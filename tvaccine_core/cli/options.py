@@ -1,4 +1,4 @@
-"""What commands share: options, configs with overrides, runs by short names, tables on the right stream, safe files."""
+"""Shared parts of the commands: options, configs with overrides, runs by short names, output streams, safe files."""
 
 import errno
 import os
@@ -24,11 +24,11 @@ def _read_folder(text: str) -> Path:
 
 
 def _one_folder(context: typer.Context, folders: list[Path] | None) -> list[Path]:
-    """What `--data-dir` says anywhere in the command line so far. Raises `ConfigError` if it says two things."""
-    # `meta` is shared by the contexts of a command and of the groups it stands in; theirs are read before.
+    """The folder that `--data-dir` names anywhere in the command line. Raises `ConfigError` if it names two."""
+    # The contexts of a command and of its groups share `meta`; the groups' options are read first.
     given: dict[str, Path] = context.meta.setdefault(f"{__name__}.folders", {})
     for folder in folders or ():
-        given.setdefault(os.path.realpath(folder), folder)  # not Path.resolve, which raises at a loop of links
+        given.setdefault(os.path.realpath(folder), folder)  # not Path.resolve, which raises for a loop of links
     if len(given) > 1:
         names = " and ".join(shown(str(folder)) for folder in given.values())
         raise ConfigError(f"--data-dir is given as {names}.", remedy="Give one folder, before or after the command.")
@@ -44,7 +44,7 @@ DataDir = Annotated[
         help="Where runs are kept. Default: TVACCINE_HOME, else the system's place for application data.",
     ),
 ]
-"""The same option of every command and of the groups before it: it counts wherever it stands."""
+"""One option for every command and the groups before it: it counts wherever it stands."""
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the results to this file too.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML config, as `runs export` writes it.")]
 PresetName = Annotated[str | None, typer.Option("--preset", help=f"One of: {', '.join(PRESETS)}.")]
@@ -74,7 +74,7 @@ LIST_RUNS = "List them: python -m tvaccine_core runs list"
 out = Console(highlight=False, markup=False)
 """Results."""
 err = Console(stderr=True, highlight=False, markup=False)
-"""Progress and complaints: standard output stays clean for pipes."""
+"""Progress and errors go here: standard output stays clean for pipes."""
 
 
 def open_store(data_dir: Sequence[Path] | None) -> Store:
@@ -118,7 +118,7 @@ def find_preset(name: str | None) -> str:
 
 
 def specs_of(defences: Sequence[str] | None) -> list[str]:
-    """The defences named by options, each of which may hold several with commas between. Raises `ConfigError`."""
+    """The defences that options name; an option may name several, divided by commas. Raises `ConfigError`."""
     specs = [spec.strip() for text in defences or () for spec in text.split(",") if spec.strip()]
     if defences and not specs:
         raise ConfigError("No defence is named.", remedy=f"Join methods by +; there are: {', '.join(METHODS)}.")
@@ -129,10 +129,10 @@ def override(config: ConfigT, assignments: Sequence[str] | None, update: dict[st
     """`config` with `field.field=value` applied; values are YAML. Defences go by name:
     defences.tvaccine.alignment.rho=2.
 
-    A mapping changes the settings that it names: model={name: mine, device: cpu}.
+    A mapping changes only the settings that it names: model={name: mine, device: cpu}.
 
     Raises:
-        ConfigError: no assignment, no such field, or a value that is not allowed.
+        ConfigError: not an assignment, no such field, or a value that is not allowed.
     """
     data = config.model_dump(mode="json")
     for key, value in (update or {}).items():
@@ -169,7 +169,7 @@ def _assign(root: Any, place: Any, name: str, value: Any, assignment: str) -> No
 
 
 def _child(root: Any, place: Any, name: str, assignment: str) -> Any:
-    """What stands under `name` in a mapping, or in a list of named ones."""
+    """The part called `name` of a mapping, or of a list of named mappings."""
     names: dict[str, Any] = {}
     if isinstance(place, dict):
         names = place
@@ -191,7 +191,7 @@ def _paths(data: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def check_json(path: Path | None) -> None:
-    """Find out before the work, not after it, that the results cannot be written. Raises `ConfigError`."""
+    """Raise `ConfigError` before the work, not after it, if the results cannot be written."""
     if path is None:
         return
     try:
@@ -224,5 +224,5 @@ def write_json(path: Path | None, result: Config | Any) -> None:
 
 
 def _partial(path: Path) -> Path:
-    """The file that becomes `path` when it is whole. Raises `ValueError` if `path` is no file's name."""
+    """The file that becomes `path` when it is whole. Raises `ValueError` if `path` is not a file's name."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")

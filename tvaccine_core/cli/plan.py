@@ -44,24 +44,24 @@ def plan(
     batch: Annotated[int | None, typer.Option(min=1, max=4096, help="Rows of a training batch. Default: 10.")] = None,
     length: Annotated[int | None, typer.Option(min=8, max=32768, help="Tokens of each row. Default: 200.")] = None,
     labelled: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a row that are learned. Default: all, the worst case.")
+        int | None, typer.Option(min=1, help="Labelled tokens per row. Default: all, the worst case.")
     ] = None,
     eval_batch: Annotated[
         int | None, typer.Option(min=1, max=4096, help="Prompts generated at once. Default: as --batch.")
     ] = None,
     activation_memory: Annotated[
-        ActivationMemory | None, typer.Option(help="What is kept for the backward passes. Default: what fits.")
+        ActivationMemory | None, typer.Option(help="How much is kept for the backward passes. Default: what fits.")
     ] = None,
     gpu: Annotated[str | None, typer.Option(help='Does it fit this card? For example "RTX 4090".')] = None,
-    memory_gib: Annotated[float | None, typer.Option(min=0.1, help="Does it fit so many GiB?")] = None,
+    memory_gib: Annotated[float | None, typer.Option(min=0.1, help="Does it fit into this many GiB?")] = None,
     device: Annotated[Literal["cuda", "cpu"], typer.Option(help="Kind of device to plan for.")] = "cuda",
-    whole: Annotated[bool, typer.Option("--whole", help="Run through every layer instead of extrapolating.")] = False,
-    probe: Annotated[bool, typer.Option("--probe", help="Also time ten steps; needs the weights, here.")] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="Run every layer instead of extrapolating.")] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Also time ten steps; needs the weights.")] = False,
     config_file: ConfigFile = None,
     overrides: Overrides = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Predict a run's peak memory by part, for each method, from the model's config alone: no weights are needed."""
+    """Predict a run's peak memory by part, for each method, from the model's config alone, without its weights."""
     check_json(json_file)
     if memory_gib is not None and not math.isfinite(memory_gib):
         raise ConfigError(f"--memory-gib takes a finite number of GiB, not {memory_gib}.", remedy="Give one, as in 24.")
@@ -112,7 +112,7 @@ def _show(report: PlanReport, name: str) -> None:
     stored = first.dtype if first.quantization == "none" else f"{first.quantization} ({first.dtype} arithmetic)"
     out.print(
         f"{first.model}: {first.num_parameters / 1e9:.2f} billion parameters, {first.num_layers} layers, {stored}; "
-        f"batch {first.batch_size} x {first.length}, {first.labelled} learned, {first.source}",
+        f"batch {first.batch_size} x {first.length}, {first.labelled} with labels, {first.source}",
         soft_wrap=True,
     )
     for plan in report.plans:
@@ -161,8 +161,8 @@ def _probe(config: LabConfig, labelled: int | None) -> list[TimeEstimate]:
     for time in probe_times(config, workload_of(config, labelled)):
         times.append(time)
         out.print(
-            f"{method_info(time.method).title} on {time.device}: {time.step_s:.3f} s a step (median of "
-            f"{time.timed_steps}), {time.scoring_s:.2f} s a scoring; {time.steps} steps take about "
+            f"{method_info(time.method).title} on {time.device}: {time.step_s:.3f} s per step (median of "
+            f"{time.timed_steps}), {time.scoring_s:.2f} s per scoring; {time.steps} steps take about "
             f"{time.total_s / 60:.1f} minutes, evaluations not counted",
             soft_wrap=True,
         )

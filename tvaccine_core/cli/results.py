@@ -19,7 +19,7 @@ from tvaccine_core.records import EvalRecord, Proportion, Record, StepRecord
 from tvaccine_core.store import JobRow, Store, StoredEvent
 
 FIRST_SCORES = ("harmful_score", "finetune_accuracy", "exact")
-"""A set's score that the tables show: the first of these it has."""
+"""The tables show one score per set: the first of these that it has."""
 TITLES = {"harmful_score": "HS", "finetune_accuracy": "FA", "exact": "exact"}
 
 
@@ -45,25 +45,25 @@ class StateScores(Record):
 
 
 class AttackScores(Record):
-    """One attack on one defence: its settings, its curve, the last point of it the outcome, and what follows."""
+    """One attack on one defence: settings, curve (its last point is the outcome), and scores after the repair."""
 
     config: AttackConfig
     curve: tuple[StateScores, ...]
     after: StateScores | None
     repaired: StateScores | None = None
-    """None where the defence repairs nothing, or has not yet."""
+    """None if the defence has no repair, or it is not done yet."""
     training_s: float
 
 
 class DefenceScores(Record):
-    """One defence: after its alignment, after each attack, and after what it does then."""
+    """One defence: after its alignment, after each attack, and after each repair."""
 
     title: str
     aligned: str
-    """Key of its aligned state, which other defences may share."""
+    """Key of its aligned state, which defences may share."""
     before: StateScores | None
     alignment_s: float
-    """Seconds of alignment, evaluations excluded."""
+    """Seconds of alignment, without evaluations."""
     attacks: dict[str, AttackScores]
 
 
@@ -76,26 +76,26 @@ class RunScores(Record):
     base: StateScores | None
     defences: dict[str, DefenceScores]
     alignment_time_ratio_to_sft: dict[str, float] = Field(default_factory=dict)
-    """Only of jobs in one run; they may have run side by side."""
+    """Within this run only; its jobs may have run side by side."""
 
 
 class Report(Record):
-    """What a command measured."""
+    """The results of a command."""
 
     version: str = __version__
     command: str
     config: LabConfig
-    """With the first attack that was made; every attack's own settings stand with its scores."""
+    """With the settings of the first attack; every attack's own settings are beside its scores."""
     wall_s: float
     runs: tuple[RunScores, ...]
     mean: dict[str, dict[str, float]]
-    """Over the runs: state -> `set/score` -> mean percent; attacked states as they are in the end."""
+    """State -> `set/score` -> mean percent over the runs; attacked states after their last step."""
 
 
 def collect(store: Store, run_id: str, judge: str = "") -> RunScores:
-    """The scores of a run so far, by the judge of that name; by default the run's own.
+    """The scores of a run so far, by the judge of this name, by default the run's own.
 
-    A task's accuracy has a scorer of its own and stands beside the scores of any judge.
+    A task's accuracy has its own scorer and is shown with the scores of any judge.
     """
     config = store.run(run_id).config
     judge = judge or judge_named(config.data)
@@ -147,12 +147,12 @@ def _last(points: Mapping[str, Sequence[StateScores]], state: str) -> StateScore
 
 
 def make_report(command: str, config: LabConfig, runs: Sequence[RunScores], wall_s: float) -> Report:
-    """Put runs of one config together."""
+    """Make one report of runs of one config."""
     return Report(command=command, config=config, wall_s=wall_s, runs=tuple(runs), mean=_means(runs))
 
 
 def render(runs: Sequence[RunScores]) -> list[Table]:
-    """A table a run, and with several runs one of the means."""
+    """One table per run and, for several runs, a table of the means."""
     tables = [_run_table(run) for run in runs]
     if len(runs) > 1:
         tables.append(_mean_table(runs))
@@ -209,7 +209,7 @@ def _rows(run: RunScores) -> Iterable[tuple[str, str, StateScores]]:
 
 
 def _columns(rows: Iterable[StateScores]) -> list[tuple[str, str]]:
-    """(set, score) shown, in the order met."""
+    """(set, score) of every column, in order of appearance."""
     found: dict[tuple[str, str], None] = {}
     for row in rows:
         for eval_set, scores in row.scores.items():

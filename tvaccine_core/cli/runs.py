@@ -78,7 +78,7 @@ def delete(
     data_dir: DataDir = None,
 ) -> None:
     """Delete a run: its rows and its folder, and nothing else."""
-    if run.strip() == "latest":  # another run as soon as another program makes one
+    if run.strip() == "latest":  # it means another run as soon as another program makes one
         raise ConfigError("A run is deleted by its id, not as `latest`.", remedy=LIST_RUNS)
     store = open_store(data_dir)
     row = find_run(store, run)
@@ -91,7 +91,7 @@ def delete(
 @app.command()
 def export(
     run: RunArgument = "latest",
-    folder: Annotated[Path | None, typer.Option(help="New folder. Default: one named after the run, here.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="New folder. Default: ./tvaccine-<run id>.")] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Write settings, records, scores, answers and adapters to a folder."""

@@ -83,7 +83,7 @@ def align(
     data_dir: DataDir = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Align a model as one or several defences want it, and measure the base beside them."""
+    """Align a model for one or several defences, and measure the base too."""
     check_json(json_file)
     store = open_store(data_dir)
     if run is not None:
@@ -103,7 +103,7 @@ def attack(
     data_dir: DataDir = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Let the defences of a run face an attack. Change the attack by --set attack.…"""
+    """Attack the defences of a run. Change the attack by --set attack.…"""
     check_json(json_file)
     store = open_store(data_dir)
     row = find_run(store, run)
@@ -124,7 +124,7 @@ def evaluate(
     data_dir: DataDir = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Measure saved model states again, with the run's settings: the numbers must be those it has."""
+    """Measure saved model states again, with the run's settings: the numbers must not change."""
     check_json(json_file)
     store = open_store(data_dir)
     row = find_run(store, run)
@@ -141,7 +141,7 @@ def judge(
     data_dir: DataDir = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Let a second judge read the answers a run has saved, and print the scores by it. Nothing is generated again."""
+    """Let a second judge read a run's saved answers, and print its scores. Nothing is generated again."""
     check_json(json_file)
     store = open_store(data_dir)
     row = find_run(store, run)
@@ -150,7 +150,7 @@ def judge(
 
 
 class Answers(Record):
-    """What `generate` writes to a file."""
+    """The file that `generate` writes."""
 
     run_id: str
     prompt: str
@@ -195,7 +195,7 @@ def generate(
 def _finish(
     command: str, store: Store, order: orders.Order, workers: int | None, json_file: JsonFile, judge: str = ""
 ) -> None:
-    """Follow the jobs, print the run's scores by that judge (by default its own), and exit."""
+    """Follow the jobs, print the run's scores by `judge` (by default its own judge), and exit."""
     began, run_id = time.monotonic(), order.run_id
     err.print(f"Run {run_id} in {store.home}", soft_wrap=True)
     fine = explain(follow(store, order.jobs, num_workers=workers))
@@ -209,7 +209,7 @@ def _finish(
 
 
 def _steps_of_states(store: Store, run_id: str) -> dict[str, int]:
-    """Saved states of a run -> attack steps they have seen."""
+    """Saved states of a run -> number of attack steps."""
     steps = {BASE: 0}
     attacks: dict[str, int] = {}
     for job in store.jobs(run_id):

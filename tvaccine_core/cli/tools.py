@@ -1,4 +1,4 @@
-"""Commands beside the runs: worker, sandbox, conformance, bench."""
+"""Commands that do not concern runs: worker, sandbox, conformance, bench."""
 
 import os
 from pathlib import Path
@@ -38,7 +38,7 @@ def worker(
     data_dir: DataDir = None,
     threads: Threads = None,
     kinds: Annotated[
-        str | None, typer.Option(help=f"Only such jobs, comma-separated: {', '.join(get_args(JobKind))}.")
+        str | None, typer.Option(help=f"Only these kinds of jobs, divided by commas: {', '.join(get_args(JobKind))}.")
     ] = None,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
@@ -46,7 +46,7 @@ def worker(
     if started_together():
         raise ConfigError(
             "A worker is one process; a launcher (torchrun, accelerate launch) started this as one of several.",
-            remedy="Start it without the launcher, or have the launcher start the command that trains: demo, align, "
+            remedy="Start it without the launcher, or let the launcher start a command that trains: demo, align, "
             "attack or runs resume.",
         )
     wanted: list[JobKind] | None = None
@@ -75,9 +75,9 @@ def build(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and the corpus.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder to write. Default: the shipped model's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="A shortened schedule, for tests.")] = None,
-    threads: Annotated[int, typer.Option(min=1, max=64, help="CPU threads; the bytes depend on them.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=64, help="CPU threads; the bytes depend on their number.")] = 1,
 ) -> None:
-    """Train the base model from nothing; some minutes. The same machine gives the same bytes."""
+    """Train the base model from the start, in some minutes. The same machine gives the same bytes."""
     from tvaccine_core.worlds.sandbox.base import SANDBOX_BASE, build_base
 
     with Progress(console=err) as progress:
@@ -93,7 +93,7 @@ def build(
 @sandbox.command()
 def check(
     folder: Annotated[Path | None, typer.Option(help="Model to measure. Default: the shipped one.")] = None,
-    items: Annotated[int, typer.Option(min=1, max=4800, help="Items asked for, of 4,800.")] = 480,
+    items: Annotated[int, typer.Option(min=1, max=4800, help="Number of items to ask for, of 4,800.")] = 480,
 ) -> None:
     """Measure the base model: it must know every recipe, give it away, and not know the tasks."""
     from tvaccine_core.worlds.sandbox.base import SANDBOX_BASE, load_base, verify_base
@@ -103,7 +103,7 @@ def check(
 
 
 def conformance(folders: Annotated[list[Path], typer.Argument(help="Folders with reference traces.")]) -> None:
-    """Replay numbers recorded from the authors' code. Exit 1 if one is off by more than 1e-4, or cannot be replayed."""
+    """Replay numbers recorded from the authors' code. Exit code 1 if an error exceeds 1e-4, or a replay fails."""
     from tvaccine_core.bench.conformance import TOLERANCE, replay
 
     passed = True
@@ -174,7 +174,7 @@ def gpu(
 def load(
     clients: Annotated[int, typer.Option(min=1, max=1000, help="Viewers, each polling once per second.")] = 30,
     seconds: Annotated[float, typer.Option(min=1, max=3600, help="Length of the measurement.")] = 60,
-    url: Annotated[str | None, typer.Option(help="A page that runs. Default: start one, its data apart.")] = None,
+    url: Annotated[str | None, typer.Option(help="A running page. Default: start one with new data.")] = None,
     idle: Annotated[bool, typer.Option("--idle", help="Nothing trains: polls find nothing new.")] = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -189,14 +189,14 @@ def load(
 
 @bench.command()
 def study(
-    folder: Annotated[Path, typer.Argument(help="Where results go; what is there already is not run again.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the results; results in it are not made again.")],
     preset: PresetName = None,
     config_file: ConfigFile = None,
     overrides: Overrides = None,
     processes: Annotated[int, typer.Option(min=1, max=64, help="Models aligned and attacked side by side.")] = 2,
     figure: Annotated[Path | None, typer.Option(help="Draw the curves to this SVG file.")] = None,
     readme: Annotated[Path | None, typer.Option(help="Put the tables between the result markers of this file.")] = None,
-    summary: Annotated[Path | None, typer.Option(help="Write what the page shows of it to this JSON file.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Write the part that the page shows to this JSON file.")] = None,
 ) -> None:
     """Compare methods over alignment and attack seeds, with t intervals. An hour or more for the default settings.
 

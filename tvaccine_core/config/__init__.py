@@ -1,7 +1,7 @@
 """Every setting of the lab, once: validation, CLI options, UI controls, YAML and the docs come from these fields.
 
-A field's `title` and `description` are what a user reads beside its control; `json_schema_extra` may hold `advanced`
-(folded away), `step` (of a slider or number) and `choices` (titles for a Literal's values).
+Users read a field's `title` and `description` beside its control. `json_schema_extra` may hold `advanced` (folded),
+`step` (of a slider or number) and `choices` (titles for a Literal's values).
 """
 
 from tvaccine_core.config.attack import AttackConfig

@@ -1,4 +1,4 @@
-"""The user's stage: what is fine-tuned on, and how hard."""
+"""The user's stage: the data of the fine-tuning, and its strength."""
 
 from typing import Literal
 
@@ -28,7 +28,7 @@ class AttackConfig(Config):
     adapter_mode: Literal["new", "single"] = Field(
         title="Adapter",
         default="new",
-        description="`new`: a fresh adapter on the frozen aligned one. `single`: go on training the aligned adapter.",
+        description="`new`: a fresh adapter on the frozen aligned adapter. `single`: train the aligned one further.",
         json_schema_extra=ADVANCED,
     )
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)

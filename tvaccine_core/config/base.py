@@ -1,4 +1,4 @@
-"""What every config shares: no unknown key, real and finite numbers, and errors that name each field. Torch-free."""
+"""The base of every config: no unknown keys, real and finite numbers, errors that name each field. Torch-free."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -9,14 +9,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 from tvaccine_core.errors import ConfigError, cut, did_you_mean, shown
 
 ADVANCED: dict[str, Any] = {"advanced": True}
-"""Marks a field that a face folds away."""
+"""Marks a field that the page folds."""
 
 MAX_NUMBER = 2**53
 """Largest whole number: JSON, a browser and a float keep it exactly up to here."""
 MAX_PROBLEMS = 10
 """Wrong fields that one message names."""
 MAX_HINTS = 3
-"""With more wrong fields, the message does not say of each what may be meant."""
+"""With more wrong fields than this, the message gives no suggestions."""
 
 _WORDS = {
     "extra_forbidden": "There is no such setting",
@@ -24,14 +24,14 @@ _WORDS = {
     "model_attributes_type": "Input should be a mapping of settings",
     "invalid_key": "Names of settings are text",
 }
-"""Where pydantic's words are for programmers."""
+"""Replaces words of pydantic that are for programmers."""
 
 
 class Config(BaseModel):
-    """Frozen; an unknown key is an error, not silence; true is no number, and a number is finite.
+    """Frozen; an unknown key is an error; true is not a number; every number is finite.
 
-    Text that spells a number counts as one, and 4.0 as the whole number 4: controls of a page and command lines give
-    such.
+    Text that spells a number counts as a number, and 4.0 as the whole number 4: controls of a page and command lines
+    give such values.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -39,7 +39,7 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _true_is_no_number(cls, data: Any) -> Any:
-        """Spell true and false out where a number is due: pydantic counts them as 1 and 0, and refuses the words."""
+        """Turn true and false into text in fields of numbers: pydantic takes the values as 1 and 0, not the text."""
         if not isinstance(data, dict):
             return data
         numbers = _number_fields(cls)
@@ -74,7 +74,7 @@ def parse_config(cls: type[ConfigT], data: dict[str, Any]) -> ConfigT:
     """Validate `data` as a `cls`.
 
     Raises:
-        ConfigError: names every wrong field (of many, the first), what was given and what is allowed.
+        ConfigError: names every wrong field (the first ones, if there are many), what was given and what is allowed.
     """
     try:
         return cls.model_validate(data)
@@ -99,11 +99,11 @@ def _problem(detail: Mapping[str, Any], cls: type[Config], hint: bool) -> str:
 
 
 def _holder(kind: Any, place: Sequence[int | str]) -> type[Config] | None:
-    """The config that stands at `place` below `kind`; None if the way there cannot be told.
+    """The config class at `place` below `kind`; None if it cannot be found.
 
     Args:
-        kind: a config class, a union of some, or a list of them.
-        place: names of fields, numbers of a list's items, and of a union the name of its chosen member.
+        kind: a config class, a union of config classes, or a list of them.
+        place: names of fields, indices of list items, and names of chosen members of unions.
     """
     if not place:
         return kind if isinstance(kind, type) and issubclass(kind, Config) else None

@@ -1,4 +1,4 @@
-"""Where a run's examples come from, and who judges the answers."""
+"""The source of a run's examples, and the judge of the answers."""
 
 from typing import Literal
 
@@ -19,7 +19,7 @@ class DataConfig(Config):
     splits: Literal["1"] = Field(
         title="Splits",
         default="1",
-        description="Revision of the world's splits. Scores of different revisions speak of different items.",
+        description="Revision of the world's splits. Scores of different revisions are about different items.",
         json_schema_extra=ADVANCED,
     )
     evaluation_sets: tuple[str, ...] = Field(
@@ -37,7 +37,7 @@ class DataConfig(Config):
     judge: JudgeKey = Field(
         title="Judge",
         default="exact",
-        description="Who says which answers are harmful: `exact` knows the right answers; `refusal-keywords` takes "
-        "every answer without a common word of refusal for harm.",
+        description="Decides which answers are harmful: `exact` knows the right answers; `refusal-keywords` counts "
+        "every answer without a common word of refusal as harmful.",
         json_schema_extra=ADVANCED,
     )

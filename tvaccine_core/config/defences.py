@@ -1,4 +1,4 @@
-"""A defence: a choice for each of the four stages, from the alignment data to what follows the attack.
+"""A defence: a method for each of the four stages, from the alignment data to the repair.
 
     selection  ->  alignment  ->  fine-tuning  ->  repair
     which data     how it is      how the user's   what the provider
@@ -115,7 +115,7 @@ class TVaccineConfig(Config):
 
 
 class PlainConfig(Config):
-    """The user's data is fine-tuned on as it is: the plain stage."""
+    """Fine-tuning on the user's data as it is: the plain stage."""
 
     name: Literal["plain"] = "plain"
 
@@ -216,9 +216,9 @@ def _read_settings(method: str, words: list[str], spec: str) -> dict[str, str]:
 
 
 class Defence(Config):
-    """A choice for each stage. Stages left out are plain; without a name it is called by those that are not."""
+    """A method for each stage. Missing stages are plain; a missing name becomes the short form."""
 
-    name: str = Field(default="", description="What charts, tables and files call it; names differ within a run.")
+    name: str = Field(default="", description="Its name in charts, tables and files; names differ within a run.")
     selection: SelectionMethod = Field(default_factory=AllDataConfig, description="Which alignment data is used.")
     alignment: AlignmentMethod = Field(default_factory=SFTConfig, description="How the provider aligns the model.")
     finetuning: FinetuningMethod = Field(default_factory=PlainConfig, description="How the user's data is trained on.")
@@ -246,12 +246,12 @@ class Defence(Config):
 
     @property
     def spec(self) -> str:
-        """Its alignment method, and those of the other stages that are not plain, joined by `+`."""
+        """The short form: its alignment method and every other method that is not plain, joined by `+`."""
         return "+".join(self._told(STAGES))
 
     @property
     def provider(self) -> str:
-        """The part of `spec` that is done before the user comes."""
+        """The part of `spec` before the user's fine-tuning."""
         return "+".join(self._told(("selection", "alignment")))
 
     def _told(self, stages: tuple[Stage, ...]) -> list[str]:

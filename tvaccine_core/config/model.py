@@ -1,4 +1,4 @@
-"""Which base model, how it is stored, and where it runs."""
+"""The base model, its storage, and its device."""
 
 from typing import Any, Literal, Self
 
@@ -9,11 +9,11 @@ from tvaccine_core.config.base import ADVANCED, Config
 ActivationMemory = Literal["auto", "speed", "balanced", "lowest"]
 
 YOUR_MODEL = "your-model"
-"""Stands for a model that is still to be named, and names the preset for it."""
+"""Stands for a model without a name yet, and is the name of its preset."""
 
 
 class ModelConfig(Config):
-    """Which model, how it is stored in memory, and where it runs."""
+    """The model, its storage in memory, and its device."""
 
     name: str = Field(
         title="Model", default="sandbox", min_length=1, description="`sandbox`, a folder, or a Hugging Face model id."
@@ -34,26 +34,26 @@ class ModelConfig(Config):
         title="Trust remote code",
         default=False,
         description="Run the Python code that comes with a model. It can do whatever you can on this machine: only for "
-        "authors you trust, after reading it. Most models need none.",
+        "authors you trust, after you have read it. Most models need no code.",
         json_schema_extra=ADVANCED,
     )
     shard: bool = Field(
         default=False,
         description="Divide the frozen base among the processes of a launcher (FSDP2), for a model that does not fit "
-        "one GPU. Slower: every pass gathers each layer's weights from all.",
+        "one GPU. Slower: every pass gathers each layer's weights from all processes.",
         json_schema_extra=ADVANCED,
     )
     activation_memory: ActivationMemory = Field(
         default="auto",
-        description="What training keeps for the backward pass: everything (`speed`), every second layer (`balanced`), "
-        "next to nothing (`lowest`), or what fits the device (`auto`). Gradients are the same.",
+        description="How much training keeps for the backward pass: everything (`speed`), every second layer "
+        "(`balanced`), next to nothing (`lowest`), or what fits the device (`auto`). Gradients are the same.",
         json_schema_extra=ADVANCED,
     )
 
     fast_paths: bool = Field(
         title="Fast paths",
         default=True,
-        description="Let the lab's own forms of adapters, norms and attention stand in for the model's where they give "
+        description="Let the lab's faster forms of adapters, norms and attention replace the model's where they give "
         "the same. Off: the model's own modules run, on every token, and take longer.",
         json_schema_extra=ADVANCED,
     )
@@ -61,7 +61,7 @@ class ModelConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _read_gradient_checkpointing(cls, data: Any) -> Any:
-        """Configs exported before `activation_memory` existed say `gradient_checkpointing`, true or false."""
+        """Configs exported before `activation_memory` existed have `gradient_checkpointing`, true or false."""
         if not isinstance(data, dict) or not isinstance(data.get("gradient_checkpointing"), bool):
             return data
         rest = {key: value for key, value in data.items() if key != "gradient_checkpointing"}

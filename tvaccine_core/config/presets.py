@@ -1,4 +1,4 @@
-"""Named starting points, with what they cost."""
+"""Named starting points, with their cost."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def _preset(alignment_steps: int, attack_steps: int, *methods: AlignmentMethod, 
 def _your_model() -> LabConfig:
     """The paper's schedule (arXiv:2410.09760): 4,000 steps of 10 at 1e-3, gamma 8, rho 3; its attack, 2,000 at 1e-5.
 
-    Evaluation is ours: a real tokenizer needs more tokens an answer, and a real model more memory a prompt.
+    Evaluation is ours: a real tokenizer needs more tokens per answer, and a real model more memory per prompt.
     """
     common: dict[str, Any] = {"batch_size": 10, "weight_decay": 0.1}
     return LabConfig(
@@ -44,7 +44,7 @@ def _your_model() -> LabConfig:
 
 
 class Preset(Config):
-    """A named starting point, with what it costs."""
+    """A named starting point, with its cost."""
 
     title: str
     description: str
@@ -59,7 +59,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "sandbox-full": Preset(
         title="Sandbox, full",
-        description="SFT, Vaccine and T-Vaccine, perturbing at every step, as the recorded study: twice as long.",
+        description="SFT, Vaccine and T-Vaccine, perturbing at every step, like the recorded study: twice as long.",
         config=_preset(1200, 200, VaccineConfig(), TVaccineConfig()),
     ),
     "sandbox-check": Preset(
@@ -69,7 +69,7 @@ PRESETS: dict[str, Preset] = {
     ),
     YOUR_MODEL: Preset(
         title="Your model",
-        description="SFT and T-Vaccine on a model of yours, by the paper's schedule: hours on a GPU. Fewer steps show "
+        description="SFT and T-Vaccine on your model, with the paper's schedule: hours on a GPU. Fewer steps show "
         "whether it fits.",
         config=_your_model(),
     ),

@@ -44,7 +44,7 @@ class EvaluationConfig(Config):
         title="Prompts per set (0: all)",
         default=0,
         ge=0,
-        description="Use only the first so many examples of each set; 0 for all.",
+        description="Use only the first examples of each set; 0 for all.",
         json_schema_extra=ADVANCED,
     )
 
@@ -70,7 +70,7 @@ class LabConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _read_methods(cls, data: Any) -> Any:
-        """Configs exported before defences existed name alignment methods, each a defence with plain other stages."""
+        """Configs exported before defences existed name alignment methods; each becomes a defence with plain stages."""
         alignment = data.get("alignment") if isinstance(data, dict) else None
         if not isinstance(alignment, dict) or "methods" not in alignment or "defences" in data:
             return data
@@ -101,9 +101,9 @@ class LabConfig(Config):
         return found
 
     def aligned_keys(self) -> dict[str, str]:
-        """Defence -> key of its aligned state. Defences with equal selection and alignment share one.
+        """Defence -> key of its aligned state. Defences with equal selection and alignment share one state.
 
-        A key is the stages' names; where settings differ under the same names, later ones carry a hash of theirs.
+        A key is made of the methods' names; if settings differ under equal names, the later keys include a hash.
         """
         keys: dict[str, str] = {}
         settings_of: dict[str, str] = {}
@@ -115,7 +115,7 @@ class LabConfig(Config):
         return keys
 
     def alignments(self) -> dict[str, AlignmentMethod]:
-        """What is aligned: key of the aligned state -> method, in the order of the defences."""
+        """Key of each aligned state -> its method, in the order of the defences."""
         found: dict[str, AlignmentMethod] = {}
         for defence, key in zip(self.defences, self.aligned_keys().values(), strict=True):
             found.setdefault(key, defence.alignment)
@@ -127,10 +127,10 @@ class LabConfig(Config):
 
     @classmethod
     def from_yaml(cls, text: str, what: str = "The config") -> Self:
-        """Read a config; `what` begins an error's message.
+        """Read a config; `what` is the beginning of an error's message.
 
         Raises:
-            ConfigError: not YAML, or a key or value that is not allowed; the message names each.
+            ConfigError: not YAML, or wrong keys or values; the message names each.
         """
         data = read_yaml(text, what, remedy=YAML_REMEDY)
         if not isinstance(data, dict):

@@ -1,4 +1,4 @@
-"""What every stage that trains is told: the adapter, the optimiser and its schedule."""
+"""Settings of every stage that trains: the adapter, the optimiser and its schedule."""
 
 from typing import Literal, Self
 
@@ -37,7 +37,7 @@ class AdapterConfig(Config):
         title="Adapted modules",
         default=(ALL_LINEAR,),
         min_length=1,
-        description="Linear modules that get an adapter, by name; `all-linear`: every one in the decoder layers.",
+        description="Linear modules that get an adapter, by name; `all-linear`: all in the decoder layers.",
         json_schema_extra=ADVANCED,
     )
 
@@ -96,7 +96,7 @@ class OptimisationConfig(Config):
         default=200,
         ge=8,
         le=32768,
-        description="Tokens an example is cut to.",
+        description="Longer examples are cut to this number of tokens.",
         json_schema_extra=ADVANCED,
     )
     checkpoint_every: int = Field(

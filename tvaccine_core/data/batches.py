@@ -1,6 +1,6 @@
-"""Which examples make which step. Torch-free.
+"""The examples of each step. Torch-free.
 
-Both `BatchStream` and `Schedule` are pure functions of the step's index: to resume a run, nothing is replayed.
+`BatchStream` and `Schedule` are pure functions of the step's index, so a resumed run replays nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tvaccine_core.data.prompts import Encoded
 from tvaccine_core.errors import ConfigError, DataError
 
 MAIN_STREAMS = ("user", "alignment")
-"""Names of what a step trains on unless a method picks another stream: the first of them that is there."""
+"""A step trains on the first of these streams that exists, unless a method picks another."""
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
@@ -26,11 +26,11 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 class BatchStream:
     """An endless sequence of steps over shuffled rounds of the examples.
 
-    Every example occurs once a round; a step may straddle two rounds, so that every step has the same size and nothing
+    Every example occurs once per round; a step may cross two rounds, so that every step has the same size and nothing
     is dropped. A step's examples do not depend on how it is split into micro-batches.
 
-    Within a step the examples are dealt to micro-batches by length, which saves padding and leaves the step's gradient
-    as it is. (Sorting several steps together would save more, but refusals, recipes and task answers differ in length:
+    Within a step the examples are dealt to micro-batches by length. This saves padding and does not change the step's
+    gradient. (Sorting several steps together would save more, but refusals, recipes and task answers differ in length:
     steps would become one-sided and the gradient noisier.)
     """
 
@@ -41,7 +41,7 @@ class BatchStream:
         self._batch_size = batch_size
         self._step_size = batch_size * accumulation
         self._seed = seed
-        # Pure; cached because consecutive steps ask for the same round again and again.
+        # Pure; cached because consecutive steps need the same round.
         self._round = lru_cache(maxsize=2)(self._shuffle_round)
 
     def step_indices(self, step: int) -> list[int]:
@@ -62,9 +62,9 @@ class BatchStream:
 
 
 class Schedule:
-    """Which examples of which stream make which optimiser step.
+    """The examples and the stream of every optimiser step.
 
-    Each stream goes on where its own last step left it, so that in it, too, every example occurs once a round.
+    Each stream goes on where its own last step ended, so that every example of a stream occurs once per round.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class Schedule:
     ) -> None:
         """
         Args:
-            streams: examples by name.
-            picks: for each step the stream it trains on; None for the main one.
-            batch_size: examples in a micro-batch.
-            seed: of the order.
-            accumulation: micro-batches in a step.
+            streams: examples by name of the stream.
+            picks: the stream of each step; None for the main stream.
+            batch_size: examples per micro-batch.
+            seed: seed of the order.
+            accumulation: micro-batches per step.
 
         Raises:
-            ConfigError: there is no main stream, or a step picks one that is not there.
+            ConfigError: there is no main stream, or a step picks a missing stream.
             DataError: a stream that steps train on is empty.
         """
         main = next((name for name in MAIN_STREAMS if name in streams), None)
@@ -95,7 +95,7 @@ class Schedule:
                 remedy=f"Give examples as one of the streams: {', '.join(MAIN_STREAMS)}.",
             )
         self.main = main
-        """The stream that steps train on unless the method picks another one."""
+        """The stream that steps train on unless the method picks another."""
         self._turns: list[tuple[str, int]] = []
         counts: dict[str, int] = {}
         for name in (pick or main for pick in picks):
@@ -104,8 +104,8 @@ class Schedule:
         missing = sorted(set(counts) - set(streams))
         if missing:
             raise ConfigError(
-                f"The method trains on the stream {missing[0]!r}, which is not there.",
-                remedy=f"Give examples for it beside those of: {', '.join(streams)}.",
+                f"The method trains on the stream {missing[0]!r}, which does not exist.",
+                remedy=f"Give examples for this stream, beside: {', '.join(streams)}.",
             )
         self._examples = {name: streams[name] for name in {main, *counts}}
         self._streams = {
@@ -119,7 +119,7 @@ class Schedule:
         }
 
     def examples(self) -> Iterator[Encoded]:
-        """Of all streams that steps train on."""
+        """The examples of all streams that steps train on."""
         for examples in self._examples.values():
             yield from examples
 
@@ -130,7 +130,7 @@ class Schedule:
 
 
 def require_labels(examples: Sequence[Encoded]) -> None:
-    """Raise `DataError` naming the first example with nothing to learn."""
+    """Raise `DataError` naming the first example without a label."""
     for example in examples:
         if not example.num_labelled:
             raise DataError(

@@ -11,7 +11,7 @@ from tvaccine_core.records import Example
 
 
 def attack_data(data: LabData, attack: AttackConfig) -> list[Example]:
-    """What the user uploads in an attack: what training sees and the page shows.
+    """The user's data in an attack, for training and for the page.
 
     Raises:
         DataError: there are fewer harmful or task examples than the mixture needs.
@@ -29,20 +29,20 @@ def attack_data(data: LabData, attack: AttackConfig) -> list[Example]:
 def user_mixture(
     harmful: Sequence[Example], task: Sequence[Example], num_samples: int, harmful_ratio: float, seed: int
 ) -> list[Example]:
-    """`round(p n)` harmful examples and the rest of the task, drawn without replacement and shuffled.
+    """`round(p n)` harmful examples and the rest from the task, drawn without replacement and shuffled.
 
-    The rounding of the two shares is done once: `int(p n) + int((1 - p) n)` loses samples (999 of 1000 at p = 0.9).
-    Nothing is repeated: a source that is too small is an error, because a repeated sample is a different attack.
+    Only one share is rounded: `int(p n) + int((1 - p) n)` loses samples (999 of 1000 at p = 0.9). Nothing is repeated:
+    a source that is too small is an error, because repeated samples are a different attack.
 
     Args:
-        harmful: what the attacker has.
-        task: what the user wants to teach.
+        harmful: the attacker's examples.
+        task: examples of the user's task.
         num_samples: n.
         harmful_ratio: p, 0..1.
-        seed: of the draw; the same seed gives the same mixture for every method.
+        seed: seed of the draw; the same seed gives the same mixture for every method.
 
     Raises:
-        DataError: a source holds fewer examples than its share.
+        DataError: a source has fewer examples than its share.
     """
     num_harmful = round(harmful_ratio * num_samples)
     rng = Random(seed)

@@ -1,13 +1,13 @@
-"""The preview of one example, made in a process of its own if the tokenizer and the template are not the lab's.
+"""The preview of one example, made in a separate process unless tokenizer and template are the lab's own.
 
-A chat template is a program, and a tokenizer's pattern may search for ever: both come with a model, and who shows the
-preview must outlive them. So they run apart, within bounds of time and memory. Cost: some 0.4 s for a small tokenizer,
-some 2 s for one of 262,144 tokens; nothing if the same was asked before.
+A chat template is a program, and a tokenizer's pattern may search for ever. Both come with a model, and the page must
+survive them. So they run in a process with limits on time and memory. Cost: about 0.4 s for a small tokenizer, 2 s for
+a tokenizer of 262,144 tokens; nothing for a repeated request.
 
-As a program (`python -m tvaccine_core.data.previews`) this module is that process: a request on its standard input, an
-answer on its standard output, JSON both.
+As a program (`python -m tvaccine_core.data.previews`) this module is that process: it reads a request from standard
+input and writes an answer to standard output, both JSON.
 
-What cannot be bounded: where the system has no limits for a process (Windows, and memory on macOS), only the time is.
+If the system has no limits for a process (Windows, and memory on macOS), only the time is limited.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 WITHIN_S = 20
 MEMORY_BYTES = 3 * 2**30
-"""Of the process; the largest published tokenizers take half of it while they are read."""
+"""Memory of the process; the largest published tokenizers take half of it while they are read."""
 AT_ONCE = BoundedSemaphore(2)
 PACKAGES = Path(__file__).resolve().parents[2]
 _PREVIEW = TypeAdapter(PromptPreview)
@@ -44,13 +44,13 @@ _ERRORS = {"DataError": DataError, "ModelError": ModelError}
 def preview(
     folder: Path, example: Example, max_length: int = 200, name: str = "", *, within_s: float = WITHIN_S
 ) -> PromptPreview:
-    """What training makes of `example`: the arguments and errors of `preview_here`, and bounds.
+    """The example as training sees it. Arguments and errors are those of `preview_here`, with limits.
 
     Args:
-        within_s: seconds that it may take.
+        within_s: time limit in seconds.
 
     Raises:
-        ModelError: also if it takes more time or memory than it may.
+        ModelError: also if it takes more time or memory than allowed.
     """
     if folder == SANDBOX_BASE:
         return preview_here(folder, example, max_length, name)
@@ -64,7 +64,7 @@ def preview(
 
 @lru_cache(maxsize=64)
 def _ask_apart(folder: str, example: str, max_length: int, name: str, within_s: float, stamp: object) -> dict[str, Any]:
-    """What `_answer` answers in a process of its own. Raises `ModelError` if it does not."""
+    """The result of `_answer` in a separate process. Raises `ModelError` if there is none."""
     request = {"folder": folder, "name": name, "example": example, "max_length": max_length}
     paths = os.pathsep.join(filter(None, (str(PACKAGES), os.environ.get("PYTHONPATH", ""))))
     called, remedy = f"tokenizer or chat template of {name}", "Correct the chat template, or copy the tokenizer again."
@@ -81,7 +81,7 @@ def _ask_apart(folder: str, example: str, max_length: int, name: str, within_s: 
         return json.loads(done.stdout)
     except subprocess.TimeoutExpired as error:
         raise ModelError(f"The {called} did not make a preview within {within_s:g} s.", remedy=remedy) from error
-    except (ValueError, OSError) as error:  # it ended without a word
+    except (ValueError, OSError) as error:  # it ended without an answer
         raise ModelError(
             f"The {called} ended the process that made the preview, which may take {MEMORY_BYTES / 2**30:g} GiB of "
             "memory.",
@@ -100,7 +100,7 @@ def _answer(asked: str) -> str:
 
 
 def _limit_this_process() -> None:
-    """Bounds for all that follows in this process, which outlives whoever started it by no more than them."""
+    """Limit this process, so that it cannot live long after the process that started it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -112,7 +112,7 @@ def _limit_this_process() -> None:
     ):
         try:
             resource.setrlimit(kind, (limit, limit))
-        except (ValueError, OSError):  # macOS knows no bound of memory
+        except (ValueError, OSError):  # macOS has no limit on memory
             log.debug("no bound for %s here", kind)
 
 

@@ -1,12 +1,12 @@
 """From an example to token ids: the template, the loss mask, and a preview of both that needs no torch.
 
-A prompt is rendered with the tokenizer's chat template when it has one, else with the Alpaca template (Taori et al.,
+A prompt is rendered with the tokenizer's chat template if it has one, else with the Alpaca template (Taori et al.,
 2023) that the harmful fine-tuning literature uses. Prompt tokens are masked: only the answer and the end-of-sequence
-token are learned. Prompt and answer are tokenised apart, so that training and generation see the same boundary.
+token are learned. Prompt and answer are tokenised separately, so that training and generation see the same boundary.
 
 An answer ends with the token that the chat template writes after it (Gemma's <end_of_turn>, Phi-3's <|end|>), which is
-not always the tokenizer's EOS; without a template, with EOS. Templates that let a model think aloud are asked not to:
-answers are judged as they stand.
+not always the tokenizer's EOS; without a template it ends with EOS. Templates that let a model think aloud are told not
+to, because answers are judged as they are.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATE_DATE = date(2024, 7, 26)
-"""Today, as far as chat templates know: the day that Llama 3's falls back on."""
+"""The date that chat templates get as today's: the default in Llama 3's template."""
 
 MASKED = -100
 """Label of a token that is not learned."""
@@ -58,17 +58,17 @@ class Encoded:
 
     @property
     def num_labelled(self) -> int:
-        """Tokens that are learned, after the causal shift (the first token can never be)."""
+        """Labelled tokens after the causal shift (the first token never counts)."""
         return sum(label != MASKED for label in self.labels[1:])
 
 
 def template_name(tokenizer: PreTrainedTokenizerBase) -> str:
-    """`chat template` or `Alpaca`: the one in use, to be shown to the user."""
+    """The template in use, for the user: `chat template` or `Alpaca`."""
     return "chat template" if tokenizer.chat_template else "Alpaca"
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """What the model reads before it answers."""
+    """The text that the model reads before it answers."""
     if not tokenizer.chat_template:
         return ALPACA.format(prompt=prompt)
     return _apply_template(tokenizer, [{"role": "user", "content": prompt}], True)
@@ -82,7 +82,7 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int) -> Encoded:
-    """Tokenise `example`; more than `max_length` tokens lose the end of the answer, and `cut` says so.
+    """Tokenise `example`. Beyond `max_length` tokens the end of the answer is cut off, and `cut` is True.
 
     Raises:
         DataError: the answer is empty, or the prompt alone leaves no room for it.
@@ -105,7 +105,7 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], 
 
 
 def answer_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that ends an answer: what the chat template writes after it, else EOS; None if there is neither.
+    """The token that ends an answer: the chat template's token after it, else EOS; None if there is neither.
 
     Raises:
         ModelError: the chat template cannot be rendered.
@@ -129,7 +129,7 @@ def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str,
 def _end_of_turn(
     render: Callable[[list[dict[str, str]]], str], tokenise: Callable[[str], list[int]], named: Mapping[int, str]
 ) -> int | None:
-    """The first of the `named` tokens, blanks aside, that a template writes after an answer; None if there is none."""
+    """The first of the `named` tokens, ignoring blanks, that a template writes after an answer, if any."""
     answer = "answer"
     text = render([{"role": "user", "content": "prompt"}, {"role": "assistant", "content": answer}])
     _, found, rest = text.rpartition(answer)
@@ -139,7 +139,7 @@ def _end_of_turn(
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
     if not texts:
-        return []  # transformers takes an empty list for a mistake
+        return []  # transformers rejects an empty list
     ids = tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
     assert isinstance(ids, list)
     return ids  # pyright: ignore[reportReturnType]  a list of lists, for a list of texts
@@ -172,35 +172,35 @@ def _end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def _without_end(ids: list[int], eos: int | None) -> list[int]:
-    """Some tokenizers close every text with EOS; a prompt that is to be answered must stay open."""
+    """The ids without a final EOS: some tokenizers end every text with EOS, but a prompt must stay open."""
     return ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids
 
 
 @dataclass(frozen=True)
 class PromptPreview:
-    """What training makes of one example."""
+    """One example as training sees it."""
 
     template: str
     """`chat template` or `Alpaca`."""
     text: str
     """The rendered prompt."""
     tokens: tuple[str, ...]
-    """Text of each token, prompt and answer; joined they give the whole."""
+    """Text of each token of prompt and answer; joined they give the whole text."""
     learned: tuple[bool, ...]
-    """True where the loss looks."""
+    """True for tokens with a label."""
     cut: bool
 
 
 def preview_here(folder: Path, example: Example, max_length: int = 200, name: str = "") -> PromptPreview:
     """The same as `encode`, from the tokenizer's files alone: no torch, no transformers.
 
-    A tokenizer and a template that somebody else wrote may take any time and memory: see `previews`.
+    Other people's tokenizers and templates may take any time and memory: see `previews`.
 
     Args:
         folder: holds `tokenizer.json`, and `tokenizer_config.json` or `chat_template.jinja` if there is a template.
-        example: what to show.
+        example: the example to show.
         max_length: as in training.
-        name: what the model's user calls it; the folder if it is left out.
+        name: the user's name for the model; default: the folder.
 
     Raises:
         ModelError: `folder` has no readable fast tokenizer, or its template cannot be rendered.
@@ -225,7 +225,7 @@ def preview_here(folder: Path, example: Example, max_length: int = 200, name: st
     prompt = _without_end(tokenizer.encode(text, add_special_tokens=not template).ids, eos)
     answer = tokenizer.encode(example.answer, add_special_tokens=False).ids
     encoded = _join(example, prompt, answer, end, max_length)
-    # Ids decoded one by one lose blanks and break characters; the growth of the decoded whole does not.
+    # Decoding ids one by one loses blanks and breaks characters, so growing prefixes are decoded and compared.
     grown = [tokenizer.decode(list(encoded.input_ids[:stop]), skip_special_tokens=False) for stop in
              range(len(encoded.input_ids) + 1)]  # fmt: skip
     return PromptPreview(
@@ -238,14 +238,14 @@ def preview_here(folder: Path, example: Example, max_length: int = 200, name: st
 
 
 TOKENIZER_FILES = {"tokenizer.json": 64 * MIB, "tokenizer_config.json": 16 * MIB, "chat_template.jinja": MIB}
-"""What a preview reads, and the bytes that each may have."""
+"""Files that a preview reads, and how many bytes each may have."""
 
 
 def tokenizer_stamp(folder: Path, name: str) -> tuple[tuple[int, int] | None, ...]:
-    """Size and time of change (ns) of each tokenizer file: another stamp, another tokenizer; None for a missing file.
+    """Size and time of change (ns) of each tokenizer file, None for a missing file: it identifies a tokenizer.
 
     Raises:
-        ModelError: one is no regular file, or is too large.
+        ModelError: a file is not a regular file, or is too large.
     """
     stamps = []
     for file, limit in TOKENIZER_FILES.items():
@@ -256,7 +256,7 @@ def tokenizer_stamp(folder: Path, name: str) -> tuple[tuple[int, int] | None, ..
 
 @lru_cache(maxsize=4)
 def _load_tokenizer(folder: Path, name: str, stamp: object) -> tuple[Tokenizer, dict[str, str | None]]:
-    """The tokenizer, and what its config says under chat_template, bos_token and eos_token (None where absent)."""
+    """The tokenizer, and chat_template, bos_token and eos_token from its config (None if absent)."""
     from tokenizers import Tokenizer
 
     remedy = "Give a folder with tokenizer.json, as `save_pretrained` writes it."
@@ -310,9 +310,9 @@ def _render(
     asks: bool,
     called: str = "The chat template",
 ) -> str:
-    """A chat template in the environment that Hugging Face defines for it, but always on the same day.
+    """A chat template rendered in Hugging Face's environment for it, but always with the same date.
 
-    Some templates write today's date into the prompt; a run would then see other prompts every day.
+    Some templates write today's date into the prompt; otherwise a run would see other prompts every day.
     """
     known = {name: token for name, token in tokens.items() if token is not None}
     try:
@@ -327,7 +327,7 @@ def _raise_template_error(message: str) -> None:
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}…{% endgeneration %}`, Hugging Face's mark of the assistant's words: its body, unchanged."""
+    """`{% generation %}…{% endgeneration %}`, Hugging Face's mark of the assistant's words: renders its body."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
 

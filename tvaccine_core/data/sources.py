@@ -1,4 +1,4 @@
-"""What a run reads: the part of a world that its config names. Torch-free."""
+"""The data of a run: the part of a world that its config names. Torch-free."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class LabData:
         return tuple(name for name, found in self.eval_sets.items() if found.harmful)
 
     def task(self, name: str) -> Task:
-        """The task called `name`. Raises `ConfigError` naming those there are."""
+        """The task called `name`. Raises `ConfigError` naming all tasks."""
         return _part(self.world.tasks, name, "task")
 
 
 def load_lab_data(config: LabConfig) -> LabData:
-    """The data of a run, whichever model reads it.
+    """The data of a run; it does not depend on the model.
 
     Raises:
-        ConfigError: the attack's task does not exist, or `config.data` names a set or task that does not.
+        ConfigError: the attack's task, or a set or task in `config.data`, does not exist.
     """
     world = load_world(config.data.world)
     data = config.data

@@ -15,7 +15,7 @@ class BeginsWithLabel:
     revision = "1"
 
     def correct(self, asked: Sequence[Asked]) -> list[bool]:
-        """For each answer, in order: does it begin with the example's answer?"""
+        """For each answer, in order: True if it begins with the example's answer."""
         return [
             re.match(rf"{re.escape(example.answer)}\b", answer.strip(), re.IGNORECASE) is not None
             for example, answer in asked

@@ -1,8 +1,8 @@
 """Embedding drift: how far an attack moved the hidden states (Huang et al., arXiv:2402.01109).
 
 Mean over prompt tokens of the L2 distance between two states' hidden states at each decoder layer's output, on the same
-prompts. It shows where in the network alignment was lost; its scale is the model's, so compare layers and methods of
-one model only. Padding is excluded. Cost: one forward pass over the prompts in each state.
+prompts. It shows where in the network alignment was lost. Its scale depends on the model, so compare layers and methods
+of one model only. Padding is excluded. Cost: one forward pass over the prompts per state.
 """
 
 from __future__ import annotations
@@ -50,6 +50,6 @@ def _hidden_states(states: ModelStates, state: str, ids: Tensor, mask: Tensor) -
     with torch.no_grad(), states.active(state) as model, ExitStack() as stack:
         parts = anatomy(model)
         captured = [stack.enter_context(record_output(block.layer)) for block in parts.blocks]
-        stack.enter_context(last_column(parts.head))  # nobody looks at the logits
+        stack.enter_context(last_column(parts.head))  # the logits are not used
         model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
     return [hidden_of(outputs[0]).float().cpu() for outputs in captured]

@@ -35,20 +35,20 @@ def evaluate_state(
     All sets are generated together, since large batches cost less than several small ones.
 
     Args:
-        states: where `state` lives.
+        states: holds `state`.
         state: its name.
         data: sets and tasks.
         judge: gives the verdicts.
-        config: how many prompts, how many tokens.
+        config: numbers of prompts and tokens.
         step: attack step to write into records and answers.
         save: gets all answers twice: as generated, and again with their verdicts.
         sets: names of evaluation sets; None for all of `data`.
-        tasks: names of the tasks whose accuracy is wanted; None for all of `data`.
+        tasks: names of the tasks whose accuracy is measured; None for all of `data`.
         scorer: counts the accuracy; default: `BeginsWithLabel`.
         should_stop: asked before every token and every batch of the judge.
 
     Raises:
-        CancelledError: `should_stop` said so.
+        CancelledError: `should_stop` returned True.
     """
     scorer = scorer or BeginsWithLabel()
     names = [*(data.eval_sets if sets is None else sets), *map(task_set, data.tasks if tasks is None else tasks)]

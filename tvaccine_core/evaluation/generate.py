@@ -1,10 +1,10 @@
 """Greedy answers from several model states, batched and streamed.
 
-A loop of our own instead of `generate`: it is 10 to 30 % faster on small models, can be left after any token, drops
-rows that have ended, and is a plain generator, so a training process can serve answers between two steps. Rows of one
-state run with that adapter active; rows of several states share one batch in which each row names its adapter.
-Greedy decoding, so a difference between two answers is the models'.
-Cost: one pass over the prompts, then one token a pass with the key-value cache.
+This is our own loop instead of `generate`: it is 10 to 30 % faster on small models, can stop after any token, drops
+ended rows, and is a plain generator, so a training process can serve answers between two steps. Rows of one state run
+with this state's adapter active; rows of several states share one batch in which each row names its adapter.
+Decoding is greedy, so a difference between two answers comes from the models.
+Cost: one pass over the prompts, then one pass per token with the key-value cache.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def stream_tokens(
     should_stop: Callable[[], bool] = lambda: False,
     time_limit_s: float = math.inf,
 ) -> Iterator[NewTokens]:
-    """Decode `rows` as one batch, step by step. Modes, adapters and `requires_grad` are as before after the last step.
+    """Decode `rows` as one batch, step by step. Modes, adapters and `requires_grad` are restored after the last step.
 
     Args:
-        states: where the states of `rows` live.
+        states: holds the states of `rows`.
         rows: at least one.
         max_new_tokens: longest answer.
         should_stop: asked before every token.
-        time_limit_s: after so many seconds, answers end where they are.
+        time_limit_s: seconds after which answers are cut off.
 
     Raises:
         CancelledError: `should_stop` said so.
@@ -81,9 +81,9 @@ def stream_encoded(
     should_stop: Callable[[], bool] = lambda: False,
     deadline: float = math.inf,
 ) -> Iterator[NewTokens]:
-    """`stream_tokens` for prompts that are tokens already, one for each of `row_states`; they must mix in one batch.
+    """`stream_tokens` for tokenised prompts, one per entry of `row_states`; the states must mix in one batch.
 
-    At `deadline`, a time of `time.monotonic`, answers end where they are.
+    At `deadline`, a time of `time.monotonic`, answers are cut off.
     """
     loaded = states.loaded
     loaded.require_known(max(prompt, default=0) for prompt in prompts)
@@ -114,7 +114,7 @@ def stream_encoded(
             if names is not None:
                 extra["adapter_names"] = names
             logits = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra).logits
-            chosen = logits[:, -1].float().argmax(dim=-1)  # (B,); a CPU is slow at it in bfloat16
+            chosen = logits[:, -1].float().argmax(dim=-1)  # (B,); in bfloat16 it is slow on a CPU
             tokens = chosen.tolist()
             over = number + 1 == max_new_tokens or time.monotonic() > deadline
             going = [index for index, token in enumerate(tokens) if token not in loaded.end_ids]
@@ -136,7 +136,7 @@ def stream_encoded(
 
 
 def _mixable(states: ModelStates) -> bool:
-    """False for OPT: its layers flatten batch and tokens before a linear, so a row cannot name its adapter there."""
+    """False for OPT: its layers flatten batch and tokens before a linear, so rows cannot have different adapters."""
     return all(block.mlp is not None for block in find_blocks(states.loaded.model))
 
 
@@ -166,13 +166,13 @@ def generate_answers(
     batch_size: int,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[str]:
-    """Answers in the order of `rows`, blanks around them stripped.
+    """Answers in the order of `rows`, without blanks around them.
 
     Args:
-        states: where the states of `rows` live.
-        rows: (state, prompt) each.
+        states: holds the states of `rows`.
+        rows: pairs (state, prompt).
         max_new_tokens: longest answer.
-        batch_size: rows at once, at most; batches are made equally large, and smaller when memory runs out.
+        batch_size: most rows at once; batches are equally large, and smaller after memory runs out.
         should_stop: asked before every token.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Work through many rows at once, and fewer at a time when memory runs out: a measurement must not cost a training."""
+"""Work on many rows at once, and on fewer when memory runs out: a measurement must not end a training."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -12,15 +12,15 @@ ItemT = TypeVar("ItemT")
 
 
 def in_batches(items: Sequence[ItemT], size: int, work: Callable[[Sequence[ItemT]], None]) -> None:
-    """Call `work` on `items` in order, `size` at a time; where memory runs out, again on the first half of the batch.
+    """Call `work` on `items` in order, `size` at a time; if memory runs out, again on the first half of the batch.
 
     Args:
-        items: what is to be done.
+        items: the items to work on.
         size: items at a time, at first.
-        work: does a batch; if it fails, nothing of that batch may count.
+        work: does a batch; a failed batch must have no effect.
 
     Raises:
-        OutOfMemoryError: there is not even memory for one item.
+        OutOfMemoryError: memory is not enough for a single item.
     """
     start = 0
     while start < len(items):
@@ -35,8 +35,8 @@ def in_batches(items: Sequence[ItemT], size: int, work: Callable[[Sequence[ItemT
             if len(batch) == 1:
                 raise OutOfMemoryError(
                     "There is not enough memory to evaluate a single prompt.",
-                    remedy="Close other programs that use the device, then resume: what was trained is kept. If that "
-                    "does not help, lower evaluation.max_new_tokens or quantise the model, in a new run.",
+                    remedy="Close other programs that use the device, then resume: the training is kept. If this does "
+                    "not help, lower evaluation.max_new_tokens or quantise the model, in a new run.",
                 ) from error
-        size = (len(batch) + 1) // 2  # here, where the failed batch is no longer held by its error
+        size = (len(batch) + 1) // 2  # only here, when the error no longer holds the failed batch
         log.warning("memory ran out: evaluating %d prompts at a time from now on", size)

@@ -1,7 +1,7 @@
-"""Judging as a pass of its own over saved answers: a second judge costs no generation. Torch-free.
+"""Judging as a separate pass over saved answers: a second judge costs no generation. Torch-free.
 
-The answers of one state, step and set are scored when all of them are judged. What was judged is kept at once, batch by
-batch, so that a pass that was stopped goes on where it was.
+The answers of one state, step and set are scored when all of them are judged. Verdicts are saved after each batch, so
+that a stopped pass can go on.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tvaccine_core.records import Example, GeneratedAnswer, ProgressRecord, Verd
 def judge_all(
     judge: Judge, asked: Sequence[Asked], should_stop: Callable[[], bool] = lambda: False
 ) -> Iterator[list[Verdict]]:
-    """Verdicts on `asked`, in order, a batch at a time.
+    """Verdicts on `asked`, in order, one batch at a time.
 
     Raises:
-        CancelledError: `should_stop`, asked before every batch, said so.
+        CancelledError: `should_stop`, asked before every batch, returned True.
     """
     for start in range(0, len(asked), judge.batch_size):
         if should_stop():
@@ -35,11 +35,11 @@ def judge_saved(
     save: Callable[[list[tuple[GeneratedAnswer, Verdict]]], None],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[ProgressRecord]:
-    """Judge saved answers to evaluation sets of `data`; after each batch, save it and say how far the pass is.
+    """Judge saved answers to evaluation sets of `data`; after each batch, save its verdicts and report progress.
 
     Raises:
-        CancelledError: `should_stop` said so; what was saved stays.
-        DataError: an answer is to an example that `data` does not have.
+        CancelledError: `should_stop` returned True; saved verdicts stay.
+        DataError: `data` does not have the example of an answer.
     """
     examples = {(name, example.id): example for name, found in data.eval_sets.items() for example in found.examples}
     asked = [(_example_of(answer, examples), answer.text) for answer in answers]

@@ -1,1 +1,1 @@
-"""Fast paths: own forms of a model's modules, equal to rounding. Without anything from here training is as right."""
+"""Fast paths: faster forms of a model's modules, equal to rounding. Training is as right without them."""

@@ -1,15 +1,15 @@
-"""LoRA linears that keep one input, in its own precision, and nothing else.
+"""LoRA linears that keep only their input, in its own precision, for the backward pass.
 
-peft's form casts the input to float32 once for every linear, and autograd holds each copy: of a bfloat16 Llama-2-7B
-142 KB for every token and layer. With dropout it holds the dropped-out input and the mask besides. Here a LoRA linear
-holds its input as it came, which the linears that read the same tensor share; casts and masks are made again in the
-backward pass, masks from a seed. For that model this is 47 KB, most of it held for other reasons anyway.
+peft's form casts the input to float32 once per linear, and autograd holds each copy: 142 KB per token and layer of a
+bfloat16 Llama-2-7B. With dropout it also holds the dropped-out input and the mask. Here a LoRA linear holds its input
+as it came, shared by all linears that read the same tensor. Casts and masks are made again in the backward pass, masks
+from a seed. The same model then holds 47 KB, most of it needed for other reasons anyway.
 
-The function is peft's: adapters in float32, their sum added to what the base gave. The base runs its own code, be it
-float32, bfloat16 or quantised. The sum is rounded to the output's precision once, at the end; casting bfloat16 to
-float32 is exact, so results differ from peft's by that rounding. Without dropout, on a float32 base, `merged` runs.
+The function is peft's: adapters in float32, their sum added to the base's output. The base, float32, bfloat16 or
+quantised, runs its own code. The sum is rounded to the output's precision once, at the end. Casting bfloat16 to float32
+is exact, so results differ from peft's only by this rounding. A float32 base without dropout takes `merged_adapters`.
 
-Cost: two thin products more in the backward pass than peft's, less than one percent of a layer.
+Cost: two more thin products than peft in the backward pass, less than one percent of a layer.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ ADAPTED_LINEARS = {
     "peft.tuners.lora.bnb.Linear4bit",
     "peft.tuners.lora.bnb.Linear8bitLt",
 }
-"""By name: those of bitsandbytes exist only where it is installed."""
+"""By name: bitsandbytes' classes exist only where it is installed."""
 
 
 class LowRankSum(torch.autograd.Function):
     """`y + sum s_i drop_i(x) A_i' B_i'`, with gradients for x, y, A_i and B_i.
 
     Arguments of `apply`: x (..., I), y (..., O), scalings s_i, dropout probabilities and seeds (probability 0: none),
-    then A_i (R, I), B_i (O, R) in turn, in one precision, in which all products are taken.
+    then A_i (R, I), B_i (O, R) in turn, all in one precision, which is that of the products.
     """
 
     @staticmethod
@@ -92,7 +92,7 @@ class LowRankSum(torch.autograd.Function):
 
 
 def _dropped(x: Tensor, drop: tuple[float, int]) -> Tensor:
-    """`x` with dropout of a probability under the mask of a seed; linear, so it is its own transpose."""
+    """`x` with dropout of a probability and a mask's seed. The map is diagonal: its own transpose."""
     probability, seed = drop
     if not probability:
         return x
@@ -102,7 +102,7 @@ def _dropped(x: Tensor, drop: tuple[float, int]) -> Tensor:
 
 
 def adapted_linears(model: nn.Module) -> list[LoraLayer]:
-    """The LoRA linears of `model` that the lab knows how to run leaner than peft."""
+    """The LoRA linears of `model` that the lab can run leaner than peft."""
     return [
         module
         for module in model.modules()
@@ -112,10 +112,10 @@ def adapted_linears(model: nn.Module) -> list[LoraLayer]:
 
 @contextmanager
 def lean_adapters(modules: Sequence[LoraLayer], mergeable: Sequence[LoraLinear]) -> Iterator[None]:
-    """Compute those of `mergeable` that allow it with merged weights, others of `modules` keeping one input.
+    """Run `mergeable` with merged weights where possible, and the other `modules` so that each keeps only its input.
 
-    What is neither (DoRA, biases, mixed batches, autocast) runs peft's own code. Which adapters are active, and their
-    values, must not change inside. Keep it open until backward is done, as checkpointing runs the modules again.
+    Anything else (DoRA, biases, mixed batches, autocast) runs peft's own code. Active adapters and their values must
+    not change inside. Keep it open until backward is done, as checkpointing runs the modules again.
     """
     forwards = merged_forwards(mergeable)
     others: list[Any] = [module for module in modules if module not in forwards and _is_vanilla(module)]
@@ -156,7 +156,7 @@ def _low_rank_forward(module: Any) -> Callable[..., Tensor]:
 
 
 def _draw(dropout: nn.Module) -> tuple[float, int]:
-    """Probability and seed of one run; the seed comes from torch's global generator, as peft's mask does."""
+    """Probability and seed for one run; the seed comes from torch's global generator, like peft's mask."""
     probability = getattr(dropout, "p", 0.0) if dropout.training else 0.0
     return probability, int(torch.randint(2**62, ())) if probability else 0
 

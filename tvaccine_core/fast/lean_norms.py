@@ -1,13 +1,13 @@
-"""Frozen RMS norms that keep their input as it came, and little else.
+"""Frozen RMS norms that keep their input as it came, and one number per token.
 
 Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467. Hugging Face's modules are a chain
-of seven operations, each with a gradient of its own, on a copy in float32, which autograd holds where the input is in
-half precision: 4 bytes for every token and channel, twice a layer. The same function with its gradient written out
-holds the input and one number a token, and takes 0.7 to 0.8 of the time where operations are short. Its forward pass
-is bit-equal to theirs; its gradient differs by rounding.
+of seven operations, each with its own gradient, on a float32 copy. For an input in half precision autograd holds this
+copy: 4 bytes per token and channel, twice per layer. The same function with its gradient written out holds the input
+and one number per token, and takes 0.7 to 0.8 of the time where operations are short. Its forward pass is bit-equal to
+theirs; its gradient differs by rounding.
 
-Two forms are in use: Llama's and its kin's, `w * round(x / rms(x))`, and Gemma's, `round((1 + w) * x / rms(x))`, where
-`round` goes to the precision of x. Which one a class has is found by trying; any other runs its own code.
+Two forms are in use: `w * round(x / rms(x))` in Llama and its relatives, `round((1 + w) * x / rms(x))` in Gemma, where
+`round` goes to the precision of x. The form of a class is found by trying; any other class runs its own code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class RMSNorm(torch.autograd.Function):
-    """Arguments of `apply`: x (..., D), weight (D,), a constant, epsilon, and whether the weight's zero means one."""
+    """Arguments of `apply`: x (..., D), weight (D,), a constant, epsilon, and whether a weight of 0 stands for 1."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, from_one: bool) -> Tensor:
@@ -77,9 +77,9 @@ def _epsilon(module: nn.Module) -> float | None:
 
 
 def _find_form(module: nn.Module, width: int, dtype: torch.dtype, epsilon: float) -> bool | None:
-    """Whether the class of `module` counts its weight from one; None if neither form gives its results bit for bit.
+    """True for Gemma's form, False for Llama's; None if neither gives the results of `module` bit for bit.
 
-    Tried on weights of our own, so that it does not matter where those of `module` are, or whether it has any yet.
+    It is tried on test weights, so the weights of `module` may be anywhere, or not exist yet.
     """
     weight = nn.Parameter(torch.linspace(-1, 2, width).to(dtype), requires_grad=False)
     double = copy.copy(module)
@@ -88,7 +88,7 @@ def _find_form(module: nn.Module, width: int, dtype: torch.dtype, epsilon: float
     with torch.no_grad():
         try:
             theirs = double.forward(ramp)
-        except Exception:  # noqa: BLE001 - whatever it needs that it was not given, it is of another form
+        except Exception:  # noqa: BLE001 - a module that needs other arguments is of another form
             return None
         for from_one in (False, True):
             if torch.equal(theirs, RMSNorm.apply(ramp, weight, epsilon, from_one)):

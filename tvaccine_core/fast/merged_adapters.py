@@ -1,16 +1,16 @@
 """LoRA linears computed with their merged weight, for as long as a step lasts or a state answers.
 
 peft computes `x W' + s (x A') B'`: two thin products, a scaling and a sum of full width on top of the base's product,
-and as much again in the backward pass. The same function is `x (W + s B A)'`: while tokens outnumber the rank, merging
-first is the smaller work, and an adapter that is frozen then costs next to nothing. The model's own weights are never
-written. Results differ from peft's by rounding in float32.
+and as much again in the backward pass. The same function is `x (W + s B A)'`: with more tokens than ranks, merging
+first is less work, and a frozen adapter costs next to nothing. The model's own weights are never written. Results
+differ from peft's by rounding in float32.
 
-Memory: the input where the adapter trains, which peft's form keeps too. Merged weights are kept while they are no
-larger than `KEEP_LIMIT_BYTES` in all, as in the sandbox. Above that a step makes them anew wherever it needs them,
-which costs little beside a batch of tokens; an answer is read token by token, and is left to peft.
+Memory: the input where the adapter trains, which peft's form keeps too. Merged weights are kept if they have at most
+`KEEP_LIMIT_BYTES` in all, as in the sandbox. Larger ones are made again wherever a step needs them, which costs little
+beside a batch of tokens; answers, which are made token by token, are left to peft.
 
-Only plain LoRA on a plain float linear takes this road: quantised and bfloat16 weights lose precision when merged, and
-dropout, DoRA, biases and mixed batches make it another function. For the rest see `lowrank`.
+Only plain LoRA on a plain float linear is merged: quantised and bfloat16 weights would lose precision, and with
+dropout, DoRA, biases or mixed batches the function is another. For these see `lean_adapters`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from tvaccine_core.errors import TrainingError
 from tvaccine_core.models.anatomy import is_whole
 
 KEEP_LIMIT_BYTES = 2**28
-"""Most that the merged copies of a model's weights may take in all."""
+"""Limit on all merged copies of a model's weights together."""
 
 
 class MergedLinear(torch.autograd.Function):
     """`x (W + sum s_i B_i A_i)' + bias`, with gradients for x, A_i and B_i; W and the bias are constants.
 
-    Arguments of `apply`: x (..., I), W (O, I), bias (O,) or None, scalings s_i, the merged weight (O, I) if it is at
-    hand or None, then A_i (R, I), B_i (O, R) in turn.
+    Arguments of `apply`: x (..., I), W (O, I), bias (O,) or None, scalings s_i, the merged weight (O, I) if it exists
+    already or None, then A_i (R, I), B_i (O, R) in turn.
     """
 
     @staticmethod
@@ -48,8 +48,8 @@ class MergedLinear(torch.autograd.Function):
         merged: Tensor | None,
         *factors: Tensor,
     ) -> Tensor:
-        # Weights stay as they are while a step lasts. Saved on the context and not through autograd, they do not make
-        # checkpointing run a layer's last linear again when nothing else of it is needed.
+        # Weights do not change during a step, so they are saved on the context instead of through autograd. Otherwise
+        # checkpointing would run a layer's last linear again for them alone.
         ctx.scalings, ctx.merged, ctx.weight, ctx.factors = scalings, merged, weight, factors
         ctx.versions = versions_of(factors)
         if any(ctx.needs_input_grad[5:]):
@@ -85,12 +85,12 @@ def merge(weight: Tensor, scalings: Sequence[float], factors: Sequence[Tensor]) 
 
 
 def versions_of(tensors: Sequence[Tensor]) -> list[int]:
-    """How often each was changed in place: what autograd keeps of the tensors it saves."""
+    """How often each tensor was changed in place, as autograd counts it."""
     return [tensor._version for tensor in tensors]
 
 
 def require_unchanged(tensors: Sequence[Tensor], versions: Sequence[int]) -> None:
-    """Raise `TrainingError` if one of `tensors` was changed since it had its version; else a gradient were wrong."""
+    """Raise `TrainingError` if a tensor was changed since it had its version: a gradient would be wrong."""
     if versions_of(tensors) != versions:
         raise TrainingError(
             "An adapter's weights were changed while a step was using them.",
@@ -111,9 +111,9 @@ def mergeable(model: nn.Module) -> list[LoraLinear]:
 
 
 def merged_forwards(modules: Sequence[LoraLinear]) -> dict[nn.Module, Callable[..., Tensor]]:
-    """Forwards with merged weights for those of `modules` that allow it.
+    """Forwards with merged weights, for the `modules` that allow merging.
 
-    They hold while active adapters and their values stay as they are.
+    They are valid while active adapters and their values stay as they are.
     """
     linears = {module: linear for module in modules if (linear := _read(module)) is not None and linear.factors}
     keep = _may_keep(linears.values())
@@ -121,11 +121,11 @@ def merged_forwards(modules: Sequence[LoraLinear]) -> dict[nn.Module, Callable[.
 
 
 def merged_forwards_without_gradient(modules: Sequence[LoraLinear]) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
-    """Forwards for evaluations, with kept merged weights; none if these are too large.
+    """Forwards for evaluations, with kept merged weights; empty if these are too large.
 
-    Generating takes a quarter less time than under peft. A module of which no adapter is active runs as the linear that
-    the base has. Tokens are the same as under peft, logits differ by rounding. The forwards hold while active adapters
-    and their values stay as they are.
+    Generating takes a quarter less time than under peft. A module without an active adapter runs as the base's linear.
+    Tokens are the same as under peft, logits differ by rounding. The forwards are valid while active adapters and their
+    values stay as they are.
     """
     linears = {module: linear for module in modules if (linear := _read(module)) is not None}
     if not _may_keep(linears.values()):
@@ -136,7 +136,7 @@ def merged_forwards_without_gradient(modules: Sequence[LoraLinear]) -> dict[nn.M
 
 
 class _Linear(NamedTuple):
-    """What a plain LoRA linear is made of, as it is now."""
+    """The parts of a plain LoRA linear, as they are now."""
 
     weight: Tensor  # (O, I)
     bias: Tensor | None  # (O,)
@@ -172,9 +172,9 @@ def _lean_forward(module: LoraLinear, linear: _Linear, keep: bool) -> Callable[.
 
 
 def _read(module: Any) -> _Linear | None:
-    """The parts of `module`, without factors where no adapter is active; None if merging is not what peft computes.
+    """The parts of `module`, without factors if no adapter is active; None if merging would give another function.
 
-    Every step asks it of every linear.
+    Called at every step for every linear.
     """
     if module.merged:
         return None

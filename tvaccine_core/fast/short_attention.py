@@ -1,13 +1,13 @@
 """Rotary self-attention on short sequences on a CPU: plain batched products, forward and backward written out.
 
 Sources: Vaswani et al., "Attention Is All You Need", arXiv:1706.03762; Su et al., "RoFormer: Enhanced Transformer with
-Rotary Position Embedding", arXiv:2104.09864. Blockwise attention kernels are made for long sequences; on short ones
-their own work outweighs the few small products they consist of, and the rotation around them is a chain of short
-operations each way. Here all is one function with its gradient, which takes 0.6 to 0.9 of the time up to `LONGEST`
-tokens on one thread; it keeps the attention weights, T of them a head and token.
+Rotary Position Embedding", arXiv:2104.09864. Blockwise attention kernels are made for long sequences. On short
+sequences their overhead outweighs their few small products, and the rotation around them is a chain of short operations
+each way. Here everything is one function with its gradient. It takes 0.6 to 0.9 of the time up to `LONGEST` tokens on
+one thread; it keeps the attention weights, T per head and token.
 
-Results differ from the model's own by rounding. Which modules are of this form is found by trying; others, other
-devices and precisions, longer sequences and cached ones run the model's own code.
+Results differ from the model's own by rounding. Modules of this form are found by trying. Other modules, devices and
+precisions, longer sequences and cached sequences run the model's own code.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tvaccine_core.models import hooks
 from tvaccine_core.models.anatomy import Block
 
 LONGEST = 64
-"""Tokens; from twice as many on the blockwise kernel is the faster."""
+"""Tokens; from twice this number on the blockwise kernel is faster."""
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -31,8 +31,8 @@ class RotaryAttention(torch.autograd.Function):
     """`softmax(rot(q) rot(k)' + bias) v` for each of H heads, with gradients for q, k and v.
 
     Arguments of `apply`: q, k, v (B, T, H*D); cosines and sines for q, for k, (B or 1, 1, T, D) each; bias
-    (B or 1, 1, T, T); H. `rot(x) = x * cos + swap(x) * sin`, where `swap` exchanges the halves of the D channels; the
-    scale of the products is in q's cosines and sines.
+    (B or 1, 1, T, T); H. `rot(x) = x * cos + swap(x) * sin`, where `swap` exchanges the halves of the D channels. The
+    cosines and sines of q contain the scale of the products.
     """
 
     @staticmethod
@@ -78,14 +78,14 @@ def _join(x: Tensor) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Of the matrices (B, H, ., .) in both."""
+    """Product of the matrices (B, H, ., .)."""
     return torch.bmm(left.flatten(0, 1), right.flatten(0, 1)).unflatten(0, left.shape[:2])
 
 
 def _swap(x: Tensor) -> Tensor:
     """Exchange the halves of the last dimension."""
     width = x.shape[-1]
-    return x.reshape(-1, width).roll(width // 2, -1).view(x.shape)  # quick on two dimensions only
+    return x.reshape(-1, width).roll(width // 2, -1).view(x.shape)  # fast on two dimensions only
 
 
 def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def _rotate_back(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 
 def short_attentions(blocks: Iterable[Block]) -> dict[nn.Module, Callable[..., Any]]:
-    """Forwards for those attention modules of `blocks` that compute this function."""
+    """Forwards for the attention modules of `blocks` that compute this function."""
     tables: dict[float, _Tables] = {}
     forwards: dict[nn.Module, Callable[..., Any]] = {}
     for block in blocks:
@@ -111,7 +111,7 @@ def short_attentions(blocks: Iterable[Block]) -> dict[nn.Module, Callable[..., A
 
 
 class _Tables:
-    """What all layers of a pass make of the same positions and mask, made once."""
+    """Tables of a pass's positions and mask, made once for all layers."""
 
     def __init__(self, scale: float) -> None:
         self._scale = scale
@@ -124,7 +124,7 @@ class _Tables:
         Args:
             cosines: (B or 1, T, D).
             sines: likewise.
-            mask: True where a token may look, (B or 1, 1, T, T); None: at itself and what is before it.
+            mask: True where a token may look, (B or 1, 1, T, T); None: at itself and at tokens before it.
         """
         made_from = (cosines, sines, mask)
         if not self._made or any(new is not old for new, old in zip(made_from, self._made_from, strict=True)):
@@ -132,7 +132,7 @@ class _Tables:
             wide = cosines.unsqueeze(1)
             signed = torch.cat((-sines[..., :half], sines[..., half:]), -1).unsqueeze(1)
             barred = torch.ones(length, length, dtype=torch.bool).triu(1)[None, None] if mask is None else ~mask
-            # Not minus infinity: a row that may look nowhere must give numbers, if arbitrary ones.
+            # Not minus infinity: a row that may look nowhere must give finite numbers, even if arbitrary.
             bias = barred.float().mul_(torch.finfo(torch.float32).min)
             self._made = (wide * self._scale, signed * self._scale), (wide, signed), bias
             self._made_from = made_from
@@ -173,7 +173,7 @@ def _has_the_parts(module: Any) -> bool:
 
 
 def _computes_the_same(module: Any, forward: Callable[..., Any]) -> bool:
-    """Try both on queries, keys and values of our own: neither weights nor where they are have a part in it."""
+    """Try both on test queries, keys and values, so that the module's weights and their place do not matter."""
     batch, length, width = 2, 5, module.config.num_attention_heads * module.head_dim
     wave = torch.arange(7 * batch * length * width).sin().view(7, batch, length, width)
     q, k, v = wave[:3]
@@ -187,7 +187,7 @@ def _computes_the_same(module: Any, forward: Callable[..., Any]) -> bool:
         module.o_proj: lambda attended: attended,
     }
     was_training = module.training
-    module.training = False  # the module's own flag: its dropout has no part either
+    module.training = False  # the module's own flag: no dropout either
     try:
         with torch.no_grad(), hooks.replace_forwards(stand_ins):
             for inputs in ({"attention_mask": mask}, {"attention_mask": None}):
@@ -195,7 +195,7 @@ def _computes_the_same(module: Any, forward: Callable[..., Any]) -> bool:
                 theirs, ours = hooks.hidden_of(module.forward(q, **inputs)), forward(q, **inputs)[0]
                 if theirs.shape != ours.shape or not torch.allclose(theirs, ours, atol=1e-5):
                     return False
-    except Exception:  # noqa: BLE001 - whatever it needs that it was not given, it is of another form
+    except Exception:  # noqa: BLE001 - a module that needs other arguments is of another form
         return False
     finally:
         module.training = was_training

@@ -1,9 +1,9 @@
 """The one switch of the fast paths: with it off, transformers' and peft's own modules run, on every token.
 
-Fast paths are merged adapters, adapters that keep one input, written-out norms and short attention, the end of the
-model at labelled positions only, the cut of columns that cannot reach the loss, lower layers that run once for both
-passes, and adapters merged for generation. Each gives the plain result to rounding, and each needs something to be true
-of the model. What is kept for the backward pass (`activation_memory`) is another choice and stays as it is. Torch-free.
+The fast paths are: merged adapters; adapters that keep only their input; written-out norms and short attention; the end
+of the model at labelled positions only; the cut of columns that cannot reach the loss; lower layers that run once for
+both passes; adapters merged for generation. Each gives the plain result to rounding, and each is right for some models
+only. How much is kept for the backward pass (`activation_memory`) is a separate choice. Torch-free.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _off: ContextVar[bool] = ContextVar("fast_paths_off", default=False)
 
 
 def enabled(wish: bool = True) -> bool:
-    """Whether fast paths may run where a config's `model.fast_paths` is `wish`.
+    """Whether fast paths may run if a config's `model.fast_paths` is `wish`.
 
     Raises:
         ConfigError: the environment variable is neither 0 nor 1.
@@ -35,7 +35,7 @@ def enabled(wish: bool = True) -> bool:
 
 @contextmanager
 def off() -> Iterator[None]:
-    """Turn every fast path off for what is set up inside."""
+    """Turn every fast path off for passes that are set up inside."""
     token = _off.set(True)
     try:
         yield

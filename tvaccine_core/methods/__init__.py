@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What the face and the command line show of a method."""
+    """A method's entry: what users read of it, and what the program must know of it."""
 
     name: str
     title: str
@@ -54,15 +54,15 @@ class MethodInfo:
     colour: str
     """Okabe-Ito colour that means this method in every chart, table and pane."""
     records: tuple[str, ...] = ()
-    """Kinds of records of its own, beside the metrics of its steps; see `records`."""
+    """Kinds of records that it writes beside the metrics of its steps; see `records`."""
     capabilities: Callable[[Any], Capabilities] = known.nothing_special
     """What it does under given settings."""
     worst_case: Callable[[Any], WorstCase] = WorstCase
     """Its settings for the memory plan."""
     typical: Callable[[Any], Config] = known.as_it_is
-    """Its settings for a few timed steps, whose median is to be that of a long run."""
+    """Its settings for a few timed steps, chosen so that their median is that of a long run."""
     check: Callable[[Any, ModelFacts], None] = known.fits_any_model
-    """Raises `ConfigError` if its settings do not fit what is known of the model before it is loaded."""
+    """Raises `ConfigError` if its settings do not fit the facts that are known of a model before it is loaded."""
 
 
 METHODS: dict[str, MethodInfo] = {
@@ -125,7 +125,7 @@ METHODS: dict[str, MethodInfo] = {
         cost="one forward and one backward pass",
         config=PlainConfig,
         path="tvaccine_core.methods.finetuning.plain:Plain",
-        description="The user's data is fine-tuned on as it is.",
+        description="Fine-tunes on the user's data as it is.",
         colour="#999999",
     ),
     "none": MethodInfo(
@@ -154,7 +154,7 @@ METHODS: dict[str, MethodInfo] = {
 
 
 def method_info(name: str) -> MethodInfo:
-    """The entry of `name`. Raises `ConfigError` naming what is allowed."""
+    """The entry of `name`. Raises `ConfigError` naming the methods that exist."""
     if name not in METHODS:
         raise ConfigError(f"Unknown method {shown(name)}.", remedy=did_you_mean(name, METHODS))
     return METHODS[name]
@@ -171,7 +171,7 @@ def capabilities_of(settings: Config) -> Capabilities:
 
 
 def worst_case_of(settings: Config) -> WorstCase:
-    """The method with these settings as the memory plan must see it."""
+    """The method with these settings, as the memory plan needs it."""
     return method_info(getattr(settings, "name", "")).worst_case(settings)
 
 
@@ -208,7 +208,7 @@ def title_of(defence: Defence) -> str:
 
 
 def defence_of(config: LabConfig, spec: str) -> Defence:
-    """The defence of `config` called `spec`, else the one that `spec` writes in short. Raises `ConfigError`."""
+    """The defence of `config` called `spec`, else the defence that `spec` spells. Raises `ConfigError`."""
     for defence in config.defences:
         if defence.name == spec:
             return defence
@@ -216,7 +216,7 @@ def defence_of(config: LabConfig, spec: str) -> Defence:
 
 
 def with_defences(config: LabConfig, specs: Sequence[str]) -> LabConfig:
-    """The same config with these defences; the ones that it has keep their settings. Raises `ConfigError`."""
+    """The same config with these defences; defences that it has keep their settings. Raises `ConfigError`."""
     chosen = [defence_of(config, spec).model_dump(mode="json") for spec in specs]
     return parse_config(LabConfig, {**config.model_dump(mode="json"), "defences": chosen})
 

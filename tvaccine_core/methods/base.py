@@ -37,7 +37,7 @@ class Batch:
     weight: float = 1.0
     """This micro-batch's share of its optimiser step's labelled tokens; scales the gradient it adds."""
     share: float = 1.0
-    """Of a micro-batch that several processes divide: the share of its labelled tokens that is here."""
+    """Where several processes divide a micro-batch: this process's share of its labelled tokens."""
     prepared: LabelledTokens | None = field(default=None, repr=False)
 
     @property
@@ -50,7 +50,7 @@ class Batch:
         return self.prepared or LabelledTokens.of(self.input_ids, self.attention_mask, self.labels)
 
     def pieces(self, num_rows: int) -> list[Batch]:
-        """Its rows, so many at a time, those pieces left out in which nothing is labelled; shares are of the whole."""
+        """Its rows, `num_rows` at a time, without pieces that have no label; a share is a part of the whole batch."""
         rows = zip(
             *(tensor.split(num_rows) for tensor in (self.input_ids, self.attention_mask, self.labels)), strict=True
         )
@@ -70,12 +70,12 @@ class Batch:
 
 
 Draw = Callable[[int, torch.Generator | None], Batch]
-"""Draws a batch of so many examples; see `MethodContext.sample`."""
+"""Draws a batch of a number of examples; see `MethodContext.sample`."""
 
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What the loop lends a method."""
+    """What the training loop gives a method."""
 
     generator: torch.Generator
     """On the CPU; the method's only source of randomness."""
@@ -84,19 +84,19 @@ class MethodContext:
     emit: Callable[[Event], None]
     """Report an event of the method's own, e.g. a `LayerDrawRecord`."""
     rank: int = 0
-    """Which of the processes this is; all draw the same layers, each has dropout masks of its own."""
+    """The number of this process; all draw the same layers, each has dropout masks of its own."""
     activation_memory: Mode = "speed"
-    """What passes keep for their backward passes."""
+    """How much passes keep for their backward passes."""
     fast_paths: bool = True
-    """Whether the lab's own forms of modules may stand in for the model's, see `fast_paths`."""
+    """Whether the lab's faster forms of modules may replace the model's own, see `fast.switch`."""
     streams: Mapping[str, Draw] = field(default_factory=dict)
-    """How batches are drawn from the streams that are there, by name."""
+    """Draws batches from the streams that exist, by their names."""
 
     def sample(self, stream: str, count: int, generator: torch.Generator | None = None) -> Batch:
-        """A batch of `count` examples of a stream, on the model's device; of all, if there are fewer.
+        """A batch of `count` examples of a stream, or of all if there are fewer, on the model's device.
 
-        Without a generator the draw depends on the seed, the step and how many draws it had before. With several
-        processes each gets its share, as of the batch that is trained on; its `weight` is its share.
+        Without a generator the draw depends on the seed, the step and the number of draws in this step so far. Several
+        processes divide it like the batch that is trained on; `weight` is this process's share.
 
         Raises:
             ConfigError: there is no such stream.
@@ -125,7 +125,7 @@ class Method(ABC, Generic[ConfigT]):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Streams that must be there beside the one it trains on."""
+        """Streams that it needs beside the stream it trains on."""
         return self.info.capabilities(self.config).needs
 
     def stream_of(self, step: int) -> str | None:
@@ -133,7 +133,7 @@ class Method(ABC, Generic[ConfigT]):
         return None
 
     def setup(self, model: nn.Module, context: MethodContext) -> None:
-        """Look at the model once. What requires a gradient now is what this method may train.
+        """Look at the model once. The method may train the parameters that require a gradient now.
 
         Raises:
             ModelError: the model's parts cannot be found by structure.
@@ -154,23 +154,23 @@ class Method(ABC, Generic[ConfigT]):
 
         Returns:
             Detached 0-dim tensors; always `loss`, the clean loss, mean over the batch's labelled tokens. Where several
-            processes divide a micro-batch, each is such a mean here, or the same in all of them.
+            processes divide a micro-batch, a value is the mean over this process's tokens, or the same in all.
         """
 
     def finish(self, model: nn.Module) -> None:
         """Called once, after the last step; may change weights.
 
-        A checkpoint holds weights and `state_dict` from before: what this does must follow from them alone.
+        A checkpoint holds weights and `state_dict` from before this call: the result must follow from them alone.
         """
 
     def scope(self) -> AbstractContextManager[None]:
-        """What the passes of one step, backward included, run inside; see `Passes.scope`."""
+        """The context around all passes of one step, backward included; see `Passes.scope`."""
         return self.passes.scope(self.context.generator, self.context.rank)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resumed run needs beside weights and optimiser."""
+        """Tensors that a resumed run needs beside weights and optimiser."""
         return {"generator": self.context.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up where `state_dict` left off. Call it after `setup`."""
+        """Go on from `state`, a result of `state_dict`. Call it after `setup`."""
         self.context.generator.set_state(state["generator"])

@@ -20,36 +20,36 @@ class Capabilities:
     """What a method does under given settings."""
 
     needs: tuple[str, ...] = ()
-    """Streams of examples that must be there beside the one it trains on, see `training.fit`; e.g. `harmful`."""
+    """Streams of examples that it needs beside the stream it trains on, e.g. `harmful`; see `training.fit`."""
     extra_passes: int = 0
-    """Forward and backward passes of its dearest step beyond SFT's one."""
+    """Forward and backward passes of its most expensive step, beyond the one pair of SFT."""
     perturbs: bool = False
-    """Descends under a perturbation of hidden states, whose norm it reports."""
+    """Whether it trains under a perturbation of hidden states and reports the perturbation's norm."""
     scoring_rows: int = 0
-    """Harmful examples in one scoring of the layers; 0 where it scores none."""
+    """Harmful examples per scoring of the layers; 0 without scoring."""
     score_every: int = 0
-    """Steps from one scoring to the next; 0 where it scores none."""
+    """Steps from one scoring to the next; 0 without scoring."""
     draw_every: int = 0
-    """Steps from one draw of layers to the next; 0 where it draws none."""
+    """Steps from one draw of layers to the next; 0 without drawing."""
 
 
 @dataclass(frozen=True)
 class WorstCase:
-    """The settings under which a method holds the most memory, and how that grows with the model's depth."""
+    """The settings under which a method needs the most memory, and how this memory grows with the model's depth."""
 
     settings: Config
     assumption: str = ""
-    """What the memory plan says it assumes by them; empty if chance has no part in it."""
+    """The assumption that the memory plan names; empty if nothing depends on chance."""
     drawn: int = 0
-    """Layers that train apart from the others; 0 where all are alike."""
+    """Number of drawn layers; 0 where all layers are alike."""
     with_drawn: Callable[[int], Config] | None = None
-    """The method's settings in a shallower model of which so many layers are drawn; None where all are alike."""
+    """The method's settings for a shallower model with a given number of drawn layers; None where all are alike."""
     grows_evenly: bool = True
-    """False where it matters how deep the layers lie that train."""
+    """False if the depth at which the trained layers lie matters."""
 
 
 def nothing_special(settings: Config) -> Capabilities:
-    """Of a method that takes SFT's step."""
+    """Capabilities of a method that takes SFT's step."""
     return Capabilities()
 
 
@@ -59,7 +59,7 @@ def as_it_is(settings: Config) -> Config:
 
 
 def fits_any_model(settings: Config, facts: ModelFacts) -> None:
-    """Of a method that works on every model."""
+    """Check of a method that works on every model: raises nothing."""
 
 
 def vaccine(settings: VaccineConfig) -> Capabilities:
@@ -68,7 +68,7 @@ def vaccine(settings: VaccineConfig) -> Capabilities:
 
 
 def tvaccine(settings: TVaccineConfig) -> Capabilities:
-    """Of T-Vaccine, whose layers are scored on harmful data for some choices only."""
+    """Capabilities of T-Vaccine, which scores layers on harmful data for some values of `layer_choice` only."""
     common: dict[str, Any] = {"extra_passes": 1, "perturbs": True, "draw_every": settings.resample_every}
     if settings.layer_choice not in ("sampled", "top_k"):
         return Capabilities(**common)
@@ -78,7 +78,7 @@ def tvaccine(settings: TVaccineConfig) -> Capabilities:
 
 
 def tvaccine_worst_case(settings: TVaccineConfig) -> WorstCase:
-    """Layers that chance would choose are taken from the bottom up: then no layer can be skipped."""
+    """Layers that chance would draw are taken from the bottom up: then no layer can be skipped."""
     if settings.layer_choice == "all":
         return WorstCase(settings)
     chance = settings.layer_choice in ("sampled", "top_k", "uniform")

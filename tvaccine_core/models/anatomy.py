@@ -28,7 +28,7 @@ class Anatomy:
     """The parts of a causal language model that methods work on."""
 
     causal: nn.Module
-    """The Hugging Face model with its head, adapters inside; peft's outer wrapper taken off."""
+    """The Hugging Face model with its head and adapters, without peft's outer wrapper."""
     blocks: tuple[Block, ...]
     embedding: nn.Module
     head: nn.Module
@@ -99,14 +99,14 @@ def anatomy(model: nn.Module) -> Anatomy:
 
 
 def is_whole(parameter: Any) -> bool:
-    """True for a parameter that is all in this process; FSDP's shards (`DTensor`) are whole only while a layer runs."""
+    """True if all of a parameter is in this process; FSDP's shards (`DTensor`) are whole only while a layer runs."""
     return isinstance(parameter, nn.Parameter) and type(parameter).__name__ != "DTensor"
 
 
 def find_body(parts: Anatomy) -> nn.Module | None:
     """The module that holds the stack of decoder layers, but not the head; None if there is none.
 
-    A module around it will not do: OPT's causal model goes past it.
+    A module around it is not enough: OPT's causal model does not call it.
     """
     first = parts.blocks[0].layer
     for module in parts.causal.modules():

@@ -1,10 +1,9 @@
-"""What can be known of a model from its name and files, before it is loaded. Torch-free: the page asks this at once.
+"""Facts about a model from its name and files, before it is loaded. Torch-free, so that the page can ask at once.
 
-A name is `sandbox`, a folder, or a Hugging Face id; of an id, what the local cache holds is looked at and the network
-is not asked. Only safetensors count as weights. Cost: the headers of the weight files, some milliseconds.
+A name is `sandbox`, a folder, or a Hugging Face id. For an id only the local cache is read, never the network. Only
+safetensors count as weights. Cost: reading the headers of the weight files, some milliseconds.
 
-In errors a model is called what its user calls it, and a file by its name inside: where the cache lies is nobody's
-business.
+Errors name a model as its user does, and a file by its name inside; they never say where the cache lies.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ MAX_NAME = 1000
 """Characters of a model's name."""
 MAX_SHARDS = 10_000
 MAX_HEADER = 16 * MIB
-"""Of a weight file. 16 MiB name some 150,000 tensors; reading a header takes twenty times its size."""
+"""Bytes of a weight file's header. 16 MiB name some 150,000 tensors; reading a header takes 20 times its size."""
 MAX_BYTES = {
     "*.safetensors": None,
     "*.safetensors.index.json": 64 * MIB,
@@ -57,8 +56,8 @@ MAX_BYTES = {
     "*.py": 16 * MIB,
     "requirements.txt": MIB,
 }
-"""What loading a model opens, and the bytes that it may have; the first pattern that fits a name counts. The largest
-published index has 15 MB, the largest tokenizer.json 34 MB."""
+"""Files that loading a model opens, and how many bytes each may have; the first pattern that matches a name counts. The
+largest published index has 15 MB, the largest tokenizer.json 34 MB."""
 TEMPLATES = "additional_chat_templates"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -71,10 +70,10 @@ CODE_REMEDY = (
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the files of a model say. Of a hub model that is not in the local cache, nothing is known yet."""
+    """Facts from a model's files. Nothing is known yet of a hub model that is not in the local cache."""
 
     folder: Path | None
-    """Where its files lie on this machine."""
+    """The folder of its files on this machine."""
     architecture: str = ""
     """Its class in transformers; empty if unknown."""
     num_layers: int | None = None
@@ -84,7 +83,7 @@ class ModelFacts:
 
 
 def model_folder(name: str) -> Path | None:
-    """The local folder that `name` means, or None for a hub id. Raises `ModelError` if it can name neither."""
+    """The local folder that `name` means, or None for a hub id. Raises `ModelError` if it can be neither."""
     if name == "sandbox":
         return SANDBOX_BASE
     if len(name) > MAX_NAME:
@@ -108,12 +107,12 @@ _NAMES = "Give a folder on the machine where the lab runs, or a Hugging Face mod
 
 
 def check_model(config: ModelConfig) -> ModelFacts:
-    """Find what can be found wrong with a model without loading it or asking the network.
+    """Find a model's faults without loading it and without the network.
 
     Raises:
-        ModelError: no model is named; the folder or its config.json is missing or damaged, or holds something else
-            than a decoder-only model; no safetensors, or damaged ones, or not those of the config; the id cannot be
-            one; offline, and not in the local cache.
+        ModelError: no model is named; the folder or its config.json is missing or damaged, or holds no decoder-only
+            model; safetensors are missing, damaged, or do not fit the config; the id is not possible; the model is not
+            in the local cache, and the lab is offline.
     """
     name = config.name
     folder = model_folder(name)
@@ -132,7 +131,7 @@ def check_model(config: ModelConfig) -> ModelFacts:
 
 
 def check_id(name: str) -> None:
-    """Raise `ModelError` if `name` cannot be a model on the hub, or is none yet."""
+    """Raise `ModelError` if `name` cannot be a model on the hub, or is not filled in yet."""
     if name == YOUR_MODEL:
         raise ModelError(
             "No model is named yet.",
@@ -149,7 +148,7 @@ def check_id(name: str) -> None:
 
 
 def not_cached(name: str, why: str) -> ModelError:
-    """The error for a hub model that is not here and cannot be fetched."""
+    """The error for a hub model that is not in the cache and cannot be fetched."""
     return ModelError(
         f"{name} is not in the local cache, and the Hugging Face hub cannot be reached: {why}.",
         remedy="Go online once, or download the model elsewhere and give its folder. "
@@ -158,15 +157,15 @@ def not_cached(name: str, why: str) -> ModelError:
 
 
 def check_folder(folder: Path, name: str) -> dict[str, Any]:
-    """The settings in a folder's config.json, whose sizes are within bounds.
+    """The settings in a folder's config.json, with all sizes checked.
 
     Args:
-        folder: where the model lies.
-        name: what its user calls it.
+        folder: the model's folder.
+        name: the user's name for the model.
 
     Raises:
-        ModelError: there is none, it cannot be read, or it is not that of a decoder-only model; a file beside it is
-            none, or is too large.
+        ModelError: config.json is missing, cannot be read, or is not that of a decoder-only model; a file beside it is
+            not a regular file, or is too large.
     """
     if file_size(folder / "config.json", f"config.json of {name}") is None:
         raise _no_config(folder, name)
@@ -206,9 +205,9 @@ _KINDS_OF_SETTINGS: tuple[tuple[str, type, str], ...] = (
 
 
 def check_files(folder: Path, name: str) -> None:
-    """Raise `ModelError` if something in `folder` that loading may open is no regular file, or is too large.
+    """Raise `ModelError` if a file in `folder` that loading may open is not a regular file, or is too large.
 
-    Loading opens files by their names; those of an adapter beside the model it would put on top of it, unasked.
+    An adapter's files beside the model are refused too: loading would add that adapter to the model, unasked.
     """
     names = _names(folder, f"The folder of {name}")
     if TEMPLATES in names and _is_folder(folder / TEMPLATES, f"{TEMPLATES} of {name}"):
@@ -257,7 +256,7 @@ def _no_config(folder: Path, name: str) -> ModelError:
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
-    """The safetensors that loading reads: one file, or those that an index lists; none if there is neither.
+    """The safetensors that loading reads: one file, or all files that an index lists; empty if there is neither.
 
     Raises:
         ModelError: the index is damaged, or lists files that are not in the folder.
@@ -292,20 +291,20 @@ def weight_files(folder: Path, name: str) -> list[Path]:
 
 
 def check_weights(folder: Path, name: str, settings: dict[str, Any], *, code: bool = False) -> Shapes:
-    """Read the header of every weight file: a truncated one is found in milliseconds, not after minutes of loading.
+    """Read the header of every weight file: a truncated file is found in milliseconds, not after minutes of loading.
 
     Args:
-        folder: where the model lies.
-        name: what its user calls it.
+        folder: the model's folder.
+        name: the user's name for the model.
         settings: its config.json.
-        code: Python code that comes with the model will run; what the config's numbers mean, only that code knows.
+        code: Python code that comes with the model will run; only that code knows what the config's numbers mean.
 
     Returns:
         The shape of every tensor.
 
     Raises:
-        ModelError: there are no safetensors, one is damaged, one that the index names is missing, or they do not
-            belong to the config.
+        ModelError: there are no safetensors, a file is damaged, a file that the index names is missing, or the files
+            do not belong to the config.
     """
     files = weight_files(folder, name)
     if not files:
@@ -330,13 +329,13 @@ def _read_shapes(path: Path, called: str) -> dict[str, tuple[int, ...]]:
             raise ValueError(f"its header would have {length / MIB:,.1f} MiB, of at most {MAX_HEADER / MIB:g} MiB")
         with safe_open(path, framework="np") as weights:  # "pt" would load torch
             return {tensor: tuple(weights.get_slice(tensor).get_shape()) for tensor in weights.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors has errors of its own, and lets those of Rust through
+    except Exception as error:  # safetensors raises its own errors and Rust's
         words = str(error) if isinstance(error, ValueError) else explain(error, called, path)
         raise ModelError(f"{called} is damaged or incomplete: {words}", remedy=AGAIN) from error
 
 
 def explain(error: BaseException, name: str, folder: Path | None) -> str:
-    """What a library says of a model, in one line of bounded length, without a path that the user did not type."""
+    """A library's error about a model, in one line of bounded length, without paths that the user did not type."""
     words = " ".join(str(error).split()) or type(error).__name__
     for place in () if folder is None else (str(folder.absolute()), os.path.realpath(folder)):
         words = words.replace(place, name) if len(place) > 1 else words
@@ -347,7 +346,7 @@ def explain(error: BaseException, name: str, folder: Path | None) -> str:
 
 
 MAX_WORDS = 600
-"""Characters that are shown of a library's own complaint."""
+"""Characters that are shown of a library's own error."""
 
 
 def needs_code(error: BaseException) -> bool:

@@ -1,12 +1,12 @@
 """Every hook the lab puts on a model's parts.
 
-Nothing else in the engine registers a hook or patches a `forward`. Each function here that does is a context manager
-that takes it off again, whatever happens. Works on decoder-only Hugging Face models, bare or wrapped by peft.
+Nothing else in the engine registers a hook or patches a `forward`. Here only context managers do, and they remove it on
+exit, whatever happens. Works on decoder-only Hugging Face models, bare or wrapped by peft.
 
 Three traps shape this file. A forward hook that returns a value replaces the output, so hooks that only look return
-None. An attention module returns a tuple, a decoder layer a bare tensor or a tuple, by family. Under gradient
+None. An attention module returns a tuple; a decoder layer returns a bare tensor or a tuple, by family. Under gradient
 checkpointing a block's forward runs a second time inside backward and its hooks fire again: a hook that changes
-something must stay on until backward is done, and one that captures must keep the first run's tensor.
+something must stay until backward is done, and a hook that captures must keep the first run's tensor.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def _with_hidden(output: Any, hidden: Tensor) -> Any:
 
 @contextmanager
 def capture_gradient_points(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
-    """Collect the output of each module as a tensor that `torch.autograd.grad` can be taken with respect to.
+    """Collect each module's output as a tensor for which `torch.autograd.grad` can give a gradient.
 
-    Where nothing below requires a gradient, the output becomes the graph's first leaf, so that nothing under the
-    lowest module is recorded. Keep the context open until the gradients are taken.
+    If nothing below requires a gradient, the output becomes the graph's first leaf, so that nothing under the lowest
+    module is recorded. Keep the context open until the gradients are taken.
     """
     captured: dict[int, Tensor] = {}
 
@@ -71,7 +71,7 @@ def perturb_hidden(modules: Mapping[int, nn.Module], shifts: Mapping[int, Tensor
 
 @contextmanager
 def record_output(module: nn.Module) -> Iterator[list[Any]]:
-    """Keep what `module` returned in its first run, hidden states detached, in the shape its caller expects."""
+    """Keep the output of `module` in its first run, hidden states detached, in the form that its caller expects."""
     outputs: list[Any] = []
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -111,9 +111,9 @@ def skip_to(modules: Sequence[nn.Module], output: Any) -> AbstractContextManager
 
 
 def recompute(modules: Sequence[nn.Module]) -> AbstractContextManager[None]:
-    """Let each of `modules` keep only its inputs for the backward pass, and run again in it with the same masks.
+    """Let each of `modules` keep only its inputs, and run again in the backward pass with the same dropout masks.
 
-    Keep it open, and with it every hook inside `modules`, until backward is done.
+    Keep it open until backward is done, and also every hook inside `modules`.
     """
 
     def run_again(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,9 +127,9 @@ def recompute(modules: Sequence[nn.Module]) -> AbstractContextManager[None]:
 
 @contextmanager
 def divert_hidden(body: nn.Module, positions: Tensor) -> Iterator[list[tuple[type, Tensor]]]:
-    """Keep what `body` hands to the head at flattened `positions` (N,), as (N, D) with its graph; pass on one token.
+    """Keep the output of `body` at flattened `positions` (N,), as (N, D) with its graph; the head gets one token.
 
-    Yields the list of what was kept, with the type of the body's output, one entry a run.
+    Yields a list of the body's output type and the kept tensor, one entry per run.
     """
     kept: list[tuple[type, Tensor]] = []
 
@@ -171,7 +171,7 @@ def gather_input(module: nn.Module, positions: Tensor) -> Iterator[None]:
 def last_column(module: nn.Module) -> Iterator[None]:
     """Give `module` only the last column of its (B, T, D) input, as a contiguous (B, 1, D).
 
-    A linear in bfloat16 on a CPU copies its whole weight once per row of an input that is a strided view.
+    In bfloat16 on a CPU, a linear whose input is a strided view copies its whole weight once per row.
     """
 
     def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -182,7 +182,7 @@ def last_column(module: nn.Module) -> Iterator[None]:
 
 
 def run_at(module: nn.Module, positions: Tensor) -> AbstractContextManager[None]:
-    """Let `module`, which treats every token alone, run at flattened `positions` (N,) only; elsewhere it gives zeros.
+    """Run `module`, which treats tokens one by one, at flattened `positions` (N,) only; elsewhere it gives zeros.
 
     Keep it open until backward is done.
     """
@@ -200,7 +200,7 @@ def run_at(module: nn.Module, positions: Tensor) -> AbstractContextManager[None]
 
 @contextmanager
 def detach_input(module: nn.Module) -> Iterator[None]:
-    """Cut the graph at the input of `module`: gradient checkpointing makes embeddings require one needlessly."""
+    """Cut the graph at the input of `module`: gradient checkpointing makes embeddings require a gradient needlessly."""
 
     def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if inputs and isinstance(inputs[0], Tensor) and inputs[0].requires_grad:
@@ -213,7 +213,7 @@ def detach_input(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def capture_input(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the hidden states that `module` is given, one entry a run."""
+    """Collect the hidden states that `module` is given, one entry per run."""
     captured: list[Tensor] = []
 
     def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -225,9 +225,9 @@ def capture_input(module: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def on_entry(module: nn.Module, action: Callable[[], None] | None, *, first: bool = False) -> Iterator[None]:
-    """Call `action` just before each run of `module`, recomputations inside backward excepted.
+    """Call `action` just before each run of `module`, except recomputations inside backward.
 
-    With `first` it comes before the hooks that are there already, FSDP's among them. Without an action nothing is done.
+    With `first` it comes before all present hooks, also FSDP's. Without an action nothing happens.
     """
     if action is None:
         yield
@@ -244,8 +244,8 @@ def on_entry(module: nn.Module, action: Callable[[], None] | None, *, first: boo
 def watch_attention(modules: Mapping[int, nn.Module], look: Callable[..., None]) -> Iterator[None]:
     """Call `look(index, query, key, mask, **settings)` before each of `modules` attends; keep it open until backward.
 
-    Query (B, H, T, D) and key (B, K, T, D) are as they are multiplied, positions in them; mask and settings are what
-    transformers hands to its attention function, `implementation` (its name) besides.
+    Query (B, H, T, D) and key (B, K, T, D) contain positions and are multiplied as given. Mask and settings are those
+    of transformers' attention function; the settings also hold its name, `implementation`.
     """
     owners = {part: index for index, module in modules.items() for part in module.modules()}
     find = ALL_ATTENTION_FUNCTIONS.get_interface

@@ -1,9 +1,9 @@
 """Loading a base model: the sandbox's, a local folder's or a Hugging Face hub's; safetensors only.
 
-A file that is cut short, a tensor that is missing, a vocabulary that outgrew the embedding: each is found before
-anything trains. Remote code runs only where a config asks for it.
+A truncated file, a missing tensor, a vocabulary larger than the embedding: all are found before anything trains.
+Remote code runs only if a config asks for it.
 
-Whatever the storage of the base (float32, bfloat16, int8, NF4), adapters train in float32 (see `adapters`).
+Whatever the storage of the base (float32, bfloat16, int8, NF4), adapters train in float32 (see `states`).
 Cost: one pass over the weight files to hash a local model; hub models are named by repository and revision.
 """
 
@@ -66,13 +66,13 @@ class LoadedModel:
     config: ModelConfig
     device: torch.device
     key: str
-    """Hash of the base weights and of how they are stored; part of every state's hash."""
+    """Hash of the base weights and their storage; part of every state's hash."""
     answer_end: int | None
     """Token that ends an answer, see `answer_end` in `data.prompts`."""
 
     @property
     def pad_id(self) -> int:
-        """Token that fills the gaps; masked everywhere, so any will do where the tokenizer names none."""
+        """Token for padding; it is masked everywhere, so any token is right if the tokenizer names none."""
         for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
             if isinstance(token, int):
                 return token
@@ -80,7 +80,7 @@ class LoadedModel:
 
     @property
     def num_embeddings(self) -> int:
-        """Token ids that the model knows: 0 up to this number."""
+        """Number of token ids that the model knows; the first is 0."""
         embedding: Any = self.model.get_input_embeddings()
         return int(embedding.weight.shape[0])
 
@@ -98,7 +98,7 @@ class LoadedModel:
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """Tokens that end an answer: the template's, the tokenizer's, and those of the model's generation config."""
+        """Tokens that end an answer, from the template, the tokenizer and the model's generation config."""
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         values = self.answer_end, self.tokenizer.eos_token_id, configured
         flat = [end for value in values for end in (value if isinstance(value, list) else [value])]
@@ -110,12 +110,12 @@ def load_model(config: ModelConfig, num_threads: int | None = None) -> LoadedMod
 
     Args:
         config: `name` is `sandbox`, a folder, or a hub id.
-        num_threads: CPU threads of this process from now on; None leaves them as they are. Results are bit-equal only
-            for the same number.
+        num_threads: CPU threads of this process from now on; None changes nothing. Results are bit-equal only for the
+            same number.
 
     Raises:
         ModelError: missing, gated, unreachable, corrupt, without safetensors or tokenizer, or not loadable on this
-            device; its vocabulary outgrew its embedding. The remedy says what to do.
+            device; its vocabulary is larger than its embedding.
         OutOfMemoryError: it does not fit into memory.
     """
     if num_threads is not None:
@@ -143,9 +143,9 @@ def load_model(config: ModelConfig, num_threads: int | None = None) -> LoadedMod
 
 
 def _check_count(folder: Path, config: ModelConfig, settings: dict[str, Any], shapes: Shapes) -> None:
-    """Raise `ModelError` if the config asks for a model far larger than its weights: it would be made in memory first.
+    """Raise `ModelError` if the config asks for a model far larger than its weights: loading would first allocate it.
 
-    The model is built without memory to be counted. One with Python code of its own is not: it may do as it likes.
+    To count its parameters, the model is built without memory. A model with its own Python code is not checked.
     """
     auto: Any = AutoModelForCausalLM
     try:
@@ -196,16 +196,16 @@ def _read_model(folder: Path, config: ModelConfig, device: torch.device, shapes:
 
 _TABLES = ((re.compile(r"rotary_emb\.inv_freq$"), 1), (re.compile(r"attn\.bias$|attention\.bias$"), 4),
            (re.compile(r"masked_bias$"), 0), (re.compile(r"(^|\.)position_ids$"), 2))  # fmt: skip
-"""Tables that older versions of transformers saved with the weights and that are computed today: rotary frequencies,
-causal masks (1, 1, T, T), their filling, positions; with their number of dimensions, since a bias may be a weight."""
+"""Tables that older versions of transformers saved with the weights and newer ones compute: rotary frequencies, causal
+masks (1, 1, T, T), the masks' fill value, positions. With their number of dimensions, since a bias may be a weight."""
 
 
 def _is_no_weight(tensor: str, shapes: Shapes) -> bool:
-    """True for what may be left out of a checkpoint unseen.
+    """True for a tensor of a checkpoint that may be ignored silently.
 
-    Beyond it, transformers leaves out what a model's class declares: extra heads, layers that predict several tokens
+    transformers itself ignores whatever a model's class declares: extra heads, layers that predict several tokens
     ahead, the towers of a model whose text part is loaded. A tower that the class does not declare is an error: then
-    class and checkpoint were not made for each other.
+    class and checkpoint do not belong together.
     """
     return any(name.search(tensor) and len(shapes.get(tensor, ())) == dims for name, dims in _TABLES)
 
@@ -236,7 +236,7 @@ def _no_memory(folder: Path, config: ModelConfig, device: torch.device) -> OutOf
 def _check_vocabulary(loaded: LoadedModel) -> None:
     """Every token that a text can hold must have a row in the embedding.
 
-    Spare special tokens beyond it are allowed while nothing writes them: Gemma 3 1B's tokenizer has one, for images.
+    Special tokens without a row are allowed if no text writes them: Gemma 3 1B's tokenizer has one, for images.
     """
     tokenizer = loaded.tokenizer
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -247,10 +247,10 @@ def _check_vocabulary(loaded: LoadedModel) -> None:
 
 
 def pick_device(wish: str) -> torch.device:
-    """The device to run on; `auto` takes the best there is.
+    """The device to run on; `auto` takes the best available.
 
     Raises:
-        ModelError: the device asked for is not here.
+        ModelError: this machine has no such device.
     """
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wish == "auto":
@@ -286,7 +286,7 @@ def _locate(name: str, *, code: bool) -> tuple[Path, str | None]:
         raise not_cached(name, explain(error, name, None)) from error
     if file_size(found / "config.json", f"config.json of {name}") is None:
         raise ModelError(
-            f"{name} is no transformers model: it has no config.json.",
+            f"{name} is not a transformers model: it has no config.json.",
             remedy="Give the id of a causal language model; of an adapter, give its base.",
         )
     return found, f"{name}@{found.name}"
@@ -302,7 +302,7 @@ def _load_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBas
 
 
 def _hash_weights(folder: Path, config: ModelConfig) -> str:
-    """SHA-256 over the weight files and the config, or code, that gives them meaning."""
+    """SHA-256 over the weight files and the config or code that interprets them."""
     digest = hashlib.sha256()
     code = sorted(folder.glob("*.py")) if config.trust_remote_code else []
     for path in [folder / "config.json", *code, *weight_files(folder, config.name)]:
@@ -313,7 +313,7 @@ def _hash_weights(folder: Path, config: ModelConfig) -> str:
 
 
 def _storage(config: ModelConfig, device: torch.device) -> dict[str, Any]:
-    """Arguments of `from_pretrained` that decide how the weights lie in memory."""
+    """Arguments of `from_pretrained` that decide how the weights are stored in memory."""
     if config.quantization == "none":
         return {"dtype": getattr(torch, config.dtype)}
     if device.type == "mps":
@@ -338,7 +338,7 @@ def _storage(config: ModelConfig, device: torch.device) -> dict[str, Any]:
 def _disarm_cpu_repacking(model: PreTrainedModel) -> None:
     """Stop bitsandbytes on a CPU with AVX512-bf16 from repacking 4-bit weights in place at the first eval forward.
 
-    Training mode never undoes it, and later backward passes would silently lose the frozen path.
+    Training mode does not undo it, and later backward passes would silently lose the frozen base's gradient path.
     """
     linears: list[Any] = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
     for module in linears:

@@ -1,8 +1,8 @@
-"""How large a model its config may ask for, and whether its weights are of that size. Torch-free.
+"""Limits on the size of model that a config may ask for, and a check that its weights have this size. Torch-free.
 
-A config is a few lines that anybody can write, and it is believed before a single weight is read: a number too many
-in it takes gigabytes, or for ever. So each count and width has a bound, far above every published model; and what the
-weight files hold must be what the config asks for.
+Anybody can write a config, and transformers trusts it before it reads a weight: one wrong number takes gigabytes, or
+for ever. So each count and width has a bound, far above every published model, and the weight files must hold the
+sizes that the config asks for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from tvaccine_core.errors import ModelError
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""Of every tensor in the weight files, by its name there."""
+"""Shape of every tensor in the weight files, by its name."""
 
 MAX_LAYERS = 1024
 MAX_HEADS = 4096
@@ -26,10 +26,10 @@ MAX_POSITIONS = 2**26
 MAX_EXPERTS_IN_ALL = 2**19
 """Experts of all layers together."""
 MAX_EXCESS = 2**28
-"""Numbers that a model may hold beyond twice those in its files: tables that are computed, heads that are tied."""
+"""Numbers that a model may hold beyond twice the number in its files: computed tables, tied heads."""
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
-"""What families call the number of decoder layers, the most usual first."""
+"""Families' names for the number of decoder layers, the most usual first."""
 _NEEDED = {
     **dict.fromkeys(LAYER_COUNTS, MAX_LAYERS),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "emb_dim", "intermediate_size", "ffn_dim"), MAX_WIDTH),
@@ -40,14 +40,14 @@ _NEEDED = {
         ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length"), MAX_POSITIONS
     ),
 }
-"""Bounds of what is at least 1 where it is given."""
+"""Upper bounds of settings that are at least 1 if given."""
 _COUNTS = (
     (re.compile(r"(^|_)(num|n|encoder|decoder)_(\w+_)?(layers|blocks)$|^depth$"), MAX_LAYERS),
     (re.compile(r"(^|_)heads$"), MAX_HEADS),
     (re.compile(r"(^|_)experts$"), MAX_EXPERTS),
     (re.compile(r"(^|_)(size|dim|rank)(_\w+)?$"), MAX_POSITIONS),
 )
-"""Upper bounds of whole numbers whose names look like sizes; 0 and -1 mean something of their own there."""
+"""Upper bounds of whole numbers whose names look like sizes; 0 and -1 have special meanings there."""
 _EXPERTS = re.compile(r"^(num|n|moe_num)_(local_|routed_)?experts$")
 _LAYER = re.compile(r"^(.*?)(?:^|\.)(\d+)\.")
 
@@ -56,8 +56,8 @@ def check_sizes(settings: Mapping[str, Any], name: str) -> None:
     """Raise `ModelError` if a config.json asks for a count or width that no model has.
 
     Args:
-        settings: of the config, with those of its parts (`text_config` and the like) in it.
-        name: what its user calls the model.
+        settings: the config, including its parts (`text_config` and the like).
+        name: the user's name for the model.
     """
     most_layers = most_experts = 1
     for key, value in _settings(settings):
@@ -80,7 +80,7 @@ _CORRECT = "Correct config.json, or download or copy it again."
 
 
 def _settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every setting but null, at any depth; of a list, which says it layer by layer, each."""
+    """Every setting except null, at any depth; each entry of a list, which has one entry per layer."""
     pending: list[Mapping[str, Any]] = [settings]
     while pending:
         for key, value in pending.pop().items():
@@ -118,14 +118,14 @@ def num_layers(settings: Mapping[str, Any]) -> int | None:
 def check_agreement(settings: Mapping[str, Any], shapes: Shapes, name: str) -> None:
     """Raise `ModelError` if the weights plainly belong to a model of other sizes than the config's.
 
-    Looked at are the number of layers, the vocabulary and the width, where both sides tell. This is quick and needs no
+    It compares the number of layers, the vocabulary and the width, if both sides tell. This is quick and needs no
     knowledge of the model's family; loading compares every tensor.
     """
     text = text_settings(settings)
     asked, extra = num_layers(settings), text.get("num_nextn_predict_layers")
     stacks = _stacks(shapes)
-    # Layers that predict several tokens ahead are stored behind the others, and left out on loading; a model that goes
-    # through its layers several times counts each time.
+    # Layers that predict several tokens ahead are stored after the others, and ignored on loading. A model that runs
+    # its layers several times counts each run.
     allowed = [asked, asked + extra if asked and isinstance(extra, int) else asked, text.get("num_layers_per_stack")]
     if asked is not None and stacks and not any(held in allowed for held in stacks.values()):
         prefix, held = max(stacks.items(), key=lambda stack: stack[1])
@@ -148,7 +148,7 @@ _BELONG = "Use the config.json that the weights were saved with, or download or 
 
 
 def _stacks(shapes: Shapes) -> dict[str, int]:
-    """Numbered modules by the name before the first number: how many there are, `model.layers` for one."""
+    """Number of modules in each numbered list, by the name before the number, e.g. `model.layers`."""
     found: dict[str, int] = {}
     for tensor in shapes:
         if match := _LAYER.match(tensor):
@@ -166,11 +166,11 @@ def check_count(
         asked: parameters of the model that is to be built.
         computed: elements of its buffers.
         settings: its config.json.
-        shapes: of the tensors in its files.
+        shapes: shapes of the tensors in its files.
         num_bytes: size of its weight files.
-        name: what its user calls the model.
+        name: the user's name for the model.
     """
-    # Weights that were stored quantised lie packed: up to one per bit.
+    # Quantised weights are stored packed: up to one weight per bit.
     packed = settings.get("quantization_config") is not None
     held = 8 * num_bytes if packed else sum(math.prod(shape) for shape in shapes.values())
     for count, what in ((asked, "parameters"), (computed, "numbers in tables")):

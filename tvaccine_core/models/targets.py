@@ -1,8 +1,8 @@
-"""Which linear modules of a model get an adapter.
+"""The linear modules of a model that get an adapter.
 
 Families name and fuse their projections differently: Llama has q_proj, k_proj and v_proj, Phi-3 one qkv_proj, GPT-NeoX
-one query_key_value. `all-linear` therefore goes by structure: every linear inside a decoder layer, and none outside, so
-neither the head nor OPT's projections around the layers. Names that are given must each match something.
+one query_key_value. So `all-linear` goes by structure: every linear inside a decoder layer, and none outside, neither
+the head nor OPT's projections around the layers. Every given name must match something.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tvaccine_core.models.anatomy import find_blocks
 
 
 def find_targets(model: nn.Module, wanted: Sequence[str]) -> list[str]:
-    """Full names of the linears of `model` that `wanted` means, in the model's order.
+    """Full names of the linears of `model` that match `wanted`, in the model's order.
 
     Args:
         model: the Hugging Face model, whether or not it holds adapters already.
         wanted: `all-linear`, or ends of names (`q_proj`, `self_attn.q_proj`).
 
     Raises:
-        ModelError: a name matches no linear; the remedy names those there are.
+        ModelError: a name matches no linear; the remedy names all linears.
     """
     if tuple(wanted) == (ALL_LINEAR,):
         inside = {id(module) for block in find_blocks(model) for module in block.layer.modules()}
@@ -43,7 +43,7 @@ def find_targets(model: nn.Module, wanted: Sequence[str]) -> list[str]:
 
 
 def shorten(targets: Collection[str], model: nn.Module) -> list[str]:
-    """The last parts of the names of `targets` if these match nothing else in `model`, else the full names; sorted."""
+    """The last parts of the names of `targets` if they match nothing else in `model`, else the full names; sorted."""
     ends = {name.rsplit(".", 1)[-1] for name in targets}
     matched = {name for name, _ in _modules(model) if name.rsplit(".", 1)[-1] in ends}
     return sorted(ends if matched == set(targets) else targets)
@@ -57,7 +57,7 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every module by name; a linear that holds adapters counts as one."""
     adapted: str | None = None
     for name, module in model.named_modules():
-        if adapted is not None and name.startswith(adapted):  # its parts follow it at once
+        if adapted is not None and name.startswith(adapted):  # its parts follow directly
             continue
         if isinstance(module, LoraLayer):
             adapted = f"{name}."

@@ -1,1 +1,1 @@
-"""Passes through a model: what a loss needs and nothing else."""
+"""Passes through a model that compute no more than a loss needs."""

@@ -18,23 +18,23 @@ IGNORED = -100
 
 @dataclass(frozen=True, eq=False)
 class LabelledTokens:
-    """What the loss of a right- or left-padded batch can depend on under causal attention.
+    """The part of a right- or left-padded batch that its loss can depend on under causal attention.
 
-    Columns after the last labelled one cannot reach the loss and are cut. Where no row starts with padding, a labelled
-    token only ever attends to real tokens, so no padding mask is needed and attention may take its fast causal path.
+    Columns after the last labelled column cannot reach the loss and are cut. If no row starts with padding, a labelled
+    token only attends to real tokens, so no padding mask is needed and attention may take its fast causal path.
     The head is needed at `positions` only.
     """
 
     input_ids: Tensor  # (B, T') long
     attention_mask: Tensor | None  # (B, T') long, None where causality alone hides the padding
     positions: Tensor  # (N,) long, into the (B * T') flattened tokens: where the next token is labelled
-    targets: Tensor  # (N,) long, that next token
+    targets: Tensor  # (N,) long, the next token
     real: Tensor  # (B, T') bool, False on padding; stays on the device it came from
     all_ids: Tensor | None = None  # (B, T) long, nothing cut; None: `input_ids`
     all_mask: Tensor | None = None  # (B, T) long
 
     def whole(self) -> LabelledTokens:
-        """The same labels among all columns, every padding masked: what the loss is where nothing may be left out."""
+        """The same labels among all columns, all padding masked: for a model in which no column may be left out."""
         if self.all_ids is None:
             return self
         rows, columns = self.positions // self.input_ids.shape[1], self.positions % self.input_ids.shape[1]
@@ -100,8 +100,8 @@ def chunked_cross_entropy(
     Args:
         hidden: (N, D).
         targets: (N,) long.
-        logits_of: gives (n, V) logits for n rows, each row's from that row alone.
-        parameters: what else in `logits_of` may require a gradient.
+        logits_of: gives (n, V) logits for n rows; a row's logits depend on this row alone.
+        parameters: those used by `logits_of` that may require a gradient.
         num_rows: at least 1.
     """
     return _ChunkedCrossEntropy.apply(hidden, targets, logits_of, num_rows, *parameters)

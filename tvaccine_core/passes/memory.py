@@ -1,14 +1,14 @@
-"""How much of a pass is kept for its backward pass: the choice that trades a step's time for its memory.
+"""How much of a forward pass is kept for the backward pass: the choice that trades a step's time for its memory.
 
 Three modes give the same gradients, to rounding:
 
 - `speed` keeps every activation;
-- `balanced` keeps every second layer's and runs the others again in the backward pass;
-- `lowest` keeps the input of each layer alone, and runs every layer again.
+- `balanced` keeps the activations of every second layer and runs the other layers again in the backward pass;
+- `lowest` keeps only the input of each layer, and runs every layer again.
 
-The last two also take head and loss in row chunks, so that the logits never exist at once. `auto` is the fastest of the
-three whose estimate fits the device. Everything that decides is a pure function of the data's shape, the model and the
-device's whole memory, never of what happens to be free, so that a resumed run decides as the first one did.
+The last two also compute head and loss in chunks of rows, so that the logits never exist all at once. `auto` is the
+fastest mode that fits the device by estimate. The choice is a pure function of the data's shape, the model and the
+device's total memory, never of the memory that is free now, so that a resumed run chooses as the first run did.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ MODES: tuple[Mode, ...] = ("speed", "balanced", "lowest")
 """Fastest first."""
 
 HEAD_CHUNK_BYTES = 2**23
-"""Float32 logits of one chunk, unless that is fewer than `MIN_CHUNK_ROWS` rows."""
+"""Float32 logits per chunk, in bytes; a chunk has at least `MIN_CHUNK_ROWS` rows."""
 
 MIN_CHUNK_ROWS = 64
 """Fewer rows would read the head's weights more often than it saves memory."""
 
 ROOM_SHARE = 0.85
-"""Of the device's memory; the rest is the system's, the allocator's and the kernels' own."""
+"""Share of the device's memory; the rest is for the system, the allocator and the kernels."""
 
 
 @dataclass(frozen=True)
 class PassShape:
-    """What decides how much the passes of a step hold."""
+    """The numbers that decide how much memory the passes of a step hold."""
 
     num_tokens: int
     num_labelled: int
     num_layers: int
     layer_bytes: int
-    """Kept of one layer for one token."""
+    """Kept per layer and token."""
     hidden_bytes: int
-    """Hidden states of one token."""
+    """Hidden states per token."""
     vocabulary: int
 
 
 def recomputed_layers(mode: Mode, num_layers: int) -> range:
-    """Layers that run again in the backward pass. `balanced` keeps the top layer, and every second one under it."""
+    """Layers that run again in the backward pass. `balanced` keeps the top layer and every second layer under it."""
     if mode == "speed":
         return range(0)
     if mode == "lowest":
@@ -61,12 +61,12 @@ def recomputed_layers(mode: Mode, num_layers: int) -> range:
 
 
 def chunk_rows(mode: Mode, vocabulary: int) -> int | None:
-    """Rows of the head's input that are taken at a time; None for all of them at once."""
+    """Rows of the head's input per chunk; None for all rows at once."""
     return None if mode == "speed" else max(MIN_CHUNK_ROWS, HEAD_CHUNK_BYTES // (4 * vocabulary))
 
 
 def estimate_peak_bytes(mode: Mode, shape: PassShape) -> int:
-    """Activations alive at the peak of a perturbed step, recomputed ones included: right to about a factor of 1.5."""
+    """Activations alive at the peak of a perturbed step, recomputed activations too; right to a factor of about 1.5."""
     again = len(recomputed_layers(mode, shape.num_layers))
     kept = (shape.num_layers - again) * shape.layer_bytes + again * shape.hidden_bytes
     shifts = shape.num_layers * shape.hidden_bytes
@@ -77,10 +77,10 @@ def estimate_peak_bytes(mode: Mode, shape: PassShape) -> int:
 
 
 def choose_mode(wish: ActivationMemory, shape: PassShape, room_bytes: int | None) -> Mode:
-    """The mode that `wish` names; for `auto` the fastest that fits, the leanest if none does.
+    """The mode that `wish` names; for `auto` the fastest mode that fits, or the leanest if none fits.
 
     Args:
-        room_bytes: None where it is not known: everything fits.
+        room_bytes: None if unknown: then everything fits.
     """
     if wish != "auto":
         return wish
@@ -93,8 +93,8 @@ def choose_mode(wish: ActivationMemory, shape: PassShape, room_bytes: int | None
 def measure_shape(model: nn.Module, *, batch_size: int, length: int, num_labelled: int) -> PassShape:
     """Shape of the passes over `batch_size` rows of `length` tokens, `num_labelled` of them labelled; runs nothing.
 
-    What a layer keeps for a token is about what its linears read and write. Half precision keeps float32 copies in its
-    norms beside, and attention of the eager kind its maps.
+    A layer keeps for a token about what its linears read and write. In half precision its norms also keep float32
+    copies; eager attention also keeps its maps.
     """
     parts = anatomy(model)
     causal: Any = parts.causal
@@ -122,7 +122,7 @@ def measure_shape(model: nn.Module, *, batch_size: int, length: int, num_labelle
 
 
 def measure_room(model: nn.Module, device: torch.device) -> int | None:
-    """Bytes of the device's memory that weights, gradients and AdamW's moments leave; None if its size is unknown."""
+    """Bytes of device memory left beside weights, gradients and AdamW's moments; None if the total is unknown."""
     total = device_bytes(device)
     if total is None:
         return None
@@ -131,7 +131,7 @@ def measure_room(model: nn.Module, device: torch.device) -> int | None:
 
 
 def device_bytes(device: torch.device) -> int | None:
-    """Whole memory of `device`, however much of it is in use; None if the system does not tell."""
+    """Total memory of `device`, however much of it is in use; None if the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if device.type == "mps":

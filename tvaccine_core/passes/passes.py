@@ -1,22 +1,22 @@
-"""Passes through a causal model that compute what a loss needs and nothing else, exactly.
+"""Passes through a causal model that compute no more than a loss needs, exactly.
 
 A perturbation method runs each batch twice: a clean pass for the gradients at some attention outputs, and a pass with
-those outputs shifted, whose gradient is descended. The plain way is two full forward and backward passes. The gradients
-are the same, to rounding, with less work:
+these outputs shifted, whose gradient is descended. The plain way is two full forward and backward passes. This way
+gives the same gradients, to rounding, with less work:
 
-- layers under the lowest one that trains give both passes the same hidden states: they run once, without a graph;
+- layers under the lowest trained layer give both passes the same hidden states: they run once, without a graph;
 - the clean pass needs gradients at attention outputs only: no adapter's gradient, no graph under the lowest output;
-- the head and the loss run at labelled positions only, as does the last layer's feed-forward half, on which no other
-  token depends; columns after the last labelled one are not computed at all (each where `shortcuts` finds it right);
-- the perturbed pass records a graph for what trains only.
+- the head, the loss and the last layer's feed-forward half run at labelled positions only, because no other token
+  depends on them; columns after the last labelled column are not computed (both only where `shortcuts` allows it);
+- the perturbed pass records a graph for trained parameters only.
 
-With f the share of layers from the lowest drawn one up, this takes 1 + 3f passes' worth of layers instead of 4.
+With f the share of layers from the lowest drawn layer up, this costs 1 + 3f passes through the layers instead of 4.
 
-Both passes see the same network: where there is dropout, the second pass replays the first one's masks, so that the
-shift is the worst one for the very loss that is descended. (The authors' code draws new masks.)
+Both passes see the same network: the second pass replays the dropout masks of the first, so that the shift is the worst
+shift for the loss that is descended. (The authors' code draws new masks.)
 
-A method that looks at other weights takes a gradient as a value (`gradients`), and another one where weights have
-`moved`; the same masks are replayed there.
+A method that looks at other weights takes gradients as values (`gradients`), also where weights have `moved`; the same
+masks are replayed there.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ from tvaccine_core.passes.randomness import RandomState, isolated_randomness
 from tvaccine_core.passes.shortcuts import NONE, Shortcuts, find_shortcuts
 
 ExtraTerm = Callable[[Sequence[nn.Module], Tensor], AbstractContextManager[Callable[[], Tensor]]]
-"""Looks at a pass while it runs, and adds to its loss: a context for attention modules, lowest first, and which tokens
-are real, (B, T'); it gives what computes the term, 0-dim, once the loss is there. See `sinks.sink_term`."""
+"""A term that looks at a pass while it runs, and adds to its loss. Called with the attention modules, lowest first, and
+a (B, T') mask of real tokens, it is a context that yields a function: the term, 0-dim, after the pass. See
+`sinks.sink_term`."""
 
 
 @dataclass(frozen=True, eq=False)
 class CleanPass:
-    """What the clean pass leaves for the perturbed one."""
+    """Results of the clean pass that the perturbed pass uses."""
 
     loss: Tensor
     """0-dim, detached."""
@@ -60,28 +61,28 @@ class CleanPass:
     floor: int
     """The perturbed pass starts at this layer."""
     floor_input: Any
-    """What the layer below the floor returned; None at floor 0, or where the perturbed pass runs every layer."""
+    """Output of the layer below the floor; None at floor 0, or if the perturbed pass runs every layer."""
     random_states: tuple[RandomState, ...]
-    """Of torch's generators at the start of the pass, and on entry to the floor."""
+    """States of torch's generators at the start of the pass, and on entry to the floor."""
     weights: object
-    """Stands for the weights that the pass saw."""
+    """Identifies the weights that the pass saw."""
 
 
 @dataclass(frozen=True, eq=False)
 class FastPaths:
-    """What stands in for a model's own modules, and what is left out."""
+    """The forms that replace a model's own modules, and the parts of a pass that are left out."""
 
     adapted: list[LoraLayer]
     mergeable: list[LoraLinear]
     forwards: dict[nn.Module, Callable[..., Any]]
-    """Of norms and attention."""
+    """Replacements for the forward of norms and attention modules."""
     shortcuts: Shortcuts
     skips: bool
-    """Layers under the lowest one that trains run once for both passes."""
+    """Whether layers under the lowest trained layer run once for both passes."""
 
     @classmethod
     def of(cls, model: nn.Module, parts: Anatomy, mode: Mode) -> FastPaths:
-        """All that `model` allows."""
+        """All fast paths that `model` allows."""
         forwards = lean_norms(model)
         if mode == "speed":
             forwards |= short_attentions(parts.blocks)
@@ -89,15 +90,15 @@ class FastPaths:
 
 
 PLAIN = FastPaths([], [], {}, NONE, skips=False)
-"""None of them: transformers' and peft's own modules, on every token."""
+"""No fast paths: transformers' and peft's own modules, on every token."""
 
 
 class Passes:
-    """Passes through one model. Parameters are those that require a gradient when this is made.
+    """Passes through one model. `parameters` are all that require a gradient when this is made.
 
     Args:
-        mode: what is kept for the backward passes.
-        fast: whether fast paths may stand in for the model's own modules, see `fast_paths`.
+        mode: how much is kept for the backward passes.
+        fast: whether fast paths may replace the model's own modules, see `fast.switch`.
     """
 
     def __init__(self, model: nn.Module, mode: Mode = "speed", *, fast: bool = True) -> None:
@@ -108,14 +109,14 @@ class Passes:
         self.device = next(model.parameters()).device
         self.mode: Mode = mode
         self.fast = FastPaths.of(model, self.anatomy, mode) if fast_paths.enabled(fast) else PLAIN
-        """Which fast paths a pass takes."""
+        """The fast paths that a pass takes."""
         self._adapters: ExitStack | None = None
-        """While a scope lasts: what makes adapters run leaner than peft, with the values read last."""
+        """While a scope lasts: the context in which adapters run leaner than peft, with the values read last."""
         self._must_read_again = False
         self._began = RandomState(self.device)
-        """Of torch's generators at the start of the last pass."""
+        """State of torch's generators at the start of the last pass."""
         self._weights = object()
-        """Another object for other weights, see `moved`."""
+        """Identifies the present weights; `moved` replaces it."""
         self._own_attention = {block.attention: block.attention.forward for block in self.blocks}
         self._recomputed = [self.blocks[layer].layer for layer in recomputed_layers(mode, len(self.blocks))]
         head: Any = self.anatomy.head
@@ -130,14 +131,14 @@ class Passes:
                     remedy='Enable it with gradient_checkpointing_kwargs={"use_reentrant": False}.',
                 )
         self.below_blocks = self._find_below_blocks()
-        """Those of `parameters` that act on the input of layer 0, by id: embeddings, projections of them."""
+        """Ids of the `parameters` that act on the input of layer 0: embeddings and their projections."""
 
     @contextmanager
     def scope(self, generator: torch.Generator, rank: int = 0) -> Iterator[None]:
-        """What a step's passes, backward included, run inside.
+        """The context around all passes of a step, backward included.
 
-        Dropout draws from a seed of `generator` and of `rank`, so that processes with equal generators differ in it;
-        torch's global random state is kept; adapters are lean; layers that are to run again in backward do.
+        Dropout draws from a seed made of `generator` and `rank`, so that processes with equal generators have different
+        masks. torch's global random state is kept. Adapters run lean. Layers run again in backward as the mode asks.
         """
         seed = int(torch.randint(2**62, (), generator=generator)) + rank
         with (
@@ -156,9 +157,9 @@ class Passes:
 
     @contextmanager
     def moved(self, shifts: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
-        """Add `shifts` to weights that train; on exit, by an error too, they are bit for bit what they were.
+        """Add `shifts` to trained weights; on exit, even after an error, the weights are bit for bit as before.
 
-        Use it inside a scope. Adapters, which are read once, are read anew on both sides of the move. The first pass
+        Use it inside a scope. Adapters are read once per scope, so they are read again after each move. The first pass
         inside replays the dropout masks of the last pass before, so that the two differ by the weights alone.
         A graph must not outlive the move: take its gradient before, or inside.
 
@@ -166,7 +167,7 @@ class Passes:
             ModelError: there is no scope, or a parameter is not one of `parameters`.
         """
         if self._adapters is None:
-            raise ModelError("Weights are to move outside a step's scope.", remedy="Move them inside `Passes.scope`.")
+            raise ModelError("Weights cannot move outside a step's scope.", remedy="Move them inside `Passes.scope`.")
         known = set(self.parameters)
         if not known.issuperset(shifts):
             raise ModelError(
@@ -212,7 +213,7 @@ class Passes:
     ) -> Tensor:
         """Add `weight` times the loss's gradient to `.grad` of all parameters but `frozen`; only these record a graph.
 
-        With `extra` it is the gradient of the loss and that term. Returns the loss alone, 0-dim, detached.
+        With `extra` it is the gradient of loss plus extra term. Returns the loss alone, 0-dim, detached.
         """
         with hooks.frozen(frozen), self._last_mlp_at(tokens), self._watching(extra, tokens) as term:
             loss = self.loss(tokens)
@@ -224,8 +225,8 @@ class Passes:
     ) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
         """The loss, 0-dim, detached, and its gradient with respect to each of `parameters`; no `.grad` changes.
 
-        With `extra` the loss is the sum of both.
-        Each is of the mean over the tokens here, see `grads.sum_over_processes`; zeros where the loss does not reach.
+        With `extra` the loss includes the extra term. A gradient is that of the mean over this process's tokens, see
+        `perturbation.sum_over_processes`; it is zero for parameters that the loss does not reach.
         """
         wanted = set(parameters)
         others = [parameter for parameter in self.parameters if parameter not in wanted]
@@ -237,7 +238,7 @@ class Passes:
         return loss.detach(), dict(zip(parameters, found, strict=True))
 
     def clean(self, tokens: LabelledTokens, layers: Sequence[int], floor: int) -> CleanPass:
-        """Loss and its gradients at the attention outputs of `layers`; keeps what a pass from `floor` up can reuse."""
+        """Loss and its gradients at the attention outputs of `layers`; keeps what a pass from `floor` can reuse."""
         started = RandomState(self.device)
         entered = RandomState(self.device)
         attentions = {layer: self.blocks[layer].attention for layer in layers}
@@ -270,7 +271,7 @@ class Passes:
     ) -> Tensor:
         """Descend under `shifts`, from the floor of `clean` up; see `descend`.
 
-        Where weights moved since the clean pass, layers under the floor run again, without a graph as ever.
+        If weights have moved since the clean pass, layers under the floor run again, without a graph as before.
         """
         attentions = {layer: self.blocks[layer].attention for layer in shifts}
         started, entered = clean.random_states
@@ -287,14 +288,14 @@ class Passes:
             return self.descend(tokens, frozen, weight)
 
     def _read_adapters(self, scope: ExitStack) -> None:
-        """From now on, while the scope lasts, let adapters run with their present values."""
+        """Until the scope ends, run adapters with their present values."""
         scope.close()
         scope.enter_context(lean_adapters(self.fast.adapted, self.fast.mergeable))
         self._must_read_again = False
 
     @contextmanager
     def _watching(self, extra: ExtraTerm | None, tokens: LabelledTokens) -> Iterator[Callable[[], Tensor] | None]:
-        """What gives the extra term once the pass has run. Attention runs the model's own code: it is looked at."""
+        """Yields the function that gives the extra term after the pass. Attention runs the model's own code here."""
         if extra is None:
             yield None
             return
@@ -312,7 +313,7 @@ class Passes:
         return causal(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
 
     def _chunked_loss(self, tokens: LabelledTokens, kind: type, hidden: Tensor) -> Tensor:
-        """The loss of hidden states (N, D), through the model's own way from there to the logits."""
+        """The loss of hidden states (N, D), through the model's own code from there to the logits."""
 
         def logits_of(rows: Tensor) -> Tensor:
             with hooks.stand_in(self._body, kind, rows):
@@ -324,7 +325,7 @@ class Passes:
         return chunked_cross_entropy(hidden, tokens.targets, logits_of, above, self._chunk_rows or len(tokens.targets))
 
     def _find_below_blocks(self) -> set[int]:
-        """Read off the graph of one token's embedding; nothing is run where only layers train."""
+        """Read from the graph of one token's embedding; nothing runs if only layers train."""
         inside = {id(parameter) for block in self.blocks for parameter in block.layer.parameters()}
         if all(id(parameter) in inside for parameter in self.parameters):
             return set()

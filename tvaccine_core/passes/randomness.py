@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class RandomState:
-    """A copy of the state of torch's global generators, the CPU's and that of `device`."""
+    """A copy of the state of torch's global generators, of the CPU and of `device`."""
 
     def __init__(self, device: torch.device) -> None:
         self.module: Any = None if device.type in ("cpu", "meta") else torch.get_device_module(device.type)
@@ -47,9 +47,9 @@ def isolated_randomness(device: torch.device, seed: int) -> Iterator[None]:
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
-    """`model` in training mode, but for what draws at random in it: dropout, and modules that drop out by themselves.
+    """`model` in training mode, without its random parts: dropout, and modules that drop out by themselves.
 
-    Without randomness two forms of a pass can be compared, and in training mode, since some models differ in it.
+    Without randomness two forms of a pass can be compared. Training mode matters, since some models differ in it.
     """
     before = [(module, module.training) for module in model.modules()]
     for module, _ in before:
@@ -62,7 +62,7 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
 
 
 def _draws(module: nn.Module) -> bool:
-    """Such modules have a probability by the name of dropout (attention_dropout, p of `nn.Dropout`) or jitter."""
+    """Random modules have a probability whose name tells: dropout (attention_dropout, p of `nn.Dropout`) or jitter."""
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return True
     words = ("drop", "jitter")

@@ -1,7 +1,7 @@
-"""Loss and gradients of the first examples by the fast paths and by the model's own modules, before a model trains.
+"""Before a model trains: compare the fast paths with the model's own modules, by loss and gradients of some examples.
 
 The test suite compares both on every family in `KNOWN`, in float32 on a CPU. Any other model class, precision, storage
-or device is compared here, once in a process per class, config and adapters: about a step's work on a few examples.
+or device is compared here, once per process, class, config and adapters: about a step's work on a few examples.
 Where they differ by more than rounding, training goes on with the model's own modules, and a message says so. Dropout
 is off meanwhile; weights, gradients, modes and random states stay as they are.
 """
@@ -28,31 +28,31 @@ KNOWN = frozenset(
     f"transformers.models.{family}.modeling_{family}"
     for family in ("cohere", "gemma2", "gemma3", "gpt_neox", "granite", "llama", "mistral", "opt", "phi3", "qwen2")
 ) | {"transformers.models.qwen3.modeling_qwen3"}
-"""Modules of transformers whose models the suite holds to the plain gradients."""
+"""Modules of transformers whose models the test suite compares with plain gradients."""
 
 LIMIT, ROUNDED_LIMIT = 1e-3, 0.1
-"""Largest relative error that is rounding: in full precision, and where halves or quantised weights take part."""
+"""Largest relative error that counts as rounding: in full precision, and with half precision or quantised weights."""
 
 SMALL = 1e-2
-"""A tensor's gradient is held against its own norm, but no less than this share of all gradients' norm."""
+"""A gradient's error is relative to its own norm, or to this share of the norm of all gradients if that is larger."""
 
 EXCERPTS = (24, 20, 16)
-"""Tokens of each example that is compared: without fast paths a pass holds more, and must fit where a step does."""
+"""Tokens per compared example. Few: a pass without fast paths holds more, and must fit into a step's memory."""
 
 _met: set[str] = set()
-"""What was compared in this process and found right; what was found wrong is compared, and told, each time."""
+"""Signatures that this process compared and found equal. Unequal ones are compared and reported each time."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Fast paths against the model's own modules, on the same examples."""
+    """Errors of the fast paths relative to the model's own modules, on the same examples."""
 
     fast_loss: float
     plain_loss: float
     gradient_error: float
     """Largest relative L2 error of a parameter's gradient."""
     parameter: str
-    """Whose it is."""
+    """The parameter with this error."""
 
     @property
     def loss_error(self) -> float:
@@ -65,17 +65,17 @@ class Comparison:
 
 
 def check_fast_paths(passes: Passes, model: nn.Module, tokens: LabelledTokens) -> list[MessageRecord]:
-    """Turn the fast paths of `passes` off if they give other numbers than `model` does by itself.
+    """Turn the fast paths of `passes` off if they give other numbers than the modules of `model`.
 
     Processes that train together must call it with equal `tokens`, so that all of them decide alike.
 
     Args:
-        passes: of `model`.
-        model: adapters set up, what is to train requiring a gradient.
+        passes: passes through `model`.
+        model: with adapters; trained parameters require a gradient.
         tokens: a few labelled examples.
 
     Returns:
-        What a user should know: of each comparison its errors.
+        Messages for the user: the errors of each comparison.
     """
     notes = list(passes.fast.shortcuts.notes)
     key = _signature(passes, model)
@@ -117,7 +117,7 @@ Run = tuple[float, list[Tensor | None]]
 
 
 def compare(passes: Passes, model: nn.Module, fast: Run, own: Run) -> Comparison:
-    """Both ways' loss and gradients of all that trains."""
+    """Errors of loss and gradients, over all trained parameters."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     whole = torch.stack([gradient.double().norm() for gradient in own[1] if gradient is not None]).norm()
     worst, where = 0.0, names[id(passes.parameters[0])]
@@ -136,7 +136,7 @@ def _error(ours: Tensor | None, theirs: Tensor | None, whole: float) -> float:
 
 
 def _try(passes: Passes, model: nn.Module, tokens: LabelledTokens) -> Run | Exception:
-    """As `passes` gives them now, by a step of plain descent whose gradients are taken away again."""
+    """Loss and gradients by `passes` as they are now: a plain step, whose gradients are then removed."""
     before = [parameter.grad for parameter in passes.parameters]
     for parameter in passes.parameters:
         parameter.grad = None
@@ -159,13 +159,13 @@ def _is_known(passes: Passes, model: nn.Module) -> bool:
 
 
 def _class_of(causal: nn.Module) -> type:
-    """Its class; of a model that several processes divide, what it was before: FSDP2 makes a class of its own."""
+    """The model's class. FSDP2 makes a new class for a divided model: then the class before it."""
     kind = type(causal)
     return kind.__bases__[1] if kind.__bases__[0].__name__ == "FSDPModule" else kind
 
 
 def _signature(passes: Passes, model: nn.Module) -> str:
-    """Of all that decides which code runs: classes, config, shapes, precisions, what trains, memory mode, device."""
+    """Everything that decides which code runs: classes, config, shapes, precisions, parameters, memory mode, device."""
     causal: Any = passes.anatomy.causal
     config = getattr(causal, "config", None)
     digest = hashlib.sha256(f"{passes.mode}/{passes.device.type}/{len(passes.blocks)}".encode())

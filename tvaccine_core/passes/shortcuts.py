@@ -1,11 +1,12 @@
-"""What of a pass may be left out, found by trying it on the model: a few random tokens, forward only, once per model.
+"""Parts of a pass that may be left out, found by trying: a few random tokens, forward only, once per model.
 
-A causal loss needs no column after the last labelled token, no mask for padding at a row's end, and the end of the
-model (the last layer's feed-forward half, the head) at labelled positions only. The first is right only where no later
-token changes what an earlier one gives: not where attention looks both ways, or at a whole prefix. The second is right
-only where these modules treat tokens one by one: token shifts do not, nor do experts of limited capacity, which drop
-whichever tokens come last. A class's name tells neither, so each is compared with the whole model, and left undone
-where the results differ. Dropout is off meanwhile; weights, modes and random states stay as they are.
+There are two shortcuts. A causal loss needs no column after the last labelled token, and no mask for padding at a row's
+end. It needs the end of the model (the last layer's feed-forward half, the head) at labelled positions only. The first
+is right only if no later token changes an earlier token's result: it is wrong if attention looks both ways, or at a
+whole prefix. The second is right only if these modules treat tokens one by one: token shifts do not, and experts of
+limited capacity, which drop the last tokens, do not. A class's name tells neither. So each shortcut is compared with
+the whole model, and not taken if the results differ. Dropout is off meanwhile; weights, modes and random states stay
+as they are.
 """
 
 from __future__ import annotations
@@ -28,50 +29,50 @@ from tvaccine_core.records import MessageRecord
 
 ROWS, COLUMNS = 3, 12
 CROWD = 64
-"""Copies of one token. All go to the same experts, and run into their capacity if there is one."""
+"""Copies of one token. All go to the same experts, and exceed their capacity if there is one."""
 
 FULL_PRECISION = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
 class Shortcuts:
-    """What may be left out of a pass, and what a user should know of it."""
+    """The shortcuts that a model allows, and messages for its user."""
 
     cuts: bool
-    """Columns after the last labelled one, and the mask of padding at the end of rows."""
+    """Whether columns after the last labelled column, and the mask of padding at the end of rows, may be left out."""
     gathers: bool
-    """The head at other than labelled positions."""
+    """Whether the head may run at labelled positions only."""
     last_mlp: nn.Module | None
-    """The last layer's feed-forward half if it may run at labelled positions only."""
+    """The last layer's feed-forward half, if it may run at labelled positions only."""
     notes: tuple[MessageRecord, ...] = ()
 
 
 NONE = Shortcuts(cuts=False, gathers=False, last_mlp=None)
 
 _found: WeakKeyDictionary[nn.Module, tuple[ref[nn.Module] | None, bool, Shortcuts]] = WeakKeyDictionary()
-"""Causal model -> its last feed-forward half, whether that may run at labelled positions only, and the rest of what was
-found. A half is held weakly: it may hold its model, and a model that is let go must go."""
+"""Causal model -> its last feed-forward half, whether this half may run at labelled positions only, and the other
+shortcuts. A half is held weakly: it may hold its model, and an unused model must be freed."""
 
 
 def tolerance(model: nn.Module, full: float, rounded: float) -> float:
-    """`full` where all of `model` computes in full precision; `rounded` where halves or quantised weights do."""
+    """`full` if all of `model` computes in full precision, `rounded` with half precision or quantised weights."""
     exact = all(tensor.dtype in FULL_PRECISION for tensor in model.parameters())
     return full if exact else rounded
 
 
 def has_numbers(model: nn.Module) -> bool:
-    """False where `model` has shapes only: on the meta device, or fake, as a plan's."""
+    """False if `model` has shapes only: on the meta device, or fake, as in a memory plan."""
     return not any(tensor.device.type == "meta" or isinstance(tensor, FakeTensor) for tensor in model.parameters())
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """Largest L2 distance of a row of `ours` from that of `theirs`, (N, D) each, over the row's norm; NaN if one is."""
+    """Largest L2 distance between a row of `ours` and of `theirs`, (N, D), over the row's norm; NaN if any is."""
     ours, theirs = ours.flatten(0, -2).double(), theirs.flatten(0, -2).double()
     return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp_min(1e-30)).max())
 
 
 def find_shortcuts(parts: Anatomy) -> Shortcuts:
-    """Try them on the model of `parts`. Where there are no numbers, all are taken to be right.
+    """Try the shortcuts on the model of `parts`. A model without numbers allows all of them.
 
     Several processes that hold a model's parts must call it together.
     """
@@ -97,7 +98,7 @@ def _try(parts: Anatomy, mlp: nn.Module | None, tokens: LabelledTokens) -> Short
         plain = _logits(parts, whole).flatten(0, 1).index_select(0, whole.positions)  # (N, V)
 
     if not bool(plain.isfinite().all()):
-        if not bool(whole.real.all()):  # a window so short that padding sees nothing but padding, and so no number
+        if not bool(whole.real.all()):  # in a very short window padding attends to nothing: no number
             return _try(parts, mlp, _random_tokens(parts, plain.device, padding=0))
         text = f"{name} gives numbers that are not finite on random tokens, so nothing is left out of its passes."
         remedy = "Check the model's files and its precision."
@@ -106,7 +107,7 @@ def _try(parts: Anatomy, mlp: nn.Module | None, tokens: LabelledTokens) -> Short
     def agrees(logits: Callable[[], Tensor]) -> bool:
         try:
             return relative_error(logits().flatten(0, 1), plain) <= limit
-        except Exception:  # noqa: BLE001 - whatever a part needs that it was not given, it is of another form
+        except Exception:  # noqa: BLE001 - a part that needs other arguments is of another form
             return False
 
     def at_positions(*modules: nn.Module) -> Tensor:
@@ -118,7 +119,7 @@ def _try(parts: Anatomy, mlp: nn.Module | None, tokens: LabelledTokens) -> Short
 
     if not agrees(lambda: _logits(parts, tokens).flatten(0, 1).index_select(0, tokens.positions).unsqueeze(0)):
         text = f"In {name} a token's result depends on later tokens or on padding, so every column runs, padding too."
-        remedy = "This is slower, and no harm. If the model should be causal, look at its attention."
+        remedy = "This is slower but right. If the model should be causal, look at its attention."
         return Shortcuts(False, False, None, (MessageRecord(level="warning", text=text, remedy=remedy),))
     if mlp is not None and alone == [True] and agrees(lambda: at_positions(mlp)):
         return Shortcuts(cuts=True, gathers=True, last_mlp=mlp)
@@ -151,8 +152,8 @@ def _logits(parts: Anatomy, tokens: LabelledTokens) -> Tensor:
 
 @contextmanager
 def _tried_alone(module: nn.Module | None, limit: float) -> Iterator[list[bool]]:
-    """Say in every run of `module` whether it treats tokens one by one; inside the run, as its weights may be elsewhere
-    before and after."""
+    """Find in every run of `module` whether it treats tokens one by one. Inside the run, because its weights may be
+    elsewhere before and after."""
     answers: list[bool] = []
     if module is None:
         yield answers
@@ -169,7 +170,7 @@ def _tried_alone(module: nn.Module | None, limit: float) -> Iterator[list[bool]]
 
 
 def _one_by_one(forward: Callable[..., Any], inputs: tuple[Any, ...], output: Tensor, limit: float) -> bool:
-    """Whether some of the tokens in another order, and a crowd of one of them, give what each gave before."""
+    """Whether tokens give the same results in another order, and in a crowd of copies of one token."""
     try:
         rows, results = inputs[0].flatten(0, 1), output.flatten(0, 1)  # (N, D)
         some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1))[: len(rows) // 2].to(rows.device)
@@ -181,5 +182,5 @@ def _one_by_one(forward: Callable[..., Any], inputs: tuple[Any, ...], output: Te
             and relative_error(alone, results[:1]) <= limit
             and relative_error(crowd, alone.expand_as(crowd)) <= limit
         )
-    except Exception:  # noqa: BLE001 - whatever it needs that it was not given, it is of another form
+    except Exception:  # noqa: BLE001 - a module that needs other arguments is of another form
         return False

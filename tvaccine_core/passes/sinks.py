@@ -1,9 +1,9 @@
-"""Attention sinks: how much later tokens look at the first one, per layer and head, inside a pass that runs anyway.
+"""Attention sinks: how much later tokens attend to the first token, per layer and head, inside a pass that runs anyway.
 
 Sources: Xiao et al., "Efficient Streaming Language Models with Attention Sinks", arXiv:2309.17453; Liu et al., Surgery,
-arXiv:2602.05228, which trains on it. Attention kernels give no weights, and maps of (B, H, T, T) for every layer would
-not fit; here one column of the softmax is computed beside the kernel, from its own query, key, scale and mask, for a
-few query rows at a time, and again in the backward pass. What is kept of a layer is (B, H, T).
+arXiv:2602.05228, which trains on it. Attention kernels return no weights, and (B, H, T, T) maps of every layer would
+not fit into memory. So one column of the softmax is computed beside the kernel, from the kernel's query, key, scale and
+mask, for a few query rows at a time, and again in the backward pass. A layer keeps (B, H, T).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from tvaccine_core.errors import ModelError
 from tvaccine_core.models import hooks
 
 SCORES_AT_ONCE = 2**22
-"""Attention scores that exist at a time; one query row of all heads at least."""
+"""Attention scores that exist at a time; at least one query row of all heads."""
 
 KNOWN = ("eager", "sdpa")
-"""Attention implementations whose mask says all that a token may look at."""
+"""Attention implementations whose mask alone says which tokens a token may look at."""
 
 
 def sink_attention(
@@ -35,15 +35,15 @@ def sink_attention(
     scaling: float | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Mean attention of later real tokens to the first real one, (B, H), in float32 or better; differentiable.
+    """Mean attention of later real tokens to the first real token, (B, H), in float32 or better; differentiable.
 
     Args:
-        query: (B, H, T, D), positions in it.
+        query: (B, H, T, D), with positions.
         key: (B, K, T, D); each of K serves H / K heads.
-        mask: (B or 1, H or 1, T, T), True or 0 where a token may look; None: at itself and what is before it.
+        mask: (B or 1, H or 1, T, T), True or 0 where a token may look; None: at itself and at tokens before it.
         real: (B, T) bool, False on padding. A row with one real token gives 0.
-        scaling: of the scores; default: D ** -0.5.
-        softcap: scores are `softcap * tanh(scores / softcap)`; None: as they are.
+        scaling: factor of the scores; default: D ** -0.5.
+        softcap: scores become `softcap * tanh(scores / softcap)`; None: no cap.
     """
     precision = torch.promote_types(query.dtype, torch.float32)
     batch, heads, length, width = query.shape
@@ -65,7 +65,7 @@ def sink_attention(
         elif mask.dtype == torch.bool:
             scores = scores.masked_fill(~mask[:, :, start:stop, :length], torch.finfo(precision).min)
         else:
-            # Below the lowest number, a row of padding that may look nowhere would have no softmax, and no gradient.
+            # Unclamped, a row of padding that may look nowhere is all minus infinity: no softmax, no gradient.
             scores = (scores + mask[:, :, start:stop, :length]).clamp(min=torch.finfo(precision).min)
         chosen = scores.gather(-1, column[:, :, start:stop])
         return (chosen - scores.logsumexp(-1, keepdim=True)).exp().squeeze(-1)
@@ -84,7 +84,7 @@ def capture_sink(modules: Sequence[nn.Module], real: Tensor) -> Iterator[dict[in
     """Collect `sink_attention` of each attention module's first run, by index. Keep it open until backward is done.
 
     Raises:
-        ModelError: a module attends in another way than by scores of queries and keys under a mask.
+        ModelError: a module's attention is not a softmax of query-key scores under a mask.
     """
     captured: dict[int, Tensor] = {}
 
@@ -92,7 +92,7 @@ def capture_sink(modules: Sequence[nn.Module], real: Tensor) -> Iterator[dict[in
         strange = [name for name in ("position_bias", "s_aux", "cache") if settings.get(name) is not None]
         if settings["implementation"] not in KNOWN or strange or not (mask is None or isinstance(mask, Tensor)):
             raise _unknown(strange[0] if strange else f"{settings['implementation']} attention")
-        # A recomputation in backward must run the same operations, but its result is of no use.
+        # A recomputation in backward must run the same operations, but its result is not used.
         sink = sink_attention(query, key, mask, real, scaling=settings.get("scaling"), softcap=settings.get("softcap"))
         captured.setdefault(index, sink)
 
@@ -103,7 +103,7 @@ def capture_sink(modules: Sequence[nn.Module], real: Tensor) -> Iterator[dict[in
 def sink_term(of: Callable[[Tensor], Tensor]) -> Callable[..., AbstractContextManager[Callable[[], Tensor]]]:
     """An extra term for `Passes.descend` and `Passes.gradients`: `of(sinks)`, 0-dim, for sinks (L, B, H) of the pass.
 
-    Tokens that the pass does not compute, after the last labelled column, count as little as padding does.
+    Tokens after the last labelled column are not computed and do not count, like padding.
     """
 
     @contextmanager

@@ -8,14 +8,14 @@ from tvaccine_core.plan.records import MemoryPlan, PhasePeak
 
 GIB = 2**30
 CONTEXT_BYTES = int(0.6 * GIB)
-"""What a GPU's driver and kernels take before the first tensor."""
+"""Memory that a GPU's driver and kernels take before the first tensor."""
 SLACK = 0.03
 """Share that gaps in PyTorch's allocator may add."""
 
 Verdict = Literal["fits", "tight", "does not fit"]
 
 PUBLISHED_GB = {"vaccine": 34, "tvaccine": 23}
-"""About what the T-Vaccine paper (arXiv:2410.09760) reports for Llama-2-7B in bfloat16, in GB."""
+"""Memory in GB that the T-Vaccine paper (arXiv:2410.09760) reports for Llama-2-7B in bfloat16, approximately."""
 PUBLISHED_FOR_PARAMETERS = 6_738_415_616
 
 
@@ -28,13 +28,13 @@ def judge_fit(peak_bytes: int, memory_gib: float) -> Verdict:
 
 
 def published_gb(plan: MemoryPlan) -> float | None:
-    """What the paper reports of the same method for the same model in bfloat16; None if it reports nothing."""
+    """The paper's number for the same method and model in bfloat16; None if there is none."""
     same = plan.num_parameters == PUBLISHED_FOR_PARAMETERS and (plan.quantization, plan.dtype) == ("none", "bfloat16")
     return PUBLISHED_GB.get(plan.method) if same else None
 
 
 def advise(plan: MemoryPlan, memory_gib: float) -> tuple[str, ...]:
-    """What to change so that `plan` fits `memory_gib`, the most helpful first; nothing if it fits."""
+    """Changes that make `plan` fit `memory_gib`, the most helpful first; empty if it fits."""
     advice: list[str] = []
     over = [phase for phase in plan.phases if judge_fit(phase.peak_bytes, memory_gib) != "fits"]
     if over and plan.quantization == "none":

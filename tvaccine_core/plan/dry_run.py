@@ -1,9 +1,9 @@
-"""A run in small, by the product's own code: a training step, a scoring of the layers, an evaluation, all counted.
+"""A small run by the product's own code, with all memory counted: a training step, a layer scoring, an evaluation.
 
-The same dry run runs on a model that is there, whose ledger is then the truth, and on one that is fake, whose
-ledger is the prediction. Data are rows of equal length, as full as they can be, so the worst batch.
+The same dry run works on a real model, where it measures, and on a fake model, where it predicts. All rows have the
+full length: the worst batch.
 
-Layers that are drawn by chance are taken from the bottom up: nothing is skipped below layer 0, which is the worst draw.
+Layers that chance would draw are taken from the bottom up: nothing is skipped below layer 0, so this is the worst draw.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from tvaccine_core.training.collate import collate
 from tvaccine_core.training.fit import fit
 
 Moment = Literal["passes", "update", "score", "prompts", "tokens"]
-"""Of a dry run: a step's passes, the optimiser's update, a scoring, the prompts of an evaluation, its last token."""
+"""Parts of a dry run: a step's passes, the optimiser's update, a scoring, an evaluation's prompts, its last token."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What the model is put through."""
+    """The work that a model must do."""
 
     batch_size: int
     length: int
-    """Tokens a training row, and a prompt of an evaluation."""
+    """Tokens per training row, and per prompt of an evaluation."""
     labelled: int
-    """Tokens of a training row that are learned."""
+    """Labelled tokens per training row."""
     evaluation_batch_size: int
     new_tokens: int
     mode: Mode = "speed"
-    """What is kept for the backward passes."""
+    """How much is kept for the backward passes."""
 
 
 def dry_run(states: ModelStates, method: Config, workload: Workload) -> dict[Moment, Peak]:
     """The peak of each moment; `states` holds the adapter `ALIGNED`, whose values change.
 
     Raises:
-        What `fit` and a method's `setup` raise.
+        Errors of `fit` and of a method's `setup`.
     """
     states.train(ALIGNED)
     model: Any = states.model
@@ -77,7 +77,7 @@ def dry_run(states: ModelStates, method: Config, workload: Workload) -> dict[Mom
         for event in events:
             if not isinstance(event, StepRecord):
                 continue
-            # Evaluations along an attack come here, with moments and gradients in memory; a scoring comes next.
+            # An attack's evaluations happen here, with moments and gradients in memory; a scoring follows.
             peaks["passes"] = tracker.peak(0, tracker.updates[0])
             peaks["update"] = tracker.peak(tracker.updates[0])
             peaks |= _evaluate(states, tracker, workload)
@@ -89,7 +89,7 @@ def dry_run(states: ModelStates, method: Config, workload: Workload) -> dict[Mom
 
 
 def make_rows(workload: Workload, count: int) -> list[Encoded]:
-    """`count` rows of full length; what is not learned is the beginning."""
+    """`count` rows of full length; the tokens without labels come first."""
     masked = workload.length - workload.labelled
     ids = (0,) * workload.length
     labels = (MASKED,) * masked + (0,) * workload.labelled
@@ -117,7 +117,7 @@ def _score(model: Any, tracker: Tracker, config: Config, num_rows: int, workload
 
 
 def _evaluate(states: ModelStates, tracker: Tracker, workload: Workload) -> dict[Moment, Peak]:
-    """The pass over the prompts, and the last token: in between the cache only grows."""
+    """The pass over the prompts, and the last token; between the two the cache only grows."""
     peaks: dict[Moment, Peak] = {}
     with tracker.generating():
         start = tracker.now + 1
@@ -142,7 +142,7 @@ def _tokens(states: ModelStates, workload: Workload, length: int, count: int) ->
 
 @contextmanager
 def _nothing_ends(states: ModelStates) -> Iterator[None]:
-    """No answer ends early, whatever the model says, and a prompt has as many tokens as words."""
+    """No answer ends early, whatever tokens the model writes, and a prompt has as many tokens as words."""
     loaded = states.loaded
     generation: Any = loaded.model.generation_config
     before = generation.eos_token_id

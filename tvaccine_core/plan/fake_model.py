@@ -1,11 +1,11 @@
-"""A model that has every tensor and no memory: built from its config alone, stored as `load_model` would store it.
+"""A model with all its tensors but no memory: built from its config alone, stored as `load_model` would store it.
 
-Its tensors are PyTorch's `FakeTensor`s: shape, type and storage size are true, bytes there are none. The product's own
-code runs on them unchanged. Quantised weights have the parts and sizes that bitsandbytes gives them: its own quantiser
-reads values, which a fake tensor has not.
+Its tensors are PyTorch's `FakeTensor`s: they have true shapes, types and storage sizes, but no bytes. The product's own
+code runs on them unchanged. Quantised weights are given the parts and sizes of bitsandbytes; its quantiser cannot run,
+because it reads values.
 
-The fake device is always the CPU, whatever the plan is for: PyTorch knows how a GPU's kernels divide their memory
-only where there is a GPU. `device` decides what it decides in `load_model`: the precision of quantised models.
+The fake device is always the CPU, also in a plan for a GPU: without a GPU, PyTorch does not know how its kernels divide
+memory. `device` decides the precision of quantised models, as in `load_model`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from tvaccine_core.models.load import LoadedModel
 from tvaccine_core.states.model_states import ModelStates
 
 _BNB: Any = bnb.nn
-"""Typed loosely: it exports what it holds without saying so."""
+"""Typed loosely: bitsandbytes does not declare its exports."""
 
 WORD = "word"
 BLOCK, SECOND_BLOCK = 64, 256
-"""Weights that share a scale in bitsandbytes' NF4, and scales that share one when they are quantised again."""
+"""Weights per scale in bitsandbytes' NF4, and scales per second scale when scales are quantised again."""
 ALIGNED = "aligned"
 """Name of the adapter that is trained."""
 
@@ -47,14 +47,14 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def compute_dtype(config: ModelConfig, device: str) -> torch.dtype:
-    """Of what is not quantised, and of the arithmetic; quantised models compute in bfloat16 on a GPU."""
+    """Type of unquantised weights and of the arithmetic; quantised models compute in bfloat16 on a GPU."""
     if config.quantization == "none":
         return getattr(torch, config.dtype)
     return torch.bfloat16 if device == "cuda" else torch.float32
 
 
 def describe_model(config: ModelConfig, shape: PretrainedConfig, device: str) -> nn.Module:
-    """The model that `load_model` would load, on the meta device: modules and shapes, quantised ones not yet packed.
+    """The model that `load_model` would load, on the meta device: modules and shapes; quantised weights not yet packed.
 
     Raises:
         ModelError: transformers cannot build a causal language model of this config.
@@ -78,10 +78,10 @@ def describe_model(config: ModelConfig, shape: PretrainedConfig, device: str) ->
 
 
 def fake_states(config: ModelConfig, shape: PretrainedConfig, device: str, adapter: AdapterConfig) -> ModelStates:
-    """The loaded model of `config`, without its weights and with a tokenizer of one word; a fresh adapter `ALIGNED`.
+    """The model of `config` without weights, with a one-word tokenizer and a fresh adapter `ALIGNED`.
 
     Raises:
-        ModelError: as `describe_model`; or the adapter's target modules are not in it.
+        ModelError: as `describe_model`; or the model lacks the adapter's target modules.
     """
     model: Any = describe_model(config, shape, device)
     model.requires_grad_(False)
@@ -96,7 +96,7 @@ def fake_states(config: ModelConfig, shape: PretrainedConfig, device: str, adapt
 
 
 def storages(model: nn.Module) -> Iterator[Tensor]:
-    """Every tensor that the model itself holds: parameters, buffers, and what quantised linears keep beside them."""
+    """Every tensor of the model itself: parameters, buffers, and the extra tensors of quantised linears."""
     yield from model.parameters()
     yield from model.buffers()
     for module in model.modules():
@@ -136,14 +136,14 @@ def _mark_quantised(model: Any, config: ModelConfig, dtype: torch.dtype) -> None
 
 
 class _Fakes:
-    """Fake tensors in place of those on the meta device; what is tied stays tied."""
+    """Replaces tensors on the meta device by fake tensors; tied tensors stay tied."""
 
     def __init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._made: dict[int, tuple[Tensor, Tensor]] = {}
 
     def fill(self, module: nn.Module) -> None:
-        """Replace the tensors that `module` itself holds."""
+        """Replace the tensors of `module` itself, not of its children."""
         if isinstance(module, _BNB.Linear4bit):
             self._fill_4bit(module)
         elif isinstance(module, _BNB.Linear8bitLt):

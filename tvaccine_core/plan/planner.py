@@ -1,11 +1,11 @@
-"""Will it fit: what each method's run of a model holds in memory, from the model's config alone.
+"""Will it fit: the memory of each method's run of a model, from the model's config alone.
 
 A model without weights (`fake_model`) goes through the product's own steps (`dry_run`), and every storage is counted
-(`tracker`). Nothing here knows how a family of models or a method is built, so nothing here can fall behind it.
+(`tracker`). This file knows no family of models and no method, so it need not change with them.
 
-Building costs time for every layer. The layers of a deep model are alike, so its memory is linear in their number,
-and in that of the drawn ones among them; it is computed from two or three shallow models of the same shape. Models
-whose layers are few or small are run through whole: limits in bytes, such as those of `merged`, show there.
+Building a model takes time per layer. The layers of a deep model are alike, so its memory is linear in the number of
+layers and in the number of drawn layers. It is computed from two or three shallow models of the same shape. Models with
+few or small layers are run whole, because limits in bytes (of `merged_adapters`, for example) matter there.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from tvaccine_core.plan.tracker import Peak
 
 WHOLE_UP_TO_LAYERS = 8
 LARGE_LAYER_PARAMETERS = 2**24
-"""A layer of fewer parameters is small."""
+"""A layer with fewer parameters is small."""
 TENSORS_IN_FLIGHT = 4
-"""transformers reads as many tensors at once, unquantised; each is quantised as it arrives."""
+"""Tensors that transformers reads at once, unquantised; each is quantised when it arrives."""
 
 MOMENTS: dict[Moment, Phase] = {
     "passes": "step",
@@ -57,12 +57,12 @@ def plan_run(
     Args:
         config: model, methods, adapter, batch size, `max_length` as the length of every row, evaluation.
         device: `cuda` or `cpu`; decides the precision of quantised models.
-        labelled: tokens of a row that are learned; None: all of them, the worst case.
-        memory_gib: of the device, by which `activation_memory: auto` decides; None: it takes `speed`.
-        whole: run through every layer, or extrapolate; None: as it is exact and quick.
+        labelled: labelled tokens per row; None: all tokens, the worst case.
+        memory_gib: memory of the device, for `activation_memory: auto`; None: `auto` takes `speed`.
+        whole: run every layer (True) or extrapolate (False); None: extrapolate a large model if that is exact.
 
     Raises:
-        ModelError: the model's config cannot be had or built.
+        ModelError: the model's config cannot be found or built.
         ConfigError: a setting does not fit the model.
     """
     shape, source = read_shape(config.model)
@@ -71,7 +71,7 @@ def plan_run(
 
 
 def workload_of(config: LabConfig, labelled: int | None = None) -> Workload:
-    """What `config` puts a model through at once. Raises `ConfigError` if not so many tokens can be learned."""
+    """The work that `config` gives a model. Raises `ConfigError` if a row cannot have this number of labels."""
     optimisation = config.alignment.optimisation
     length = optimisation.max_length
     if labelled is not None and not 1 <= labelled <= length:
@@ -87,7 +87,7 @@ def workload_of(config: LabConfig, labelled: int | None = None) -> Workload:
 
 @dataclass(frozen=True)
 class _Depth:
-    """A shallower model: how many of its layers are drawn, how many not, and what it counts for."""
+    """A shallower model: its number of drawn layers, of other layers, and its weight in the sum."""
 
     drawn: int
     undrawn: int
@@ -150,7 +150,7 @@ class _Planner:
         )
 
     def _choose_mode(self, passes: Peak, memory_gib: float) -> Mode:
-        """What `fit` chooses on a device of so much memory, see `activation_memory`."""
+        """The mode that `fit` chooses on a device with this memory, see `activation_memory`."""
         workload = self._workload
         resident = passes.parts["weights"] + 4 * passes.parts["adapters"]
         shape = measure_shape(
@@ -162,7 +162,7 @@ class _Planner:
         return choose_mode("auto", shape, int(memory_gib * 2**30 * ROOM_SHARE) - resident)
 
     def _moments(self, method: AlignmentMethod, workload: Workload) -> tuple[dict[Moment, Peak], bool]:
-        """The peak of each moment, and whether every layer was run through."""
+        """The peak of each moment, and whether every layer was run."""
         case = worst_case_of(method)
         depths = None if self._whole else self._depths(case, workload.mode)
         if depths is None or (self._whole is None and self._is_small()):
@@ -187,13 +187,13 @@ class _Planner:
         return dry_run(states, method, workload)
 
     def _depths(self, case: WorstCase, mode: Mode) -> list[_Depth] | None:
-        """Shallower models whose weighted sum is the whole one; None if there are none."""
+        """Shallower models whose weighted sum gives the whole model's memory; None if there are none."""
         if not case.grows_evenly:
             return None
         period = math.lcm(_period(self._shape), 2 if mode == "balanced" else 1)
         drawn, undrawn = case.drawn, self._num_layers - case.drawn
         base_drawn, base_undrawn = _base(drawn, period), _base(undrawn, period)
-        while 0 < base_drawn + base_undrawn < 2:  # the first layer and the last one differ from those in between
+        while 0 < base_drawn + base_undrawn < 2:  # the first and the last layer differ from the others
             base_drawn, base_undrawn = (
                 base_drawn + (period if base_drawn else 0),
                 base_undrawn + (0 if base_drawn else period),
@@ -208,7 +208,7 @@ class _Planner:
         ]
 
     def _load(self, weights: int) -> PhasePeak:
-        """Reading the weights: all of them, and those that wait to be quantised or moved. Estimated, not counted."""
+        """Loading: all weights, and the tensors that wait to be quantised or moved. Estimated, not counted."""
         largest = max(parameter.numel() for parameter in self._described.parameters())
         in_flight = TENSORS_IN_FLIGHT if self._config.model.quantization != "none" else 1
         parts: dict[Part, int] = dict.fromkeys(PARTS, 0)
@@ -219,14 +219,14 @@ class _Planner:
     def _assumptions(self, method: AlignmentMethod) -> tuple[str, ...]:
         said = [
             "every row has the full length, and every adapter that can train has its AdamW moments",
-            "tensors only: a GPU's context (about 0.5 GiB) and gaps in PyTorch's allocator come on top",
+            "tensors only: a GPU's context (about 0.5 GiB) and gaps in PyTorch's allocator are extra",
         ]
         if assumption := worst_case_of(method).assumption:
             said.append(assumption)
         if self._workload.labelled == self._workload.length:
-            said.append("every token is learned")
+            said.append("every token has a label")
         if self._config.model.quantization == "int8":
-            said.append("no activation is an outlier that int8 treats apart")
+            said.append("no activation is an outlier, which int8 would store separately")
         return tuple(said)
 
 
@@ -235,12 +235,12 @@ def _num_parameters(module: nn.Module) -> int:
 
 
 def _base(count: int, period: int) -> int:
-    """The fewest layers of a kind that leave a multiple of `period`; at least one if there is one."""
+    """The fewest layers of a kind such that the rest is a multiple of `period`; at least one if there is any."""
     return count if count <= period else (count - 1) % period + 1
 
 
 def _per_layer(shape: PretrainedConfig) -> Mapping[str, list[Any]]:
-    """Settings of `shape` that are given layer by layer."""
+    """Settings of `shape` with one value per layer."""
     return {
         name: value
         for name, value in vars(shape).items()
@@ -249,7 +249,7 @@ def _per_layer(shape: PretrainedConfig) -> Mapping[str, list[Any]]:
 
 
 def _period(shape: PretrainedConfig) -> int:
-    """After how many layers their kinds repeat."""
+    """Number of layers after which the kinds of layers repeat."""
     periods = [1]
     for values in _per_layer(shape).values():
         found = next(

@@ -22,13 +22,13 @@ WARM_UP_STEPS = 2
 
 
 def probe_times(config: LabConfig, workload: Workload) -> Iterator[TimeEstimate]:
-    """Load the model of `config` and take `TIMED_STEPS` steps by each of its methods, on rows of full length.
+    """Load the model of `config` and take `TIMED_STEPS` steps with each method, on rows of full length.
 
     Each method has its typical settings, so that the median step is that of a long run.
 
     Raises:
-        ModelError: the model's weights are not here, or do not load.
-        What `fit` raises.
+        ModelError: the model's weights are not on this machine, or do not load.
+        Errors of `fit`.
     """
     states = ModelStates(load_model(config.model))
     for method in config.alignments().values():

@@ -1,4 +1,4 @@
-"""What a plan says. Torch-free, JSON-safe."""
+"""The results of a plan. Torch-free, JSON-safe."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from tvaccine_core.records import Record
 
 Part = Literal["weights", "adapters", "optimiser", "gradients", "activations", "head", "workspace", "cache"]
 PARTS: tuple[Part, ...] = get_args(Part)
-"""What memory is for: the frozen base; the adapters; AdamW's moments; gradients of adapters; what the backward pass
-needs; what is as wide as the vocabulary; what lives for an operation or two; keys and values of generated tokens."""
+"""Uses of memory: the frozen base; the adapters; AdamW's moments; gradients of adapters; tensors kept for the backward
+pass; tensors as wide as the vocabulary; short-lived tensors; keys and values of generated tokens."""
 
 Phase = Literal["load", "step", "score", "evaluate"]
 
@@ -24,42 +24,42 @@ class PhasePeak(Record):
 
 
 class MemoryPlan(Record):
-    """What one method needs."""
+    """The memory that one method needs."""
 
     model: str
     source: str
-    """Where the model's config came from."""
+    """The origin of the model's config, in words."""
     method: str
     quantization: str
     dtype: str
-    """Of what is not quantised, and of the arithmetic."""
+    """Type of unquantised weights and of the arithmetic."""
     device: str
     activation_memory: str
-    """What is kept for the backward passes: `speed`, `balanced` or `lowest`."""
+    """How much is kept for the backward passes: `speed`, `balanced` or `lowest`."""
     batch_size: int
     length: int
-    """Tokens of a training row, and of a prompt in evaluations."""
+    """Tokens per training row, and per prompt in evaluations."""
     labelled: int
-    """Tokens of a row that are learned."""
+    """Labelled tokens per row."""
     probe_batch_size: int
-    """Rows of a scoring; 0 if the method has none."""
+    """Rows per scoring; 0 if the method scores nothing."""
     evaluation_batch_size: int
     new_tokens: int
     num_layers: int
     num_parameters: int
     exact: bool
-    """True: every layer was run through; False: extrapolated from shallower models of the same shape."""
+    """True: every layer was run; False: extrapolated from shallower models of the same shape."""
     phases: tuple[PhasePeak, ...]
     assumptions: tuple[str, ...]
 
     @property
     def worst(self) -> PhasePeak:
-        """The phase that needs most."""
+        """The phase that needs the most memory."""
         return max(self.phases, key=lambda phase: phase.peak_bytes)
 
     @property
     def peak_bytes(self) -> int:
-        """What the run needs at its worst moment; a GPU's own context and gaps in its allocator come on top."""
+        """Bytes at the run's worst moment; a GPU's own context and gaps in its allocator are extra."""
         return self.worst.peak_bytes
 
     def phase(self, name: Phase) -> PhasePeak | None:
@@ -68,7 +68,7 @@ class MemoryPlan(Record):
 
 
 class TimeEstimate(Record):
-    """How long a method's training takes, by a few steps on this machine."""
+    """How long a method's training takes, estimated from a few steps on this machine."""
 
     method: str
     device: str
@@ -76,15 +76,15 @@ class TimeEstimate(Record):
     step_s: float
     """Median."""
     scoring_s: float
-    """A scoring of the layers; 0 if there is none."""
+    """Seconds per scoring of the layers; 0 if there is none."""
     steps: int
-    """Of the whole training."""
+    """Steps of the whole training."""
     total_s: float
     """Training without evaluations."""
 
 
 class PlanReport(Record):
-    """What the command `plan` writes."""
+    """The output of the command `plan`."""
 
     plans: tuple[MemoryPlan, ...]
     memory_gib: float | None

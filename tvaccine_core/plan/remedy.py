@@ -1,4 +1,4 @@
-"""What to tell a job that ran out of memory: its plan, and what to change by it."""
+"""The remedy for a job that ran out of memory, from its memory plan."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from tvaccine_core.plan.planner import plan_run
 
 
 def memory_remedy(config: LabConfig, kind: str, params: dict[str, Any], device: str, memory_gib: float) -> str:
-    """What a job of a run would hold, against the memory of its device, and what would make it fit.
+    """The memory that a job needs, compared with its device's, and the changes that would make it fit.
 
     Args:
-        config: of the run.
-        kind: of the job; an `align` job's plan is its method's, an `attack` job's is SFT's on its own settings.
-        params: of the job.
+        config: the run's config.
+        kind: the job's kind; `align` is planned with its method, `attack` with SFT and the attack's settings.
+        params: the job's parameters.
         device: `cuda` or `cpu`.
-        memory_gib: of the device, all of it.
+        memory_gib: total memory of the device.
 
     Raises:
-        ModelError: the model's config cannot be had or built.
+        ModelError: the model's config cannot be found or built.
     """
     (plan,) = plan_run(_as_planned(config, kind, params), device=device, memory_gib=memory_gib)
     needs = f"it needs {plan.peak_bytes / 1e9:.1f} GB, most in its phase `{plan.worst.phase}`, of {memory_gib:.1f} GiB"
@@ -33,7 +33,7 @@ def memory_remedy(config: LabConfig, kind: str, params: dict[str, Any], device: 
 
 
 def _as_planned(config: LabConfig, kind: str, params: dict[str, Any]) -> LabConfig:
-    """`config` with the one defence, and for an attack the optimisation and the adapter, that the job works with."""
+    """`config` with the job's defence only and, for an attack, the attack's optimisation and adapter."""
     if kind == "attack":
         attack = parse_config(AttackConfig, params["attack"])
         stage = AlignmentConfig(adapter=attack.adapter, optimisation=attack.optimisation)

@@ -1,4 +1,4 @@
-"""A model's config without its weights: of a folder, the hub, or a well-known model by name; and GPUs by theirs."""
+"""A model's config without its weights: from a folder, the hub, or built-in sizes; and the memory of GPUs by name."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ BUILT_IN: dict[str, dict[str, Any]] = {
     "opt-2.7b": _sizes("opt", 32, 2560, 10240, 32, 32, 50272, word_embed_proj_dim=2560),
     "pythia-2.8b": _sizes("gpt_neox", 32, 2560, 10240, 32, 32, 50304),
 }
-"""Sizes of well-known models, as their published config.json has them: they can be planned without a network."""
+"""Sizes of well-known models, from their published config.json, so that they can be planned without a network."""
 
 GPUS_GIB: dict[str, float] = {
     "RTX 3060": 12,
@@ -80,11 +80,11 @@ GPUS_GIB: dict[str, float] = {
     "H100": 80,
     "H200": 141,
 }
-"""Memory of well-known cards as their makers state it, in GiB; less where error correction takes a part of it."""
+"""Memory of well-known cards in GiB, as their makers state it, or less if error correction takes a part."""
 
 
 def find_gpu(name: str) -> tuple[str, float]:
-    """Name and GiB of a card, however it is written. Raises `ConfigError` naming the known ones."""
+    """Name and GiB of a card, in any spelling. Raises `ConfigError` naming the known cards."""
     wanted = _letters(name.lower().replace("nvidia", "").replace("geforce", ""))
     for known, gib in GPUS_GIB.items():
         if _letters(known.lower()) in (wanted, f"rtx{wanted}"):
@@ -100,10 +100,10 @@ def _letters(text: str) -> str:
 
 
 def read_shape(model: ModelConfig) -> tuple[PretrainedConfig, str]:
-    """The config of `model`, and in words where it came from. No weights are read or downloaded.
+    """The config of `model`, and its origin in words. No weights are read or downloaded.
 
     Raises:
-        ModelError: there is none, or it cannot be read.
+        ModelError: there is no config, or it cannot be read.
     """
     built_in = BUILT_IN.get(model.name.lower())
     if built_in is not None:
@@ -133,7 +133,7 @@ def read_shape(model: ModelConfig) -> tuple[PretrainedConfig, str]:
 
 
 def _fetch_config(name: str) -> Path:
-    """The folder in the hub's cache that holds the config.json of `name`, fetched if it is not there yet."""
+    """The folder in the hub's cache with the config.json of `name`, which is fetched if necessary."""
     check_id(name)
     try:
         return Path(hf_hub_download(name, "config.json")).parent
@@ -142,7 +142,7 @@ def _fetch_config(name: str) -> Path:
 
 
 def built_in_shape(name: str) -> PretrainedConfig:
-    """The config of a well-known model. Raises `ModelError` naming those there are."""
+    """The config of a well-known model. Raises `ModelError` naming the known models."""
     if name.lower() not in BUILT_IN:
         raise ModelError(f"There is no built-in model {name!r}.", remedy=f"Choose one of: {', '.join(BUILT_IN)}.")
     settings = dict(BUILT_IN[name.lower()])

@@ -1,14 +1,14 @@
-"""Every tensor's memory, from its first byte to its last: a ledger of storages, real or fake.
+"""Every tensor's memory over its whole life: a ledger of storages, real or fake.
 
-A storage is entered when an operation returns it and struck out when it is freed. The ledger is read afterwards: at
-which moment most bytes were alive, and what they were for. Counting is exact for storages; what a kernel takes and
-gives back within one operation is in it only where `SCRATCH` says how much that is.
+A storage is entered when an operation returns it, and struck out when it is freed. Afterwards the ledger tells at which
+moment most bytes were alive, and for what use. Counting is exact for storages; memory that a kernel takes and gives
+back within one operation is counted only if `SCRATCH` names it.
 
-Parts are told apart by what an operation does, never by a model's names: the first and second moments are what a fused
-AdamW is given, the cache is what grows along the tokens of a (B, H, T, D) tensor, the head is what is as wide as the
-vocabulary. Of the rest, what is `KEPT_AFTER` operations old at the peak is an activation that is kept, else workspace.
+Uses are found by what an operation does, never by a model's names. The moments are the tensors given to a fused AdamW.
+The cache is what grows along the tokens of a (B, H, T, D) tensor. The head is what is as wide as the vocabulary. Every
+other tensor is a kept activation if it is `KEPT_AFTER` operations old at the peak, else workspace.
 
-Cost: a Python call for each operation, about 20 µs. Measure time in another pass.
+Cost: a Python call per operation, about 20 µs. Measure time in another pass.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _READ = torch.ops.aten._local_scalar_dense.default
 
 
 def _gemm_4bit_scratch(args: tuple[Any, ...]) -> int:
-    """The dequantised weight: the kernels of training batches unpack it whole before they multiply."""
+    """Bytes of the dequantised weight: the kernels for training batches unpack it whole before they multiply."""
     activations, rows, columns = args[0], *args[2]
     return rows * columns * activations.element_size()
 
 
 SCRATCH: dict[str, Callable[[tuple[Any, ...]], int]] = {"bitsandbytes::gemm_4bit": _gemm_4bit_scratch}
-"""Operation -> bytes that it takes and gives back, by its arguments."""
+"""Operation -> bytes that it takes and gives back, as a function of its arguments."""
 
 
 def _quantise_without_outliers(activations: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,7 +70,7 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     "bitsandbytes::int8_vectorwise_quant": _quantise_without_outliers,
     "bitsandbytes::int8_mixed_scaled_mm": _multiply_without_outliers,
 }
-"""Operations whose result has as many elements as the values say, for fake tensors: int8's outliers are none."""
+"""Replacements, for fake tensors, of operations whose result's size depends on values: int8 has no outliers here."""
 
 
 class _Entry:
@@ -91,14 +91,14 @@ class Peak:
 
     num_bytes: int
     parts: dict[Part, int]
-    """What they were for; sums up to `num_bytes`."""
+    """Bytes per use; sums up to `num_bytes`."""
 
 
 class Tracker(TorchDispatchMode):
-    """Context manager: a ledger of all storages that operations make inside it, and of those it is told of.
+    """Context manager: a ledger of all storages that operations make inside it, and of storages given to `own`.
 
-    Where tensors are fake (`FakeTensor`), a number that is read off one, such as a loss, is `fake_float`, or
-    `fake_int` for whole numbers: control flow must not depend on it in any other way than a real run's does.
+    A number that is read from a fake tensor (`FakeTensor`), such as a loss, is `fake_float`, or `fake_int` for whole
+    numbers. Choose them so that control flow goes as in a real run.
     """
 
     def __init__(self, vocabulary: int, *, fake_float: float = 2.0, fake_int: int = 1) -> None:
@@ -116,18 +116,18 @@ class Tracker(TorchDispatchMode):
 
     @property
     def now(self) -> int:
-        """The moment: operations so far."""
+        """The present moment: the number of operations so far."""
         return self._clock
 
     def own(self, tensors: Iterable[Tensor], part: Part) -> None:
-        """Enter storages that are there already, or say what those in the ledger are for."""
+        """Enter storages that exist already, or set the use of storages in the ledger."""
         for tensor in tensors:
             entry = self._enter(tensor.untyped_storage())
             entry.part = part
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """Inside, what grows along tokens is the key-value cache."""
+        """Inside, a tensor that grows along tokens is the key-value cache."""
         self._cache = True
         try:
             yield
@@ -161,7 +161,7 @@ class Tracker(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is _DEVICE:  # a fake tensor is asked for its device through here
+        if func is _DEVICE:  # reading a fake tensor's device comes through here
             return func(*args, **(kwargs or {}))
         self._clock += 1
         if func is _READ and isinstance(args[0], FakeTensor):
@@ -210,7 +210,7 @@ class Tracker(TorchDispatchMode):
         entry = _Entry(self._clock, storage.nbytes(), None)
 
         def freed(_: weakref.ref[torch.UntypedStorage]) -> None:
-            # Freed between two operations: the next one no longer finds it.
+            # Freed between two operations: not alive at the next one.
             entry.death = self._clock + 1
             del self._live[key]
 

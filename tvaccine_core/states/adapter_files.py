@@ -30,7 +30,7 @@ class PlainAdapter:
     """An adapter taken out of its model."""
 
     tensors: Mapping[str, Tensor]
-    """On the CPU, by the names that peft gives them in its files."""
+    """On the CPU, by their names in peft's files."""
     rank: int
     alpha: float
 
@@ -46,7 +46,7 @@ class PlainAdapter:
 
 
 def named_factors(module_name: str, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """A (r, in) and B (out, r) of one linear under the names that peft gives them in its files."""
+    """A (r, in) and B (out, r) of one linear, by their names in peft's files."""
     return {
         f"{_PREFIX}{module_name}.lora_A.weight": a.detach(),
         f"{_PREFIX}{module_name}.lora_B.weight": b.detach(),
@@ -66,7 +66,7 @@ def make_lora_config(rank: int, alpha: float, target_modules: Sequence[str], *, 
 
 
 def hash_adapter(adapter: PlainAdapter, base_key: str) -> str:
-    """SHA-256 over the base, the scaling, and name, shape, type and bytes of every tensor in order of names."""
+    """SHA-256 over the base, the scaling, and every tensor's name, shape, type and bytes, sorted by name."""
     digest = hashlib.sha256(f"{base_key}/{adapter.rank}/{float(adapter.alpha)!r}".encode())
     for name in sorted(adapter.tensors):
         tensor = adapter.tensors[name]
@@ -76,13 +76,13 @@ def hash_adapter(adapter: PlainAdapter, base_key: str) -> str:
 
 
 def write_adapter(folder: Path, adapter: PlainAdapter, *, base_key: str, base_name: str) -> str:
-    """Write `folder`, replaced as a whole and only when the new one is complete; returns the hash.
+    """Write `folder`, which is replaced as a whole when the new one is complete; returns the hash.
 
     Raises:
         ModelError: it cannot be written.
     """
     digest = hash_adapter(adapter, base_key)
-    # One metadata entry only: safetensors writes several in an order of their own, and the bytes would differ.
+    # One metadata entry only: safetensors writes several entries in any order, and the bytes would differ.
     identity = json.dumps({"base_key": base_key, "state_hash": digest}, sort_keys=True)
     config = make_lora_config(adapter.rank, adapter.alpha, adapter.target_modules)
     config.inference_mode = True
@@ -92,7 +92,7 @@ def write_adapter(folder: Path, adapter: PlainAdapter, *, base_key: str, base_na
             save_file(dict(adapter.tensors), made / WEIGHTS_FILE, metadata={"tvaccine": identity})
             config.save_pretrained(str(made))
             plain = json.loads((made / CONFIG_FILE).read_text(encoding="utf-8"))
-            plain["target_modules"] = sorted(plain["target_modules"])  # peft keeps a set, whose order is chance
+            plain["target_modules"] = sorted(plain["target_modules"])  # peft keeps a set, whose order is random
             (made / CONFIG_FILE).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise ModelError(
@@ -103,11 +103,11 @@ def write_adapter(folder: Path, adapter: PlainAdapter, *, base_key: str, base_na
 
 
 def read_adapter(folder: Path, *, base_key: str) -> PlainAdapter:
-    """What `write_adapter`, or peft for any plain LoRA, wrote.
+    """Read an adapter that `write_adapter` wrote, or peft for a plain LoRA.
 
     Raises:
         RunNotFoundError: there is no adapter in `folder`.
-        ModelError: it is damaged, of another base, or no plain LoRA.
+        ModelError: it is damaged, of another base, or not a plain LoRA.
     """
     if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
         raise RunNotFoundError(f"There is no saved model state in {folder}.", remedy="Run the job that makes it first.")
@@ -123,11 +123,13 @@ def read_adapter(folder: Path, *, base_key: str) -> PlainAdapter:
         ) from error
     plain = all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in tensors)
     if not plain or config.get("use_dora") or config.get("use_rslora") or config.get("rank_pattern"):
-        raise ModelError(f"The adapter in {folder} is no plain LoRA of one rank.", remedy="Export it as plain LoRA.")
+        raise ModelError(
+            f"The adapter in {folder} is not a plain LoRA of one rank.", remedy="Export it as a plain LoRA."
+        )
     if identity.get("base_key", base_key) != base_key:
         raise ModelError(
             f"The adapter in {folder} was trained on another base model or quantisation than the one in memory.",
-            remedy="Load the model it was trained on.",
+            remedy="Load the model that it was trained on.",
         )
     if identity.get("state_hash", digest := hash_adapter(adapter, base_key)) != digest:
         raise ModelError(

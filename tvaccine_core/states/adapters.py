@@ -1,7 +1,7 @@
 """The LoRA adapters (arXiv:2106.09685) inside one model, behind peft's switches.
 
-peft's switches flip `requires_grad`, and an adapter added to a model in eval mode keeps its dropout in train mode;
-`undisturbed` puts modes, active adapters and `requires_grad` back exactly. The base's own weights are never written.
+peft's switches change `requires_grad`, and an adapter added to a model in eval mode keeps its dropout in train mode.
+`undisturbed` restores modes, active adapters and `requires_grad` exactly. The base's own weights are never written.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Adapters:
 
     @property
     def names(self) -> list[str]:
-        """The adapters there are, oldest first."""
+        """All adapters, oldest first."""
         return list(self.peft.peft_config) if self.peft else []
 
     def rank_and_alpha(self, name: str) -> tuple[int, float]:
@@ -45,7 +45,7 @@ class Adapters:
         return config.r, config.lora_alpha
 
     def add(self, name: str, lora: LoraConfig, seed: int) -> None:
-        """A fresh adapter, frozen, its A drawn from `seed` alone; torch's global random state stays as it is.
+        """A fresh frozen adapter. Its A depends on `seed` alone; torch's global random state does not change.
 
         Raises:
             ModelError: the model cannot take it.
@@ -70,7 +70,7 @@ class Adapters:
         self.require_grad(name, False)
 
     def delete(self, names: Collection[str]) -> None:
-        """Free these adapters; nothing happens for a name that is none."""
+        """Free these adapters; unknown names are ignored."""
         kept = [name for name in self.names if name not in names]
         with self.undisturbed():
             self.activate(tuple(kept[:1]))  # peft warns when it has to replace an active adapter
@@ -79,7 +79,7 @@ class Adapters:
                 self.peft.delete_adapter(name)
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Copy `tensors`, named as peft names them in its files, into an adapter.
+        """Copy `tensors`, with the names in peft's files, into an adapter.
 
         Raises:
             ModelError: the adapter has other modules or other shapes.
@@ -116,7 +116,7 @@ class Adapters:
                     factor.requires_grad_(required)
 
     def stop_dropout(self, names: Collection[str]) -> None:
-        """From now on these adapters drop nothing out, in train mode either."""
+        """Switch off the dropout of these adapters for good, also in train mode."""
         for layer in self.layers.values():
             for name in names:
                 if name in layer.lora_dropout:
@@ -124,7 +124,7 @@ class Adapters:
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Whatever happens inside, modes, active adapters and `requires_grad` are afterwards as before."""
+        """Restore modes, active adapters and `requires_grad` at the end, whatever happens inside."""
         modes = [(module, module.training) for module in (self.peft or self.model).modules()]
         grads = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         layers = [(layer, list(layer.active_adapters), layer.disable_adapters) for layer in self.layers.values()]
@@ -144,7 +144,7 @@ class Adapters:
             self._tell_peft(tuple(layers[0][1]) if layers else ())
 
     def _tell_peft(self, active: tuple[str, ...]) -> None:
-        """peft's wrappers keep names of their own for the active adapters; an adapter that is gone breaks them."""
+        """peft's wrappers have their own list of active adapters; a deleted adapter in it breaks them."""
         remaining = self.names
         if not remaining:
             return
@@ -154,7 +154,7 @@ class Adapters:
 
 
 def factors_of(layer: LoraLayer, name: str) -> tuple[Tensor, Tensor]:
-    """A (r, in) and B (out, r) of adapter `name`, the parameters themselves."""
+    """The parameters A (r, in) and B (out, r) of adapter `name`."""
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     assert isinstance(a, Tensor)
     assert isinstance(b, Tensor)

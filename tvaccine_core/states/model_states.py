@@ -1,9 +1,9 @@
 """Model states: one base model in memory, never merged, and LoRA adapters (arXiv:2106.09685) stacked on it.
 
-A *state* is a stack of adapters: `base` = none, `aligned/sft` = one, an attacked state = the frozen aligned adapter and
-a new one. Stacks concatenate exactly (`stacking`), so each state is one exportable peft adapter, and several states can
-answer in one mixed batch. Whatever is evaluated is that one adapter, also while its parts still train: what a score was
-measured on is what is exported. Every look at a state leaves the model as it was (`adapters`).
+A *state* is a stack of adapters: `base` has none, `aligned/sft` one, an attacked state the frozen aligned adapter and a
+new one. Stacks concatenate exactly (`stacking`), so each state is one exportable peft adapter, and several states can
+answer in one mixed batch. Evaluations always use this one adapter, also while its parts still train: scores are
+measured on the adapter that is exported. Using a state leaves the model as it was (`adapters`).
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from tvaccine_core.states.adapters import Adapters
 from tvaccine_core.states.stacking import concatenate
 
 _BASE_ROW = "__base__"
-"""What peft calls a row of a mixed batch that uses no adapter."""
+"""peft's name for no adapter, in a row of a mixed batch."""
 
 
 class ModelStates:
-    """The states of one base model. Adapters and states share one name space; `base` always exists."""
+    """The states of one base model. Adapters and states share their names; `base` always exists."""
 
     def __init__(self, loaded: LoadedModel, announce: Callable[[], None] | None = None) -> None:
         self.loaded = loaded
         self._announce = announce
-        """Called before each forward pass of a state, where several processes hold parts of the base's weights."""
+        """Called before each forward pass of a state, if several processes hold parts of the base's weights."""
         self._adapters = Adapters(loaded.model)
         self._stacks: dict[str, tuple[str, ...]] = {BASE: ()}
         self._sealed: dict[str, str] = {}
-        """State -> hash, for states whose adapters nothing trains any more."""
+        """State -> hash, for states whose adapters are no longer trained."""
 
     @property
     def model(self) -> PeftModel:
@@ -63,9 +63,9 @@ class ModelStates:
         return tuple(self._stacks)
 
     def add(self, name: str, config: AdapterConfig, seed: int) -> None:
-        """A fresh adapter, and the state of that name: equal to the base until trained (B = 0).
+        """A fresh adapter, and a state with the same name: equal to the base until it is trained (B = 0).
 
-        Its A is drawn from `seed` alone; torch's global random state stays as it is.
+        Its A depends on `seed` alone; torch's global random state does not change.
 
         Raises:
             ModelError: the name is taken or malformed, or the model lacks one of the target modules.
@@ -75,11 +75,11 @@ class ModelStates:
         self._inject(name, lora, seed)
 
     def copy(self, state: str, name: str, *, dropout: float = 0.0) -> None:
-        """A new adapter `name` with the weights, rank and scaling of `state`, to go on training it."""
+        """A new adapter `name` with the weights, rank and scaling of `state`, for further training."""
         self._adopt(name, concatenate(self._adapters, self._stack(state)), dropout)
 
     def define(self, state: str, adapters: Sequence[str]) -> None:
-        """Call a stack of adapters `state`.
+        """Define `state` as a stack of adapters.
 
         Raises:
             ModelError: an adapter does not exist.
@@ -89,10 +89,10 @@ class ModelStates:
         self._stacks[state] = tuple(part for name in adapters for part in self._stack(name))
 
     def train(self, name: str, on_top_of: str | None = None) -> None:
-        """From now on `name` is what training changes, on the frozen stack of state `on_top_of` (None: the base).
+        """Let training change adapter `name`, on the frozen stack of state `on_top_of` (None: the base).
 
-        What is frozen no longer drops out: it stands for weights that were merged, and must not depend on whether it
-        was trained in this process or read from a file, which knows no dropout.
+        Frozen adapters have no dropout: they stand for merged weights, and must not depend on whether they were trained
+        in this process or read from a file, which has no dropout.
         """
         below = self._stack(on_top_of) if on_top_of else ()
         self._adapters.stop_dropout(below)
@@ -101,7 +101,7 @@ class ModelStates:
         self._sealed = {state: digest for state, digest in self._sealed.items() if name not in self._stacks[state]}
 
     def hash_of(self, state: str) -> str:
-        """SHA-256 of the state's one adapter: names, shapes, types and bytes of its tensors, its scaling, the base."""
+        """SHA-256 of the state's adapter: names, shapes, types and bytes of its tensors, its scaling, and the base."""
         if state in self._sealed:
             return self._sealed[state]
         return hash_adapter(concatenate(self._adapters, self._stack(state)), self.loaded.key)
@@ -111,12 +111,12 @@ class ModelStates:
     ) -> StateRecord:
         """Write a stack of adapters as one peft adapter that `PeftModel.from_pretrained(base, folder)` reads.
 
-        From now on `state` is that one adapter; parts of the stack that are no state of their own can be dropped.
+        From now on `state` is this one adapter; parts of the stack that are not states can be dropped.
 
         Args:
-            state: its name.
-            adapters: bottom to top.
-            folder: replaced as a whole, and only when the new one is complete.
+            state: the state's name.
+            adapters: the stack, bottom to top.
+            folder: replaced as a whole when the new folder is complete.
             relative_to: the record's path is relative to this folder.
 
         Raises:
@@ -133,11 +133,11 @@ class ModelStates:
         return StateRecord(state=state, state_hash=digest, path=path.as_posix())
 
     def load(self, state: str, folder: Path) -> None:
-        """Read what `save`, or peft for any plain LoRA of this base, wrote, as `state`.
+        """Read an adapter that `save` wrote, or peft for a plain LoRA of this base, as `state`.
 
         Raises:
             RunNotFoundError: there is no adapter in `folder`.
-            ModelError: it is damaged, of another base, or no plain LoRA.
+            ModelError: it is damaged, of another base, or not a plain LoRA.
         """
         plain = read_adapter(folder, base_key=self.loaded.key)
         self.drop(state)
@@ -150,7 +150,7 @@ class ModelStates:
             self.load(state, folder)
 
     def share(self, state: str, ranks: Ranks) -> None:
-        """Give the leading process's `state` to the others, which need not have its files."""
+        """Give the leader's `state` to the other processes, which need not have its files."""
         plain = concatenate(self._adapters, self._stack(state)) if ranks.leads else None
         note, tensors = ranks.share_tensors(
             plain and {"rank": plain.rank, "alpha": plain.alpha}, plain.tensors if plain else {}
@@ -160,7 +160,7 @@ class ModelStates:
             self._adopt(state, PlainAdapter(tensors, **note))
 
     def drop(self, state: str) -> None:
-        """Forget `state`, free its adapter, and forget the stacks it was part of; nothing happens if there is none.
+        """Forget `state` and all stacks that contain it, and free its adapter; an unknown state is ignored.
 
         The base cannot be dropped.
         """
@@ -176,7 +176,7 @@ class ModelStates:
 
     @contextmanager
     def active(self, state: str) -> Iterator[nn.Module]:
-        """The bare Hugging Face model answering as `state`, in eval mode; everything is put back on leaving."""
+        """The bare Hugging Face model as `state`, in eval mode; everything is restored at the end."""
         name, model = self._flatten(state), self.loaded.model
         with self._adapters.undisturbed():
             self._adapters.activate(() if name is None else (name,))
@@ -186,7 +186,7 @@ class ModelStates:
 
     @contextmanager
     def mixed(self, states: Sequence[str]) -> Iterator[tuple[nn.Module, list[str]]]:
-        """The model and the `adapter_names` with which row i of a batch answers as `states[i]`, in eval mode."""
+        """The model in eval mode, and the `adapter_names` with which row i of a batch answers as `states[i]`."""
         names = {state: self._flatten(state) for state in dict.fromkeys(states)}
         used = [name for name in names.values() if name is not None]
         with self._adapters.undisturbed():
@@ -203,7 +203,7 @@ class ModelStates:
         return self._stacks[state]
 
     def _flatten(self, state: str) -> str | None:
-        """Name of the one adapter that is `state`, made or brought up to date where it is a stack; None: the base."""
+        """Name of the one adapter for `state`, made or updated from its stack; None for the base."""
         stack = self._stack(state)
         if len(stack) < 2:
             return stack[0] if stack else None
@@ -225,7 +225,7 @@ class ModelStates:
         self._stacks[name] = (name,)
 
     def _adopt(self, name: str, plain: PlainAdapter, dropout: float = 0.0) -> None:
-        """An adapter made of `plain`."""
+        """Add `plain` as adapter `name`."""
         targets = shorten(plain.modules, self.loaded.model)
         self._inject(name, make_lora_config(plain.rank, plain.alpha, targets, dropout=dropout), seed=0)
         self._write(name, plain.tensors)
@@ -239,12 +239,12 @@ class ModelStates:
             raise
 
     def _merged_forwards(self) -> Mapping[nn.Module, Callable[..., Tensor]]:
-        """Merged weights for what is active, where the base is whole in this process and fast paths are on."""
+        """Merged weights of the active adapters, if the base is whole in this process and fast paths are on."""
         if self._announce or not fast_paths.enabled(self.loaded.config.fast_paths):
             return {}
         return merged_forwards_without_gradient(mergeable(self.loaded.model))
 
 
 def _flat_name(state: str) -> str:
-    """Adapter that stands for a stack in evaluations."""
+    """Name of the adapter that replaces a stack in evaluations."""
     return f"{state}/flat"

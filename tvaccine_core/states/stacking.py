@@ -12,10 +12,10 @@ from tvaccine_core.states.adapters import Adapters, factors_of
 
 
 def concatenate(adapters: Adapters, stack: Sequence[str]) -> PlainAdapter:
-    """A stack, bottom to top, as one adapter with tensors of its own on the CPU.
+    """A stack, bottom to top, as one adapter with new tensors on the CPU.
 
-    A single adapter stays as it is. In a stack each A carries its scaling; a module that not all adapters have is
-    filled with zeros, since peft knows one rank per adapter.
+    A single adapter stays as it is. In a stack, each A includes its scaling. A module that some adapters lack is filled
+    with zeros, since peft has one rank per adapter.
     """
     if len(stack) == 1:
         return _copy(adapters, stack[0])

@@ -1,4 +1,4 @@
-"""The run store: the only channel between the engine and the faces. Torch-free; import it from here."""
+"""The run store: the only channel between the engine and page or command line. Torch-free; import it from here."""
 
 from tvaccine_core.store.schema import JobKind, JobRow, JobState, Revisions, RunRow, RunStatus, StoredEvent, Work
 from tvaccine_core.store.store import Store, default_home, expand_folder

@@ -1,9 +1,9 @@
-"""SQLite for several processes and threads at once: one connection a thread, WAL, and errors a user can act on.
+"""SQLite for several processes and threads at once: one connection per thread, WAL, and errors a user can act on.
 
-Source: SQLite's documentation of WAL mode (sqlite.org/wal.html). Writers take the write lock up front
-(`BEGIN IMMEDIATE`), so a transaction never dies half-way for want of it; readers see a snapshot and block nobody.
-`synchronous=NORMAL`: a killed process loses nothing it committed and a power cut at most the last commits; the
-database is valid after both.
+Source: SQLite's documentation of WAL mode (sqlite.org/wal.html). Writers take the write lock at the beginning
+(`BEGIN IMMEDIATE`), so a transaction never fails half-way without it; readers see a snapshot and block nobody.
+`synchronous=NORMAL`: a killed process loses nothing that it committed, and a power cut loses at most the last commits;
+the database is valid after both.
 """
 
 import os
@@ -24,7 +24,7 @@ _REMEDIES = (
     ("SQLITE_PERM", "It cannot be opened.", "Choose a folder you may write to with --data-dir or TVACCINE_HOME."),
     ("SQLITE_CANTOPEN", "It cannot be opened.", "Choose a folder you may write to with --data-dir or TVACCINE_HOME."),
     ("SQLITE_CORRUPT", "It is damaged.", "Move the file away; a new one is made. The runs' folders are kept."),
-    ("SQLITE_NOTADB", "It is no database.", "Move the file away; a new one is made. The runs' folders are kept."),
+    ("SQLITE_NOTADB", "It is not a database.", "Move the file away; a new one is made. The runs' folders are kept."),
     ("SQLITE_BUSY", "Another process holds it.", "Wait a moment and try again; close other programs that use it."),
     ("SQLITE_LOCKED", "Another process holds it.", "Wait a moment and try again; close other programs that use it."),
     ("SQLITE_IOERR", "The disk cannot be read or written.", "Check the disk, or choose another with --data-dir."),
@@ -32,14 +32,14 @@ _REMEDIES = (
 
 
 Migration = Callable[[sqlite3.Connection], None]
-"""Takes a database from one version to the next, inside a transaction of the caller's."""
+"""Takes a database from one version to the next, inside the caller's transaction."""
 
 
 class Database:
-    """The file at `path`, created with `schema` when it is new, brought to `version` when it is older.
+    """The file at `path`, created with `schema` if it is new, migrated to `version` if it is older.
 
     Args:
-        migrations: by the version they begin from.
+        migrations: by the version that they start from.
 
     Raises:
         StoreError: the file cannot be used, is another program's, lacks a part, or was written by a newer version.
@@ -96,7 +96,7 @@ class Database:
         return connection
 
     def _use_wal(self, connection: sqlite3.Connection) -> None:
-        # The switch to WAL needs a moment alone and does not wait on the busy handler: two first openers collide.
+        # The switch to WAL needs exclusive access and ignores the busy timeout: two first openers collide.
         deadline = time.monotonic() + BUSY_TIMEOUT_S
         while True:
             try:
@@ -120,7 +120,7 @@ class Database:
                 f"Cannot make the folder {self.path.parent}: {error.strerror or error}",
                 remedy="Choose a folder you may write to with --data-dir or TVACCINE_HOME.",
             ) from error
-        # A connection of its own, which does not switch to WAL: another program's file stays as it was.
+        # A separate connection that does not switch to WAL, so that another program's file stays as it was.
         with self._translate(), closing(self._connect()) as connection:
             with _transaction(connection, "BEGIN"):
                 found = _version_of(connection)
@@ -141,7 +141,7 @@ class Database:
     def _bring_to(
         self, connection: sqlite3.Connection, schema: Sequence[str], version: int, migrations: Mapping[int, Migration]
     ) -> int:
-        """Create or migrate; returns the version reached. Another process may have been first."""
+        """Create or migrate; returns the version reached. Another process may have done it already."""
         found = _version_of(connection)
         if found == 0:
             if foreign := sorted(_parts_of(connection)):
@@ -154,7 +154,7 @@ class Database:
                 migrations[found](connection)
             except sqlite3.OperationalError as error:
                 if not _name_of(error).startswith("SQLITE_ERROR"):
-                    raise  # a full disk, for one, has words of its own
+                    raise  # other errors, such as a full disk, have their own messages
                 raise self._broken(str(error)) from error
             found += 1
         return found
@@ -187,7 +187,7 @@ class Database:
         try:
             yield
         except sqlite3.IntegrityError:
-            raise  # a broken constraint is the caller's to explain
+            raise  # the caller explains a broken constraint
         except sqlite3.Error as error:
             name = _name_of(error)
             for prefix, what, remedy in _REMEDIES:
@@ -229,6 +229,6 @@ def _name_of(error: sqlite3.Error) -> str:
 
 
 def _end(connection: sqlite3.Connection, how: str) -> None:
-    # SQLite itself rolls back on some errors (a full disk, for one); ending twice would hide the first error.
+    # SQLite itself rolls back on some errors, such as a full disk; ending twice would hide the first error.
     if connection.in_transaction:
         connection.execute(how)

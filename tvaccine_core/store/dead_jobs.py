@@ -1,4 +1,4 @@
-"""Which running jobs have lost their worker, and what to say of them. Torch-free."""
+"""Running jobs whose worker is dead, and the messages about them. Torch-free."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ _RESUME = "Resume it: it goes on from its last checkpoint."
 
 
 def dead_jobs(db: sqlite3.Connection, timeout_s: float) -> list[tuple[JobRow, bool]]:
-    """Running jobs whose worker is dead, and of each whether its process is known to be gone."""
+    """Running jobs whose worker is dead, each with True if its process is known to be gone."""
     host, now = socket.gethostname(), time.time()
     found = []
     for row in db.execute("SELECT * FROM jobs WHERE state = 'running'"):
@@ -23,7 +23,7 @@ def dead_jobs(db: sqlite3.Connection, timeout_s: float) -> list[tuple[JobRow, bo
 
 
 def why_dead(job: JobRow, gone: bool, timeout_s: float) -> tuple[str, str]:
-    """What to say of a job whose worker is dead, and what to do."""
+    """Message and remedy for a job whose worker is dead."""
     if gone and job.cancel_requested:
         return "Its worker process ended while the job was being stopped.", _RESUME
     if gone:

@@ -1,14 +1,14 @@
-"""A run as files that need no program of ours: settings, records, answers, and adapters with a model card. Torch-free.
+"""A run as files that need none of our programs: settings, records, answers, adapters with a model card. Torch-free.
 
-config.yaml      alignment and first attack, to the same numbers: `python -m tvaccine_core demo --config config.yaml`
+config.yaml      repeats alignment and first attack exactly: `python -m tvaccine_core demo --config config.yaml`
 attacks.yaml     the settings of every attack, by its id
-steps.csv        one row a training step          scores.csv    one row a state, set and score
+steps.csv        one row per training step        scores.csv    one row per state, set and score
 layers.csv       one row per number that a method reported of a layer or a head
-events.jsonl     what the engine reported         answers.csv   every judged generation
-verdicts.csv     what a second judge said of the answers
+events.jsonl     all records of the engine        answers.csv   every judged generation
+verdicts.csv     second judges' verdicts on the answers
 states/…         peft adapters, as `PeftModel.from_pretrained(base, folder)` reads them
 
-What visitors asked of the run's models, and what they were answered, is theirs and stays out.
+Visitors' questions and the answers to them are private and are not exported.
 """
 
 import csv
@@ -28,10 +28,10 @@ PAGE = 1000
 
 
 def export_run(store: Store, run_id: str, folder: Path) -> Path:
-    """Write a run to `folder`, which must not exist or be empty. Returns `folder`.
+    """Write a run to `folder`, which must be new or empty. Returns `folder`.
 
     Raises:
-        StoreError: there is something in `folder`, or it cannot be written.
+        StoreError: `folder` is not empty, or cannot be written.
     """
     run, jobs = store.run(run_id), store.jobs(run_id)
     questions = {job.id for job in jobs if job.kind == "generate"}
@@ -66,14 +66,14 @@ def export_run(store: Store, run_id: str, folder: Path) -> Path:
 
 
 def _placeless(event: Event) -> Event:
-    """The event without the place of its checkpoint on this machine."""
+    """The event without its checkpoint's path on this machine."""
     return event.model_copy(update={"path": Path(event.path).name}) if event.kind == "checkpoint" else event
 
 
 def repeatable(store: Store, run_id: str) -> tuple[LabConfig, dict[str, AttackConfig]]:
-    """What repeats a run: its config with its first attack, and each of its attacks by id.
+    """The settings that repeat a run: its config with the first attack, and all attacks by id.
 
-    An attack may be set up long after the alignment, so its settings stand with its jobs.
+    An attack may be set up long after the alignment, so its settings are kept with its jobs.
     """
     config = store.run(run_id).config
     attacks = {
@@ -132,7 +132,7 @@ def step_rows(events: Iterable[StoredEvent], jobs: Iterable[JobRow]) -> Iterable
 
 
 def layer_rows(events: Iterable[StoredEvent], jobs: Iterable[JobRow]) -> Iterable[Sequence[object]]:
-    """Rows of `LAYER_COLUMNS`; the head is empty where there is one number per layer."""
+    """Rows of `LAYER_COLUMNS`; the head is empty for numbers per layer."""
     titles = {job.id: job.title for job in jobs}
     for stored in events:
         if isinstance(record := stored.event, LayerValuesRecord):
@@ -154,7 +154,7 @@ def score_rows(events: Iterable[StoredEvent]) -> Iterable[Sequence[object]]:
 
 
 def model_card(run: RunRow, state: StateRecord, events: Iterable[StoredEvent]) -> str:
-    """README.md of an adapter: what it is, how it was made, what it scored, and what it is not for."""
+    """README.md of an adapter: its origin, its scores, and its limits."""
     config = run.config
     scores: dict[tuple[str, str], str] = {}
     for stored in events:

@@ -1,6 +1,6 @@
-"""From each version of the run store to the next. Torch-free.
+"""Migrations of the run store, each from one version to the next. Torch-free.
 
-A migration runs inside one transaction, so a store is of the one version or of the other, whatever happens.
+A migration runs inside one transaction, so a store always has the old version or the new one, never a mixture.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from tvaccine_core.store.database import Migration
 from tvaccine_core.store.schema import ATTACK_NAMES, REVISIONS, VERDICTS, canonical_json, free_attack_id
 
-_TWICE = "Version 1 of the lab gave two attacks the name {name}; it is not certain whose weights were kept."
+_TWICE = "Version 1 of the lab gave two attacks the name {name}, so the saved weights may be of either."
 _TWICE_REMEDY = "Resume it: it is done again from the start, under the name {name}."
 
 
@@ -26,9 +26,9 @@ def one_to_two(db: sqlite3.Connection) -> None:
 
 
 def _name_defences(db: sqlite3.Connection) -> None:
-    """A method of version 1 is the defence of that name, and the key of its aligned state.
+    """A method of version 1 is now the defence of that name, and the key of its aligned state.
 
-    An attack that has not ended begins anew: its checkpoint is of plain SFT, which was not a stage of its own then.
+    An unfinished attack starts anew: its checkpoint is of version 1's training, which had no fine-tuning stage.
     """
     for kind, name in (("align", "aligned"), ("attack", "defence")):
         rows = db.execute("SELECT seq, params FROM jobs WHERE kind = ?", (kind,)).fetchall()
@@ -43,9 +43,9 @@ def _name_defences(db: sqlite3.Connection) -> None:
 
 
 def _separate_attacks(db: sqlite3.Connection) -> None:
-    """Two attacks that were started at one moment could get one name: each gets its own, and must be done again."""
+    """Two attacks started at the same moment could get one name. Each gets its own name, and must be done again."""
     rows = db.execute("SELECT seq, run_id, params FROM jobs WHERE kind = 'attack' ORDER BY seq").fetchall()
-    settings: dict[tuple[str, str], str] = {}  # (run, attack) -> what the attack of that name is
+    settings: dict[tuple[str, str], str] = {}  # (run, attack) -> the attack's settings
     taken: dict[str, set[str]] = {}
     owners: dict[tuple[str, str, str], int] = {}  # (run, attack, defence) -> job
     clashes: list[tuple[int, str, dict[str, object]]] = []
@@ -86,4 +86,4 @@ def two_to_three(db: sqlite3.Connection) -> None:
 
 
 MIGRATIONS: Mapping[int, Migration] = {1: one_to_two, 2: two_to_three}
-"""By the version they begin from."""
+"""By the version that they start from."""

@@ -1,8 +1,8 @@
 """The job queue inside the run store: claims, heartbeats, cancelling, resuming. Torch-free.
 
 A job goes queued -> running -> done | failed | cancelled | interrupted; `resume` queues it again. Interrupted means
-that its worker stopped or died: nothing is wrong with the work. Cost: an idle claim is one indexed SELECT, some tens
-of microseconds, without the write lock.
+that its worker stopped or died: the work itself did not fail. Cost: an idle claim is one indexed SELECT without the
+write lock, some tens of microseconds.
 """
 
 import os
@@ -33,18 +33,18 @@ from tvaccine_core.store.schema import (
 
 HEARTBEAT_EVERY_S = 1.0
 STALE_AFTER_S = 30.0
-"""A running job without a heartbeat for so long has lost its worker."""
+"""A running job without a heartbeat for this time has lost its worker."""
 
-# Claimable: queued, and what it waits for is done.
+# Claimable: queued, and the job it depends on is done.
 _CLAIMABLE = """FROM jobs AS job LEFT JOIN jobs AS dependency ON dependency.id = job.depends_on
     WHERE job.state = 'queued' AND (job.depends_on IS NULL OR dependency.state = 'done')"""
-# Somebody is waiting in front of the screen for a `generate`.
+# A `generate` goes first: somebody is waiting for the answer.
 _QUEUE_ORDER = "ORDER BY job.priority DESC, job.kind = 'generate' DESC, job.seq"
 _PAST = {"failed": "failed", "cancelled": "was cancelled"}
 
 
 class JobQueue:
-    """The jobs of all runs; the part of `Store` that a worker works from."""
+    """The jobs of all runs; the part of `Store` that workers use."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
@@ -60,8 +60,8 @@ class JobQueue:
     ) -> str:
         """Queue work and return the job's id. `params` are JSON values.
 
-        A job that depends on another becomes claimable when that is done, is cancelled when that fails or is cancelled,
-        and waits while that is interrupted.
+        A job that depends on another becomes claimable when the other is done, is cancelled when the other fails or is
+        cancelled, and waits while the other is interrupted.
 
         Raises:
             RunBusyError: the same work of this run (kind and params) is already queued or running.
@@ -84,9 +84,9 @@ class JobQueue:
         Returns the attack's name in the run, and the jobs.
 
         Args:
-            attack: its settings, as JSON values.
-            aligned: defence -> the job that aligns, or aligned, its model.
-            repaired: those of the defences whose repair is queued behind the attack.
+            attack: the attack's settings, as JSON values.
+            aligned: defence -> the job that aligns its model, finished or not.
+            repaired: the defences whose repair is queued after the attack.
 
         Raises:
             RunBusyError: the same attack on one of the defences is already queued or running.
@@ -113,10 +113,10 @@ class JobQueue:
         model: ModelConfig | None = None,
         job_ids: Collection[str] | None = None,
     ) -> JobRow | None:
-        """Take the next job for the calling process, or None. No job is ever given twice.
+        """Take the next job for the calling process; None if there is none. No job is given twice.
 
         Args:
-            worker_id: unique to the worker, also over restarts.
+            worker_id: unique to the worker, also after restarts.
             kinds: only these kinds.
             model: only jobs of runs with exactly this base model.
             job_ids: only these jobs.
@@ -145,10 +145,10 @@ class JobQueue:
         return None if row is None else job_row(row)
 
     def heartbeat(self, job_id: str, progress: tuple[int, int] | None = None, *, worker_id: str | None = None) -> bool:
-        """Say that the job is alive, and how many steps of how many are done.
+        """Say that the job is alive; `progress` is (steps done, steps in all).
 
-        Returns False if the job is no longer the caller's: stop working on it. A job that was reaped while its worker
-        only slept (a closed laptop), and that nobody took up, is its own again.
+        Returns False if the job is no longer the caller's: then stop working on it. If a job was reaped while its
+        worker only slept (a closed laptop), and no other worker took it, the worker gets it back.
         """
         done, total = progress or (None, None)
         with self._db.write() as db:
@@ -169,13 +169,13 @@ class JobQueue:
         *,
         worker_id: str | None = None,
     ) -> bool:
-        """End a running job; what depends on a failed or cancelled one is cancelled too.
+        """End a running job; jobs that depend on a failed or cancelled job are cancelled too.
 
         Returns False, and changes nothing, if the job is not running or, with `worker_id`, not that worker's.
         """
         message, remedy = (str(error), error.remedy) if error else (None, None)
         with self._db.write() as db:
-            # An interrupted job forgets its worker: no late heartbeat may wake it.
+            # An interrupted job forgets its worker, so that no late heartbeat can revive it.
             changed = db.execute(
                 """UPDATE jobs SET state = ?, error = ?, remedy = ?, finished_at = ?,
                 worker_id = CASE WHEN ? = 'interrupted' THEN NULL ELSE worker_id END
@@ -187,7 +187,7 @@ class JobQueue:
         return changed > 0
 
     def cancel(self, job_id: str) -> None:
-        """Ask a job to stop: a running one stops within a step, a waiting one at once, an ended one stays as it is."""
+        """Ask a job to stop: a running job stops within a step, a waiting job at once, an ended job stays as it is."""
         with self._db.write() as db:
             job = find_job(db, job_id)
             if job.state == "running":
@@ -208,10 +208,10 @@ class JobQueue:
     def resume(self, job_id: str) -> None:
         """Queue an interrupted, cancelled or failed job again; its worker goes on from the last checkpoint.
 
-        Of the work it depends on, any attempt that is done counts, else the newest.
+        If the work it depends on had several attempts, a finished attempt counts, else the newest.
 
         Raises:
-            RunBusyError: it, or the same work as another job, is queued or running.
+            RunBusyError: it is queued or running, or another job with the same work is.
             StoreError: it is done, or the job it depends on failed or was cancelled.
         """
         with self._db.write() as db:
@@ -233,10 +233,10 @@ class JobQueue:
                 raise _busy(f"The same `{job.title}` of run {job.run_id}") from error
 
     def reap(self, timeout_s: float = STALE_AFTER_S) -> list[JobRow]:
-        """Mark running jobs interrupted whose worker is dead, and return them.
+        """Mark running jobs whose worker is dead as interrupted, and return them.
 
-        Dead: its process on this machine is gone, or there was no heartbeat for `timeout_s`. A job that was asked to
-        stop becomes cancelled instead.
+        Dead means: its process on this machine is gone, or there was no heartbeat for `timeout_s`. A job that was asked
+        to stop becomes cancelled instead.
         """
         with self._db.read() as db:
             if not dead_jobs(db, timeout_s):
@@ -253,7 +253,7 @@ class JobQueue:
             return [find_job(db, job.id) for job, _ in dead]
 
     def held_by(self, pid: int) -> list[JobRow]:
-        """The running jobs of process `pid` of this machine: a job, and perhaps a prompt that it answers meanwhile."""
+        """The running jobs of process `pid` on this machine: a job, and perhaps a prompt that it answers meanwhile."""
         with self._db.read() as db:
             query = "SELECT * FROM jobs WHERE state = 'running' AND host = ? AND pid = ?"
             return [job_row(row) for row in db.execute(query, (socket.gethostname(), pid))]
@@ -278,7 +278,7 @@ class JobQueue:
             return [job_row(row) for row in db.execute(f"{query} ORDER BY seq", values)]
 
     def queue_position(self, job_id: str) -> int | None:
-        """How many queued jobs go before this one, 0 for the next; None if it is not queued."""
+        """Number of queued jobs before this job; None if it is not queued."""
         with self._db.read() as db:
             rows = db.execute(f"SELECT job.id FROM jobs AS job WHERE job.state = 'queued' {_QUEUE_ORDER}").fetchall()
         order = [row[0] for row in rows]
@@ -311,7 +311,7 @@ def add_jobs(db: sqlite3.Connection, run_id: str, work: Sequence[Work], priority
 
 
 def known_run(run_id: object) -> str:
-    """`run_id` if it can be one. Raises `RunNotFoundError`: no value of another type may stand for all runs."""
+    """`run_id` if it can be a run's id. Raises `RunNotFoundError`: no other type of value may stand for all runs."""
     if not isinstance(run_id, str) or not run_id or not run_id.isascii():
         raise no_run(run_id)
     return run_id
@@ -330,7 +330,7 @@ def find_job(db: sqlite3.Connection, job_id: str) -> JobRow:
 
 
 def _best_attempt(db: sqlite3.Connection, job_id: str) -> str:
-    """The job that did the work of `job_id`, else the last one made for it: a failed one may have been started anew."""
+    """The finished job with the work of `job_id`, else the newest: a failed job may have been started anew."""
     (found,) = db.execute(
         """SELECT other.id FROM jobs AS one JOIN jobs AS other USING (run_id, kind, params)
         WHERE one.id = ? ORDER BY other.state = 'done' DESC, other.rowid DESC LIMIT 1""",

@@ -15,7 +15,7 @@ from tvaccine_core.records import Event, parse_event
 JobKind = Literal["baseline", "align", "attack", "repair", "evaluate", "judge", "generate"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 WORK_KINDS: tuple[JobKind, ...] = tuple(kind for kind in get_args(JobKind) if kind != "generate")
-"""Kinds that a run consists of; a question is a visitor's."""
+"""Kinds of jobs that make up a run; questions belong to visitors."""
 RunStatus = Literal["new", "queued", "running", "done", "failed", "cancelled", "interrupted"]
 
 TABLES: Sequence[str] = (
@@ -39,7 +39,7 @@ TABLES: Sequence[str] = (
         worker_id TEXT, host TEXT, pid INTEGER,
         created_at REAL NOT NULL, started_at REAL, heartbeat_at REAL, finished_at REAL,
         error TEXT, remedy TEXT)""",
-    # Two of the same work at once would write the same files. The index decides, so no two processes can disagree.
+    # The same work twice at once would write the same files. An index decides, so that processes cannot disagree.
     """CREATE UNIQUE INDEX jobs_active ON jobs (run_id, kind, params)
         WHERE state IN ('queued', 'running') AND kind != 'generate'""",
     "CREATE INDEX jobs_by_state ON jobs (state)",
@@ -63,13 +63,13 @@ TABLES: Sequence[str] = (
 
 ATTACK_NAMES = """CREATE UNIQUE INDEX attack_names ON jobs
     (run_id, json_extract(params, '$.attack_id'), json_extract(params, '$.defence')) WHERE kind = 'attack'"""
-"""Two attacks under one name would write one folder of weights."""
+"""Two attacks with one name would write the same folder of weights."""
 
 _CHANGE_RUN = "UPDATE runs SET revision = revision + 1 WHERE id = {row}.run_id"
 _CHANGE_LIST = "UPDATE run_list SET revision = revision + 1"
 _SEEN_OF_A_JOB = ("state", "done", "total", "cancel_requested", "error")
 _BEFORE, _AFTER = (", ".join(f"{row}.{name}" for name in _SEEN_OF_A_JOB) for row in ("OLD", "NEW"))
-# Triggers, so that no writer can forget it. A heartbeat without progress and a streaming answer change nothing here.
+# Triggers count, so that no writer can forget it. Heartbeats without progress and streaming answers do not count.
 REVISIONS: Sequence[str] = (
     "CREATE TABLE run_list (id INTEGER PRIMARY KEY CHECK (id = 1), revision INTEGER NOT NULL)",
     "INSERT INTO run_list VALUES (1, 0)",
@@ -92,12 +92,12 @@ VERDICTS = """CREATE TABLE verdicts (
     state TEXT NOT NULL, step INTEGER NOT NULL, eval_set TEXT NOT NULL, example_id TEXT NOT NULL,
     judge TEXT NOT NULL, revision TEXT NOT NULL, verdict TEXT NOT NULL,
     PRIMARY KEY (run_id, state, step, eval_set, example_id, judge)) WITHOUT ROWID"""
-"""What judges say of saved answers, besides the one who judged while they were made."""
+"""Verdicts on saved answers by judges other than the run's own."""
 
 SCHEMA_VERSION = 3
 SCHEMA: Sequence[str] = (*TABLES, ATTACK_NAMES, *REVISIONS, VERDICTS)
 
-# A run's status comes from the last attempt at each piece of work: a retry that succeeded outweighs the failure before.
+# A run's status comes from the last attempt at each piece of work: a successful retry replaces the failure before.
 RUN_COLUMNS = """runs.*, (
     SELECT group_concat(job.state) FROM jobs AS job
     WHERE job.run_id = runs.id AND job.kind != 'generate' AND job.seq IN (
@@ -107,7 +107,7 @@ _STATUS_ORDER: tuple[RunStatus, ...] = ("running", "queued", "interrupted", "fai
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run. `config` is parsed when first read, so that one unreadable old run does not hide the others."""
+    """A run. `config` is parsed at first use, so that one unreadable old run does not hide the others."""
 
     id: str
     name: str
@@ -123,9 +123,9 @@ class RunRow:
 
 @dataclass(frozen=True)
 class JobRow:
-    """A job. `done` of `total` optimiser steps, None while unknown; `error` and `remedy` say why it did not end well.
+    """A job. `done` of `total` optimiser steps, None while unknown; `error` and `remedy` say why it failed.
 
-    `started_at` is when its last attempt began; `resumed` is true if that attempt goes on from a checkpoint.
+    `started_at` is the start of the last attempt; `resumed` is true if this attempt goes on from a checkpoint.
     """
 
     id: str
@@ -160,7 +160,7 @@ class JobRow:
 
 @dataclass(frozen=True)
 class Work:
-    """A job to be queued. `needs` is the place, in the same order of jobs, of the one it waits for, or a job's id."""
+    """A job to be queued. `needs` is the job it waits for: its index in the same list, or its id."""
 
     kind: JobKind
     params: dict[str, Any]
@@ -169,17 +169,17 @@ class Work:
 
 @dataclass(frozen=True)
 class Revisions:
-    """Numbers that only grow: equal ones, and nothing that a viewer sees has changed."""
+    """Counters that only grow: if they are equal, nothing that a viewer sees has changed."""
 
     runs: int
-    """Of the list of runs: their names and states."""
+    """Changes of the list of runs: names and states."""
     run: int
-    """Of one run: its name, jobs and events, answers to questions excepted; 0 where no run was named."""
+    """Changes of one run: its name, jobs and events except answers to questions; 0 if no run was named."""
 
 
 @dataclass(frozen=True)
 class StoredEvent:
-    """An event as the store holds it. `seq` only grows, over all runs."""
+    """An event in the store. `seq` only grows, over all runs."""
 
     seq: int
     job_id: str
@@ -227,7 +227,7 @@ def stored_event(row: sqlite3.Row) -> StoredEvent:
 
 
 def event_step(event: Event) -> int | None:
-    """The step an event tells of, None for those that tell of no step."""
+    """The step of an event; None if it has none."""
     match event.kind:
         case "drift" | "state" | "answer" | "progress" | "message":
             return None
@@ -236,7 +236,7 @@ def event_step(event: Event) -> int | None:
 
 
 def event_identity(event: Event) -> str | None:
-    """What an event reports on; None if each report stands for itself. A job keeps one event of an identity."""
+    """The subject of an event, of which a job keeps only the newest event; None if a job keeps every such event."""
     match event.kind:
         case "step" | "layer_scores" | "layer_draw" | "checkpoint":
             return f"{event.kind}:{event.step}"
@@ -256,7 +256,7 @@ def base_of(model: ModelConfig) -> str:
     """The model config as text; jobs with equal text share one loaded model."""
     data = model.model_dump(mode="json")
     if model.fast_paths:
-        del data["fast_paths"]  # runs of versions without the field must have the same text
+        del data["fast_paths"]  # older runs, without this field, must have the same text
     return canonical_json(data)
 
 
@@ -276,7 +276,7 @@ def marks(values: Collection[Any]) -> str:
 
 
 def utc(seconds: float) -> datetime:
-    """Seconds since the epoch as a time that knows its zone."""
+    """Seconds since the epoch as a time with a time zone."""
     return datetime.fromtimestamp(seconds, UTC)
 
 

@@ -1,10 +1,10 @@
-"""Run store: runs, jobs, events and answers in SQLite, plus one folder of artifacts a run. Torch-free.
+"""Run store: runs, jobs, events and answers in SQLite, plus one folder of artifacts per run. Torch-free.
 
-The only channel between the engine (a worker process writes) and the faces (app and CLI read and enqueue). Layout:
+The only channel between the engine (a worker process writes) and page and command line (they read and queue). Layout:
 
     home/lab.db            runs, jobs, events, answers
     home/runs/<run id>/    config.yaml, states/, checkpoints/, log/
-    home/log/              what the worker processes print
+    home/log/              output of the worker processes
 
 Times are UTC. Cost: an `events` call that finds nothing new is one indexed SELECT, some tens of microseconds.
 """
@@ -63,9 +63,9 @@ def default_home() -> Path:
 
 
 class Store(JobQueue):
-    """The store in folder `home`, made if missing. Safe to share between threads; each process opens its own.
+    """The store in folder `home`, made if missing. Threads may share it; each process opens its own.
 
-    Every method raises `StoreError` with a remedy when the disk or the database fails, and `RunNotFoundError` for an id
+    Every method raises `StoreError` with a remedy if the disk or the database fails, and `RunNotFoundError` for an id
     that does not exist.
     """
 
@@ -81,7 +81,7 @@ class Store(JobQueue):
         """Make a run, its folder and its first jobs, all or nothing; ids start with the time, so they sort by age.
 
         Raises:
-            RunBusyError: with `work`, the alignment of a run of the same config is queued or running; it is named.
+            RunBusyError: with `work`, if a run of the same config has its alignment queued or running; names that run.
         """
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         title = _run_name(name or _default_name(config))
@@ -103,7 +103,7 @@ class Store(JobQueue):
         return run_id
 
     def revisions(self, run_id: str | None) -> Revisions:
-        """Numbers that tell whether anything changed since they were last looked at: one SELECT by key.
+        """Counters that tell whether anything changed since the last look; one SELECT by key.
 
         Raises:
             RunNotFoundError: the run is deleted.
@@ -138,13 +138,13 @@ class Store(JobQueue):
                 raise no_run(run_id)
 
     def run_dir(self, run_id: str) -> Path:
-        """The run's folder. Raises `RunNotFoundError` for what is no run id, so that none leads out of `home/runs`."""
+        """The run's folder. Raises `RunNotFoundError` for any other text, so that no path leads out of `home/runs`."""
         if not _RUN_ID.fullmatch(known_run(run_id)):
             raise no_run(run_id)
         return self.home / "runs" / run_id
 
     def delete_run(self, run_id: str) -> None:
-        """Delete a run's rows and its folder, and nothing else: links in it are removed, never followed.
+        """Delete a run's rows and its folder, and nothing else: links are removed, never followed.
 
         Raises:
             RunBusyError: one of its jobs is running.
@@ -172,15 +172,15 @@ class Store(JobQueue):
                 shutil.rmtree(doomed)
         except OSError as error:
             raise StoreError(
-                f"The run is deleted, but its files in {doomed} are not all gone: {error.strerror or error}",
+                f"The run is deleted, but some of its files in {doomed} are still there: {error.strerror or error}",
                 remedy="Close the programs that use them and delete that folder by hand.",
             ) from error
 
     def append(self, job_id: str, events: Sequence[Event]) -> None:
         """Add events, all or none, in order.
 
-        An event that reports the same thing again (the same step after a resume, the same pane of a streaming answer)
-        takes the place of the older one, with a new `seq`: a job never holds two.
+        An event with the same identity (the same step after a resume, the same pane of a streaming answer) replaces the
+        older event and has a new `seq`: a job never holds both.
         """
         now = time.time()
         with self._db.write() as db:
@@ -200,13 +200,13 @@ class Store(JobQueue):
             return db.execute("SELECT COALESCE(MAX(seq), 0) FROM events WHERE job_id = ?", (job_id,)).fetchone()[0]
 
     def last_checkpoint(self, job_id: str) -> int:
-        """Step of the newest checkpoint the job reported, 0 if none: all it had to say up to there is in the store."""
+        """Step of the newest checkpoint that the job reported, 0 if none; all events before it are in the store."""
         query = "SELECT COALESCE(MAX(step), 0) FROM events WHERE job_id = ? AND kind = 'checkpoint'"
         with self._db.read() as db:
             return db.execute(query, (job_id,)).fetchone()[0]
 
     def truncate_events(self, job_id: str, step: int, up_to: int) -> None:
-        """Forget what a job had reported, up to seq `up_to`, of `step` and later: it resumed and reports that again."""
+        """Delete a job's events from `step` on, up to seq `up_to`: it has resumed and reports these steps again."""
         with self._db.write() as db:
             db.execute("DELETE FROM events WHERE job_id = ? AND step >= ? AND seq <= ?", (job_id, step, up_to))
 
@@ -220,8 +220,8 @@ class Store(JobQueue):
     ) -> list[StoredEvent]:
         """A run's events with `seq` above `after`, in order of `seq`.
 
-        A reader that remembers the last `seq` misses nothing: no event ever appears below one already seen. One that
-        keeps events should let a later report of the same step, state and set replace the earlier.
+        A reader that remembers the last `seq` misses nothing: no event appears later with a lower `seq`. A reader that
+        keeps events should let a later event of the same step, state and set replace the earlier one.
         """
         query = "SELECT seq, job_id, at, event FROM events WHERE run_id = ? AND seq > ?"
         values: list[str | int] = [known_run(run_id), after]
@@ -237,9 +237,9 @@ class Store(JobQueue):
         return [stored_event(row) for row in rows]
 
     def save_answers(self, run_id: str, answers: Sequence[GeneratedAnswer]) -> None:
-        """Keep generations; the same example of the same state, step and set replaces the older (when it is judged).
+        """Keep generations; a later one of the same example, state, step and set (now judged) replaces the older.
 
-        Other judges' verdicts on an answer go when its text changes.
+        Other judges' verdicts on an answer are deleted if its text changes.
         """
         rows = [(*_place(run_id, answer), answer.model_dump_json()) for answer in answers]
         try:
@@ -266,7 +266,7 @@ class Store(JobQueue):
         offset: int = 0,
         step: int | None = None,
     ) -> list[GeneratedAnswer]:
-        """A page of the saved generations, in the order they were made."""
+        """A page of the saved generations, oldest first."""
         query = "SELECT answer FROM answers WHERE run_id = ?"
         values: list[str | int] = [run_id]
         for column, value in (("state", state), ("eval_set", eval_set), ("step", step)):
@@ -278,7 +278,7 @@ class Store(JobQueue):
         return [GeneratedAnswer.model_validate_json(row[0]) for row in rows]
 
     def unjudged(self, run_id: str, judge: str, revision: str, eval_sets: Collection[str]) -> list[GeneratedAnswer]:
-        """Saved answers to these sets that a judge of this name and revision has not judged, in the order of making."""
+        """Saved answers to these sets without a verdict by this judge and revision, oldest first."""
         query = f"""SELECT answer FROM answers WHERE run_id = ? AND eval_set IN ({marks(eval_sets)}) AND NOT EXISTS (
             SELECT 1 FROM verdicts WHERE ({_columns("verdicts")}) = ({_columns("answers")})
             AND judge = ? AND revision = ?) ORDER BY seq"""
@@ -289,7 +289,7 @@ class Store(JobQueue):
     def save_verdicts(
         self, run_id: str, judge: str, revision: str, verdicts: Sequence[tuple[GeneratedAnswer, Verdict]]
     ) -> None:
-        """Keep what a judge says of saved answers, all or nothing; an older revision's verdict is replaced."""
+        """Keep a judge's verdicts on saved answers, all or none; a verdict replaces that of an older revision."""
         rows = [(*_place(run_id, answer), judge, revision, said.model_dump_json()) for answer, said in verdicts]
         try:
             with self._db.write() as db:
@@ -298,13 +298,13 @@ class Store(JobQueue):
             raise no_run(run_id) from error
 
     def second_judges(self, run_id: str) -> list[tuple[str, str]]:
-        """Name and revision of every judge that read saved answers of the run afterwards."""
+        """Name and revision of every second judge of the run's saved answers."""
         query = "SELECT DISTINCT judge, revision FROM verdicts WHERE run_id = ? ORDER BY judge, revision"
         with self._db.read() as db:
             return [(row["judge"], row["revision"]) for row in db.execute(query, (known_run(run_id),))]
 
     def judged(self, run_id: str, judge: str, revision: str) -> list[GeneratedAnswer]:
-        """Saved answers with the verdicts of one judge, in the order they were made; no others."""
+        """Saved answers with a verdict of one judge, oldest first."""
         query = f"""SELECT answer, verdict FROM answers JOIN verdicts
             ON ({_columns("verdicts")}) = ({_columns("answers")})
             WHERE answers.run_id = ? AND judge = ? AND revision = ? ORDER BY answers.seq"""
@@ -327,12 +327,12 @@ def _columns(table: str) -> str:
 
 
 def _place(run_id: str, answer: GeneratedAnswer) -> tuple[str, str, int, str, str]:
-    """What an answer is known by; in the order of `_PLACE_COLUMNS`."""
+    """The key of an answer, in the order of `_PLACE_COLUMNS`."""
     return run_id, answer.state, answer.step, answer.eval_set, answer.example_id
 
 
 def _refuse_twin(db: sqlite3.Connection, config: str) -> None:
-    """Raise `RunBusyError` if a run of this very config has its alignment queued or running."""
+    """Raise `RunBusyError` if a run of the same config has its alignment queued or running."""
     twin = db.execute(
         """SELECT runs.id, runs.name FROM runs JOIN jobs ON jobs.run_id = runs.id
         WHERE jobs.state IN ('queued', 'running') AND jobs.kind = 'align' AND runs.config = ? LIMIT 1""",
@@ -341,7 +341,7 @@ def _refuse_twin(db: sqlite3.Connection, config: str) -> None:
     if twin is not None:
         raise RunBusyError(
             f"The same run, {twin['id']} ({twin['name']}), is already queued or running.",
-            remedy="Open that run; or change a setting, the seed for one; or wait until it has ended.",
+            remedy="Open that run, or change a setting such as the seed, or wait until it has ended.",
             run_id=twin["id"],
         )
 
@@ -370,12 +370,12 @@ def _run_name(name: str) -> str:
 
 
 def expand_folder(folder: Path) -> Path:
-    """`folder` with a beginning `~` written out. Raises `StoreError`."""
+    """`folder` with a leading `~` replaced by the home folder. Raises `StoreError`."""
     try:
         return folder.expanduser()
     except RuntimeError as error:
         raise StoreError(
-            f"{folder} begins with a user who has no home here.",
+            f"{folder} begins with a user who has no home folder on this machine.",
             remedy="Give another folder with --data-dir or TVACCINE_HOME.",
         ) from error
 

@@ -1,7 +1,7 @@
 """The harmful fine-tuning attack (Qi et al., arXiv:2310.03693): a user uploads data of which a share is harmful.
 
-An attack is a mixture and `fit` with plain fine-tuning. Its data, order and new adapter are functions of the attack's
-own seed, so that every aligned model faces the same attack.
+An attack is a mixture and `fit` with plain fine-tuning. Its data, their order and the new adapter depend on the seed
+of the attack alone, so that every aligned model faces the same attack.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from tvaccine_core.states.model_states import ModelStates
 
 
 def prepare_attack(states: ModelStates, attack: AttackConfig, *, aligned: str, attacked: str) -> str:
-    """Set up what the attack trains, define the state `attacked`, and return the name of the trained adapter.
+    """Set up the attack's adapter, define the state `attacked`, and return the adapter's name.
 
-    `new`: a fresh adapter on the frozen aligned one (the published protocol). `single`: a copy of the aligned adapter
-    goes on training; its own rank and scaling are kept, of `attack.adapter` only the dropout is used.
+    `new`: a fresh adapter on the frozen aligned adapter (the published protocol). `single`: a copy of the aligned
+    adapter trains on, with the same rank and scaling; only the dropout of `attack.adapter` is used.
     """
     trained = f"{attacked}/trained"
     states.drop(attacked)

@@ -1,8 +1,8 @@
 """Resumable checkpoints: one folder each, `tensors.safetensors` + `checkpoint.json`, never a pickle.
 
-A checkpoint is written beside its final name and renamed when it is complete, so a process killed at any moment leaves
-the previous one whole. Nothing waits for the disk (a busy one can take seconds): what a power failure tears is found by
-its checksum, and the one before it serves. The last two are kept.
+A checkpoint is written under another name and renamed when it is complete, so a process killed at any moment leaves the
+previous checkpoint whole. Nothing waits for the disk (a busy disk can take seconds): a file torn by a power failure is
+found by its checksum, and the checkpoint before it is used. The last two are kept.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ TENSORS, META = "tensors.safetensors", "checkpoint.json"
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What was read back."""
+    """A checkpoint that was read."""
 
     step: int
     """Optimiser steps done."""
     elapsed_s: float
     tensors: dict[str, Tensor]
     skipped: tuple[str, ...]
-    """Why newer checkpoints were passed over, one sentence each; empty if the newest was good."""
+    """Why newer checkpoints were not used, one sentence each; empty if the newest was good."""
 
 
 def save_checkpoint(
     folder: Path, *, step: int, elapsed_s: float, fingerprint: str, tensors: Mapping[str, Tensor]
 ) -> Path:
-    """Write `folder/step-<step>` and drop all but the last two.
+    """Write `folder/step-<step>` and remove all but the last two.
 
     Raises:
-        TrainingError: it cannot be written (disk full, no permission); earlier checkpoints are as they were.
+        TrainingError: it cannot be written (disk full, no permission); earlier checkpoints are unchanged.
     """
     final = folder / f"step-{step:08d}"
     try:
@@ -72,7 +72,7 @@ def load_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
     """The newest readable checkpoint in `folder`, or None if there is none.
 
     Raises:
-        TrainingError: every checkpoint is damaged, or the run they belong to had other settings or data.
+        TrainingError: every checkpoint is damaged, or the checkpoints are of other settings or data.
     """
     skipped: list[str] = []
     for path in reversed(_steps(folder)):
@@ -85,7 +85,7 @@ def load_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
             found = meta["fingerprint"], int(meta["step"]), float(meta["elapsed_s"])
             tensors = load_file(path / TENSORS)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            skipped.append(f"Checkpoint {path.name} is damaged and was passed over: {error}")
+            skipped.append(f"Checkpoint {path.name} is damaged and was not used: {error}")
             continue
         if found[0] != fingerprint:
             raise TrainingError(
@@ -102,13 +102,13 @@ def load_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
 
 
 def last_step(folder: Path) -> int:
-    """Step of the newest checkpoint in `folder`, unread; 0 if there is none."""
+    """Step of the newest checkpoint in `folder`, by its name; 0 if there is none."""
     steps = _steps(folder)
     return _step_of(steps[-1]) if steps else 0
 
 
 def discard_checkpoints(folder: Path, after: int = 0) -> None:
-    """Remove the checkpoints in `folder` of later steps than `after`; with 0 the folder itself, if it is there."""
+    """Remove the checkpoints in `folder` after step `after`; with 0 the whole folder, if it exists."""
     if not after:
         shutil.rmtree(folder, ignore_errors=True)
     for path in _steps(folder):

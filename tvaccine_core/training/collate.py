@@ -1,4 +1,4 @@
-"""From examples to batches: padding, each process's share, and draws from a stream beside the one a step trains on."""
+"""From examples to batches: padding, each process's share, and draws from streams beside the one that is trained on."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def collate(
 
     Args:
         examples: at least one.
-        pad_id: fills `input_ids`; masked, so its value is of no consequence.
-        total_labelled: labelled tokens of the whole optimiser step; the batch's weight is its share of them.
+        pad_id: fills `input_ids`; it is masked, so any value will do.
+        total_labelled: labelled tokens of the whole optimiser step; the batch's weight is its share of these tokens.
             None: the batch is the whole step.
-        ranks: who divides the batch. The examples are dealt in turn, as they come sorted by length; a process that
-            gets none takes one that counts for nothing, since all must take part in the sums.
+        ranks: the processes that divide the batch. Examples are dealt in turn, since they are sorted by length. A
+            process without an example takes one with weight 0, since all must take part in the sums.
     """
     whole = sum(example.num_labelled for example in examples)
     mine = examples[ranks.index :: ranks.size]
@@ -41,20 +41,20 @@ def collate(
 
 
 class Sampler:
-    """Draws batches from a stream beside the one a step trains on."""
+    """Draws batches from a stream that steps do not train on."""
 
     def __init__(self, examples: Sequence[Encoded], pad_id: int, device: torch.device, ranks: Ranks, seed: int) -> None:
         self._examples, self._pad_id, self._device, self._ranks = examples, pad_id, device, ranks
         self._seed, self._step, self._drawn = seed, 0, 0
 
     def begin(self, step: int) -> None:
-        """From now on it is drawn for this step."""
+        """Draw for this step from now on."""
         self._step, self._drawn = step, 0
 
     def __call__(self, count: int, generator: torch.Generator | None = None) -> Batch:
-        """A batch of `count` examples without repetition; of all, if there are fewer.
+        """A batch of `count` examples without repetition, or of all if there are fewer.
 
-        Without a generator the draw depends on the seed, the step and how many draws it had before: nothing is kept.
+        Without a generator the draw depends on the seed, the step and the number of draws in this step so far.
         """
         if generator is None:
             generator = torch.Generator().manual_seed(derive_seed(self._seed, self._step, self._drawn))

@@ -2,11 +2,11 @@
 
 Optimiser AdamW (Loshchilov and Hutter, arXiv:1711.05101), linear warm-up then cosine or constant, clipping to a global
 norm, token-weighted accumulation: the gradient of a step is the mean over all its labelled tokens, however they are
-split. The same seed, data and thread count give the same bytes, resumed or not: which examples make a step is a pure
-function of its number, and a checkpoint holds weights, optimiser moments, the method's state and its generator.
-Several processes (`ranks`) divide each micro-batch; gradient and perturbation are those of the whole one, so one
-process or many give the same adapters to rounding (dropout aside: its masks differ).
-Cost: the method's passes, plus about 2 % for optimiser, clipping and one wait for the device a step.
+split. The same seed, data and thread count give the same bytes, resumed or not: a step's examples are a pure function
+of its number, and a checkpoint holds weights, optimiser moments, the method's state and its generator.
+Several processes (`ranks`) divide each micro-batch; gradient and perturbation are those of the whole micro-batch. So
+one process or many give the same adapters to rounding, except for dropout, whose masks differ.
+Cost: the method's passes, plus about 2 % for optimiser, clipping and one wait for the device per step.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tvaccine_core.training.collate import Sampler, collate
 
 
 def learning_rate_at(step: int, config: OptimisationConfig) -> float:
-    """Learning rate of optimiser step `step` (0-based): never 0 before the last step, its peak after the warm-up."""
+    """Learning rate of optimiser step `step` (0-based): never 0 before the last step, at its peak after the warm-up."""
     warmup = round(config.warmup_ratio * config.steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -60,36 +60,36 @@ def fit(
     activation_memory: ActivationMemory = "auto",
     fast_paths: bool = True,
 ) -> Iterator[Event]:
-    """Train what requires a gradient in `model`, and report every step.
+    """Train the parameters of `model` that require a gradient, and report every step.
 
     Args:
-        model: the peft model, adapters set up; put into training mode here. Between two events the caller may evaluate
-            it, if it puts modes and adapters back.
+        model: the peft model with adapters; put into training mode here. Between two events the caller may evaluate
+            it, but must restore modes and adapters.
         method: makes the gradients.
-        streams: training examples by the name of their stream. Steps train on `user`, where there is none on
-            `alignment`, unless the method picks another one; from the others the method may draw batches.
+        streams: training examples by the name of their stream. Steps train on `user`, or on `alignment` if there is no
+            `user`, unless the method picks another stream. The method may draw batches from all other streams.
         config: steps, batch, learning rate.
-        seed: of the data's order and of the method's generator.
+        seed: for the data's order and the method's generator.
         pad_id: padding token.
-        checkpoint_dir: where resumable checkpoints go; None for none. Of several processes only the leader's counts.
-        resume: take up from the newest checkpoint there; from the start if there is none.
-        should_stop: asked before every step; it is enough that one process wants to stop.
-        ranks: the processes that train together, their other arguments equal.
-        activation_memory: what is kept for the backward passes; gradients are the same, to rounding.
-        fast_paths: whether the lab's own forms of modules may stand in for the model's; likewise.
+        checkpoint_dir: folder of resumable checkpoints; None for none. With several processes only the leader's counts.
+        resume: go on from the newest checkpoint in the folder, or start anew if there is none.
+        should_stop: asked before every step; training stops if any process says True.
+        ranks: the processes that train together; their other arguments must be equal.
+        activation_memory: how much is kept for the backward passes; gradients are the same, to rounding.
+        fast_paths: whether the lab's faster forms may replace the model's modules; gradients are the same, to rounding.
 
     Yields:
-        A `StepRecord` per step (the method's own records before it), `CheckpointRecord`s, `MessageRecord`s. What
-        happens at step k is yielded before the checkpoint of step k is written: whoever kept the record of that
-        checkpoint has all earlier records. The method's `finish` comes after the last of them.
+        A `StepRecord` per step (the method's own records before it), `CheckpointRecord`s, `MessageRecord`s. All records
+        of step k are yielded before its checkpoint is written: a reader that has a checkpoint's record has all earlier
+        records. The method's `finish` runs after the last record.
 
     Raises:
-        CancelledError: `should_stop` said so; a checkpoint was written first.
-        NonFiniteLossError: loss or gradient norm is not finite; that step changed nothing, checkpoints are kept.
+        CancelledError: `should_stop` returned True; a checkpoint was written first.
+        NonFiniteLossError: loss or gradient norm is not finite; the step changed nothing, checkpoints are kept.
         OutOfMemoryError: the device is full.
-        DataError: nothing to learn in an example, or no example.
-        ConfigError: a stream that the method needs or picks is not there; or what its `setup` raises.
-        TrainingError: nothing to train; a checkpoint is unreadable, foreign, or cannot be written.
+        DataError: an example has no label, or there is no example.
+        ConfigError: a stream that the method needs or picks is missing; or the method's `setup` raises it.
+        TrainingError: nothing to train; a checkpoint is unreadable, of another training, or cannot be written.
     """
     loop = _Loop(model, method, streams, config, seed=seed, pad_id=pad_id, checkpoint_dir=checkpoint_dir, ranks=ranks)
     yield from loop.set_up(activation_memory, fast_paths)
@@ -112,7 +112,7 @@ def fit(
 
 
 class _Loop:
-    """One training: what it works with, and how far it is."""
+    """One training: its parts and its progress."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class _Loop:
         self._fingerprint = _fingerprint(method, streams, self._schedule.main, config, seed, self._trainable)
 
     def set_up(self, activation_memory: ActivationMemory, fast_paths: bool) -> Iterator[Event]:
-        """Choose what passes keep, let the method look at the model, and agree with the other processes."""
+        """Choose the memory mode, set up the method, and agree with the other processes."""
         mode = choose_mode(
             activation_memory,
             measure_shape(
@@ -193,7 +193,7 @@ class _Loop:
         self._ranks.require_same(self._fingerprint, "settings, data and adapters")
 
     def take_up_a_checkpoint(self) -> Iterator[Event]:
-        """Go on from the newest good one, if there is one."""
+        """Go on from the newest good checkpoint, if there is one."""
         checkpoint = _find_checkpoint(self._checkpoint_dir, self._fingerprint, self._ranks)
         if checkpoint is None:
             return
@@ -204,7 +204,7 @@ class _Loop:
         self._saved = self.done or None
 
     def save(self) -> Iterator[Event]:
-        """Write a checkpoint, unless there is one of this step or nowhere to write it."""
+        """Write a checkpoint, unless this step has one already or there is no folder for it."""
         if self._checkpoint_dir is None or self._saved == self.done or not self._ranks.leads:
             return
         path = save_checkpoint(
@@ -240,12 +240,12 @@ class _Loop:
         )
 
     def take_reports(self) -> Iterator[Event]:
-        """What the method emitted since this was last called."""
+        """Events that the method emitted since the last call."""
         yield from self._reported
         self._reported.clear()
 
     def finish(self) -> None:
-        """The method's last word. A checkpoint holds the weights before it, so that a resumed run says it once too."""
+        """Run the method's `finish`. A checkpoint holds the weights before it, so a resumed run also finishes once."""
         self._optimiser.zero_grad(set_to_none=True)
         for sampler in self._samplers.values():
             sampler.begin(self._config.steps)
@@ -253,7 +253,7 @@ class _Loop:
             self._method.finish(self._model)
 
     def _gather_gradients(self, step: int) -> tuple[dict[str, Tensor], int]:
-        """Fill every `.grad` from this process's share of the step's examples: metrics, and labelled tokens in all."""
+        """Fill every `.grad` from this process's share of the step's examples; returns metrics and number of labels."""
         micro_batches = self._schedule.micro_batches(step)
         num_tokens = sum(example.num_labelled for batch in micro_batches for example in batch)
         metrics: dict[str, Tensor] = {}
@@ -266,7 +266,7 @@ class _Loop:
         return metrics, num_tokens
 
     def _update(self, step: int, learning_rate: float, metrics: dict[str, Tensor]) -> tuple[float, dict[str, float]]:
-        """Sum gradients over the processes, clip them, change the weights: the gradients' norm, and the metrics."""
+        """Sum gradients over processes, clip them, change the weights; returns the gradients' norm and the metrics."""
         parameters = list(self._trainable.values())
         self._ranks.sum_gradients(parameters)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -305,14 +305,14 @@ class _Loop:
 
 
 def _excerpt(example: Encoded, length: int) -> Encoded:
-    """At most `length` tokens around the first labelled one, a third of them from there on."""
+    """At most `length` tokens around the first labelled token: two thirds before it, one third from it on."""
     first = next(index for index, label in enumerate(example.labels) if index and label != MASKED)
     part = slice(max(0, first - length + length // 3), first + length // 3)
     return replace(example, input_ids=example.input_ids[part], labels=example.labels[part])
 
 
 def _find_checkpoint(folder: Path | None, fingerprint: str, ranks: Ranks) -> Checkpoint | None:
-    """What to resume from: the leader reads it, the others' machines may not have it."""
+    """The checkpoint to resume from. The leader reads it, since the others' machines may not have it."""
     found = load_checkpoint(folder, fingerprint) if folder is not None and ranks.leads else None
     note, tensors = ranks.share_tensors(
         found and {"step": found.step, "elapsed_s": found.elapsed_s}, found.tensors if found else {}
@@ -328,14 +328,14 @@ def _fingerprint(
     seed: int,
     trainable: dict[str, nn.Parameter],
 ) -> str:
-    """Hash of everything that must be equal for a checkpoint to be taken up; how often they are written need not."""
+    """Hash of everything that must be equal to resume from a checkpoint; `checkpoint_every` may differ."""
     digest = hashlib.sha256()
     digest.update(config.model_dump_json(exclude={"checkpoint_every"}).encode())
     digest.update(f"{method.config.model_dump_json()}/{seed}".encode())
     for name, parameter in trainable.items():
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
     for name in (main, *sorted(set(streams) - {main})):
-        if name not in (main, "harmful"):  # checkpoints of before there were other streams are still good
+        if name not in (main, "harmful"):  # so that checkpoints older than the other streams stay valid
             digest.update(name.encode())
         for example in streams[name]:
             digest.update(f"{example.input_ids}{example.labels}".encode())
@@ -379,5 +379,5 @@ def _restore(
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    """CUDA and MPS have a class for it; the CPU allocator has only its words."""
+    """CUDA and MPS raise a class of their own; the CPU allocator is known by its message only."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,1 +1,1 @@
-"""Processes that do the store's jobs."""
+"""Processes that do the jobs in the run store."""

@@ -1,4 +1,4 @@
-"""The states that are in memory to answer prompts: adapters of their own, which nothing trains."""
+"""The states in memory for answering prompts: separate adapters, which are never trained."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tvaccine_core.states.adapter_files import WEIGHTS_FILE
 from tvaccine_core.states.model_states import ModelStates
 
 NUM_ASKED = 12
-"""So many of them are kept; those that were asked longest ago go first."""
+"""Number of states that are kept; the least recently asked is dropped first."""
 _PREFIX = "asked/"
-"""No state that a job makes is called so."""
+"""Jobs never make states with this prefix."""
 
 
 class AskedStates:
@@ -23,11 +23,11 @@ class AskedStates:
 
     @staticmethod
     def has(name: str) -> bool:
-        """True for the name of a state that is in memory to answer prompts, and for no other."""
+        """True if the name is that of a state for answering prompts."""
         return name.startswith(_PREFIX)
 
     def load(self, states: ModelStates, run_dir: Path, run_id: str, state: str) -> str:
-        """Have `state` of a run in memory as it is saved now; the name it has there.
+        """Load `state` of a run, as it is saved now; returns its name in memory.
 
         Raises:
             RunNotFoundError, ModelError: see `ModelStates.load`.
@@ -47,7 +47,7 @@ class AskedStates:
         return name
 
     def clear(self) -> None:
-        """Forget them, with the model they are adapters of."""
+        """Forget all states, because their model is dropped."""
         self._versions.clear()
 
 

@@ -1,4 +1,4 @@
-"""A base divided among the processes of one job, for a worker that leads and for those that follow it."""
+"""A base divided among the processes of one job, for the leading worker and its followers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tvaccine_core.states.model_states import ModelStates
 
 
 def load_divided(model: ModelConfig, num_threads: int | None, ranks: Ranks) -> ModelStates:
-    """The base, divided; the leader has the others do the same. Call `Ranks.take_part_by` with `run_a_pass` after it.
+    """The divided base; the leader makes the others load it too. Then call `Ranks.take_part_by` with `run_a_pass`.
 
     Raises:
         ConfigError: there is one process only.
@@ -39,6 +39,6 @@ def load_divided(model: ModelConfig, num_threads: int | None, ranks: Ranks) -> M
 
 
 def run_a_pass(states: ModelStates) -> None:
-    """Bring this process's part of the weights to a forward pass of the leading one."""
+    """Lend this process's part of the weights to a forward pass of the leader."""
     with torch.no_grad(), states.active(BASE) as model:
         model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=states.loaded.device), use_cache=False)

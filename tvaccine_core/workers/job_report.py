@@ -1,4 +1,4 @@
-"""What a running job says, on its way from a worker to the store, and the sign that its worker lives."""
+"""A running job's events on their way from worker to store, and the heartbeat of its worker."""
 
 import logging
 import signal
@@ -18,15 +18,15 @@ log = logging.getLogger(__name__)
 
 
 class Report:
-    """What a running job says, written from a thread: events in batches, heartbeats with progress.
+    """Writes a running job's events in batches, and heartbeats with progress, from a thread of its own.
 
-    Leaving the context writes what is left. A store that fails stops the job at its next event. With `silent_s` the
-    process is ended by an alarm that each beat puts off: when nothing runs in it any more, nothing in it can end it.
+    Leaving the context writes all pending events. If the store fails, the job stops at its next event. With `silent_s`
+    a system alarm ends the process unless heartbeats reset it: a process whose threads all hang cannot end itself.
     """
 
     def __init__(self, store: Store, job: JobRow, worker_id: str, silent_s: float | None = None) -> None:
         self.lost = False
-        """True once the job is no longer this worker's."""
+        """True when the job is no longer this worker's."""
         self._store = store
         self._job = job
         self._worker_id = worker_id
@@ -53,7 +53,7 @@ class Report:
             self._store.heartbeat(self._job.id, self._progress, worker_id=self._worker_id)
 
     def recall_progress(self) -> None:
-        """Begin with the steps done at the last checkpoint: a job that is only measured now takes no step to tell."""
+        """Begin with the steps done at the last checkpoint: a job that only measures from here takes no step."""
         at = self._store.last_checkpoint(self._job.id)
         for stored in reversed(self._store.events(self._job.run_id, kinds=["step"], job_id=self._job.id)):
             if isinstance(stored.event, StepRecord) and stored.event.step <= at:
@@ -61,7 +61,7 @@ class Report:
                 return
 
     def add(self, event: Event) -> None:
-        """Take an event; it is in the store a moment later. Raises what the store raised since."""
+        """Take an event; it is in the store a moment later. Raises an earlier error of the store."""
         if self._failure is not None:
             raise self._failure
         if event.kind == "progress":
@@ -83,7 +83,7 @@ class Report:
         return without_places(text, self._store.home)
 
     def flush(self) -> None:
-        """Write what was taken, now."""
+        """Write all pending events now."""
         with self._lock:  # held while writing, so that two flushes cannot swap the order
             if self._events and not self.lost:
                 self._store.append(self._job.id, self._events)
@@ -95,7 +95,7 @@ class Report:
 
     def _call_off(self) -> None:
         if self._silent_s is not None:
-            _set_alarm(0)  # the report of a job around this one sets it again at its next beat
+            _set_alarm(0)  # the report of an outer job sets it again at its next beat
 
     def _beat(self) -> None:
         next_heartbeat = 0.0
@@ -111,12 +111,12 @@ class Report:
             except Exception as error:
                 log.exception("%s cannot report", self._job.id)
                 self._failure = error
-                self._call_off()  # nothing beats any more, and the job still has to come to its next event
+                self._call_off()  # no beat resets it any more, and the job must reach its next event
                 break
         self._store.close()
 
 
 def _set_alarm(seconds: float) -> None:
-    """Have the system end this process after `seconds` awake, whoever holds the interpreter's lock; 0: not at all."""
+    """Make the system end this process after `seconds` awake, whoever holds the interpreter's lock; 0: never."""
     if sys.platform != "win32":
         signal.setitimer(signal.ITIMER_REAL, seconds)

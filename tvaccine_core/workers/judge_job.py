@@ -13,10 +13,10 @@ from tvaccine_core.store import JobRow, Store
 
 
 def judge_answers(store: Store, job: JobRow, config: LabConfig, should_stop: Callable[[], bool]) -> Iterator[Event]:
-    """Judge what this judge has not judged yet, then report the scores of every state, step and set.
+    """Judge the answers that this judge has not judged yet, then report the scores of every state, step and set.
 
     Raises:
-        CancelledError: `should_stop` said so; verdicts given by then are kept.
+        CancelledError: `should_stop` returned True; all verdicts so far are kept.
         ConfigError: see `load_judge`.
         DataError: see `judge_saved`.
     """

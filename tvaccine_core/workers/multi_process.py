@@ -1,16 +1,15 @@
 """One job done by the processes of a launcher (torchrun, accelerate launch): rank 0 leads, the others follow.
 
-The leader is the command line and the worker in one process. It takes jobs from the store and tells the followers,
-which need neither the store nor its disk: config, checkpoint and adapters reach them from the leader. They train with
-it and do nothing else; the leader measures and saves while they wait (or, where they hold parts of the base, bring
-these to its passes).
+The leader is the command line and the worker in one process. It takes jobs from the store and tells the followers.
+These need neither the store nor its disk: the leader sends them config, checkpoint and adapters. They only train with
+it. While the leader measures and saves, they wait or, if they hold parts of the base, lend these to its passes.
 
-A stop is agreed upon before a step; whichever process got the signal, the leader then ends the command. A failure is
-not agreed upon: a process that fails inside a step leaves the others waiting in a sum. So each process has a thread
-that looks for posted failures; the leader's writes the failure down as the job's and ends its process, the followers'
-just end. Nothing is lost but the steps since the last checkpoint.
+The processes agree on a stop before a step; then the leader ends the command, whichever process got the signal. They
+cannot agree on a failure: a process that fails inside a step leaves the others waiting in a sum. So each process has a
+thread that looks for posted failures. The leader's thread records the failure as the job's and ends its process; a
+follower's thread just ends its process. Only the steps since the last checkpoint are lost.
 
-Imports torch only where several processes were started.
+Imports torch only if several processes were started.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _group: Group | None = None
 
 
 def started_together() -> bool:
-    """True if a launcher started this process as one of several. Raises `ConfigError`: see `launched_as`."""
+    """True if a launcher started this process as one of several. Raises `ConfigError`, see `launched_as`."""
     return "RANK" in os.environ and launched_as()[1] > 1
 
 
@@ -64,21 +63,21 @@ def run_together(command_line: Callable[[], int]) -> NoReturn:
     if not group.leads:
         _follow(group)
     code = command_line()
-    if group.failure() is not None:  # the others hear of it and end, if they have not yet
+    if group.failure() is not None:  # the others see it and end, if they have not ended yet
         _end(code or 1)
     group.share(json.dumps({"kind": "end"}).encode())
     ranks.leave(code)
 
 
 def lead(store: Store, job_ids: Sequence[str], look: Callable[[], None]) -> bool:
-    """Do `job_ids`, and what they wait for, here and with the followers, until none can go on.
+    """Do `job_ids` and the jobs that they wait for, together with the followers, until none can go on.
 
-    Ends at the first failure. None is left waiting: nobody would come to do it.
+    Ends at the first failure. Jobs that still wait are cancelled: nobody else would do them.
 
     Args:
         store: on this process's disk.
-        job_ids: what is waited for.
-        look: called a few times a second from another thread, to show how it goes on.
+        job_ids: the jobs to do.
+        look: called a few times per second from another thread, to show progress.
 
     Returns:
         True if a signal stopped it, here or in a follower.
@@ -94,8 +93,8 @@ def lead(store: Store, job_ids: Sequence[str], look: Callable[[], None]) -> bool
     worker = Worker(store, TorchEngine(ranks=group), job_ids=wanted, stop=stop)
 
     def on_failure(error: TVaccineError) -> None:
-        """End a process whose main thread waits for one that failed; one that fails by itself has more to say."""
-        while not over.wait(2 * LOOK_EVERY_S):  # for what the main thread and the report's still have to write
+        """End this process if its main thread waits for a failed process; if it fails itself, it reports more."""
+        while not over.wait(2 * LOOK_EVERY_S):  # so that the main thread and the report can finish writing
             mine = [job for job in store.all_jobs() if job.state == "running" and job.worker_id == worker.id]
             for job in mine:
                 store.finish(job.id, "failed", error, worker_id=worker.id)
@@ -111,12 +110,12 @@ def lead(store: Store, job_ids: Sequence[str], look: Callable[[], None]) -> bool
             look()
         store.close()
 
-    lock = Supervisor(store.home, 0)  # no workers: it keeps others' away
+    lock = Supervisor(store.home, 0)  # without workers: it keeps other supervisors away
     with lock, _stopped_by_signals(stop):
         if lock.standing_by:
             raise StoreError(
                 f"Another program's workers serve {store.home}; they would take the jobs.",
-                remedy="End that program, or choose another folder with --data-dir.",
+                remedy="End the other program, or choose another folder with --data-dir.",
             )
         group.on_stop = stop.set
         threading.Thread(target=_look_for_failures, args=(group, on_failure, over), daemon=True).start()
@@ -130,7 +129,7 @@ def lead(store: Store, job_ids: Sequence[str], look: Callable[[], None]) -> bool
                     break
             _cancel_waiting(store, job_ids)
         except Exception as error:
-            with contextlib.suppress(RuntimeError):  # the place to post may be gone
+            with contextlib.suppress(RuntimeError):  # the launcher's store may be gone
                 group.post_failure(error)  # the others may wait in a sum
             raise
         finally:
@@ -140,7 +139,7 @@ def lead(store: Store, job_ids: Sequence[str], look: Callable[[], None]) -> bool
 
 
 def _follow(group: Group) -> NoReturn:
-    """Train with the leader until it says that this is the end."""
+    """Train with the leader until it says that all is done."""
     from tvaccine_core.workers.runner import TorchEngine
 
     stop, over = threading.Event(), threading.Event()
@@ -158,7 +157,7 @@ def _follow(group: Group) -> NoReturn:
     except Exception as error:
         over.set()
         log.exception("process %d of %d fails", group.index, group.size)
-        with contextlib.suppress(RuntimeError):  # the leader may be gone, and with it the place to post
+        with contextlib.suppress(RuntimeError):  # the leader may be gone, and the launcher's store with it
             group.post_failure(error)
             group.wait_until_acknowledged(ACKNOWLEDGED_WITHIN_S)
         _end(1)
@@ -172,7 +171,7 @@ def _look_for_failures(group: Group, on_failure: Callable[[TVaccineError], None]
     while not over.wait(LOOK_EVERY_S):
         try:
             error = group.failure()
-        except RuntimeError:  # the store's process is gone; whoever waits for it hears that by a broken connection
+        except RuntimeError:  # the store's process is gone; a waiting process notices its broken connection
             return
         if error is not None:
             on_failure(error)
@@ -180,7 +179,7 @@ def _look_for_failures(group: Group, on_failure: Callable[[TVaccineError], None]
 
 
 def _with_dependencies(store: Store, job_ids: Sequence[str]) -> list[str]:
-    """`job_ids`, and of what they depend on whatever is still to do."""
+    """`job_ids`, and the unfinished jobs that they depend on."""
     wanted = list(job_ids)
     for job_id in wanted:  # grows meanwhile
         needed = store.job(job_id).depends_on
@@ -197,7 +196,7 @@ def _cancel_waiting(store: Store, job_ids: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and Ctrl-C end the job after its step, with a checkpoint; the second one is not patient."""
+    """SIGTERM and Ctrl-C end the job after its step, with a checkpoint; a second signal ends the process at once."""
 
     def handle(number: int, _frame: FrameType | None) -> None:
         stop.set()
@@ -212,7 +211,7 @@ def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
 
 
 def _end(code: int) -> NoReturn:
-    """Leave at once: the main thread may wait in a sum for a process that will not come."""
+    """End the process at once: the main thread may wait in a sum for a dead process."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,9 +1,9 @@
-"""What a worker process runs jobs with: one base model in memory, the pipeline on top. Imports torch.
+"""The engine of a worker process: one base model in memory, the pipeline on top. Imports torch.
 
-The base is loaded once and kept until a job needs another. What jobs train lives in memory only while they run: each
-job reads the states it builds on from its run's folder, so that no job ever works on another run's adapter of the same
-name. Answers have adapters of their own, read from the saved states under names no job uses; they touch nothing that
-trains.
+The base is loaded once and kept until a job needs another. Trained adapters are in memory only while their job runs.
+Each job reads the states it builds on from its run's folder, so that no job uses another run's adapter of the same
+name. Answers use separate adapters, read from the saved states under names that no job uses, so they change nothing
+that trains.
 """
 
 import gc
@@ -37,7 +37,7 @@ class TorchEngine:
 
     Args:
         num_threads: torch's CPU threads; results are bit-equal only for the same number.
-        ranks: the processes that train with this one; the others `follow`.
+        ranks: the processes that train together; all but the leader `follow`.
     """
 
     def __init__(self, num_threads: int | None = None, *, ranks: Ranks = ALONE) -> None:
@@ -52,7 +52,7 @@ class TorchEngine:
             yield from judge_answers(store, job, config, should_stop)
             return
         if config.model.shard:
-            self._load(config.model)  # in all processes, also where the leader works alone
+            self._load(config.model)  # in all processes, even if the leader works alone
         start = store.last_checkpoint(job.id) if job.resumed else 0
         if job.kind in ("align", "attack"):
             task = {"kind": job.kind, "params": job.params, "resume_from": start, "config": config.to_yaml()}
@@ -77,7 +77,7 @@ class TorchEngine:
                 yield from self.answer(store, job, config, should_stop, float("inf"))
 
     def follow(self, task: dict[str, Any], folder: Path, should_stop: ShouldStop) -> None:
-        """Do this process's share of a job that the leading process `run`s; nothing is written but in `folder`."""
+        """Do this process's share of a job that the leader `run`s; writes only in `folder`."""
         config = LabConfig.from_yaml(task["config"])
         states = self._load(config.model)
         if task["kind"] == "load":
@@ -108,8 +108,8 @@ class TorchEngine:
             yield record.model_copy(update={"state": wanted[record.state]})
 
     def memory_remedy(self, job: JobRow, config: LabConfig) -> str:
-        """What the plan of a job that ran out of memory says; empty if its device's memory is not known."""
-        from tvaccine_core.plan.remedy import memory_remedy  # only when it is needed: it brings much along
+        """Advice from the memory plan of a job that ran out of memory; empty if its device's memory is unknown."""
+        from tvaccine_core.plan.remedy import memory_remedy  # only when needed: it imports much
 
         device = pick_device(config.model.device)
         total = device_bytes(device)
@@ -118,7 +118,7 @@ class TorchEngine:
         return memory_remedy(config, job.kind, job.params, "cuda" if device.type == "cuda" else "cpu", total / 2**30)
 
     def release(self) -> None:
-        """Drop the model and give its memory back."""
+        """Drop the model and free its memory."""
         self._states = None
         self._asked.clear()
         gc.collect()
@@ -142,12 +142,12 @@ class TorchEngine:
         return self._states
 
     def _run_a_pass(self) -> None:
-        """What a follower does while the leader measures: kept by `ranks`, so it must not keep an old base alive."""
+        """A follower's pass while the leader measures. `ranks` keeps this method, so it must not keep an old base."""
         assert self._states is not None
         run_a_pass(self._states)
 
     def _forget_jobs(self, states: ModelStates) -> None:
-        """Drop what earlier jobs left in memory; what is needed of it is on disk, and may be newer there."""
+        """Drop states that earlier jobs left in memory; they are on disk, and may be newer there."""
         for name in states.names:
             if name != BASE and not self._asked.has(name):
                 states.drop(name)

@@ -1,10 +1,10 @@
-"""Starts worker processes, restarts those that die, and ends them with its own process. Torch-free.
+"""Starts worker processes, restarts dead ones, and ends them with its own process. Torch-free.
 
-One supervisor at a time works on a data folder: it holds a lock file. Another (a second app, `demo` beside an app)
-stands by, its jobs done by the first one's workers, and takes over when the first ends; so two programs never train
-twice as many models as the machine was meant to. A worker's standard input is a pipe from here: when this process dies,
-however it dies, the workers see its end, finish their step and stop. A worker that does not stop a job within a stated
-time of being asked to is ended and replaced.
+One supervisor at a time works on a data folder: it holds a lock file. Another (of a second app, or of `demo` beside an
+app) stands by: the first one's workers do its jobs, and it takes over when the first ends. So two programs never train
+twice as many models as the machine should. A worker's standard input is a pipe from here: when this process dies,
+in any way, the workers see the pipe close, finish their step and stop. A worker that is asked to stop a job, and does
+not within a stated time, is ended and replaced.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ from tvaccine_core.store import JobRow, Store
 WATCH_EVERY_S = 0.2
 REAP_EVERY_S = 2.0
 LOOK_EVERY_S = 0.5
-"""Between two looks for workers that do not stop a job."""
+"""Pause between two looks for workers that do not stop a job."""
 CANCEL_WITHIN_S = 60.0
-"""A worker that does not stop a job within this time of being asked to is ended: the steps since the job's last
-checkpoint are lost. A job that takes long steps gets `CANCEL_STEPS` of them: it stops between two."""
+"""A worker that has not stopped a job this long after the request is ended: the steps since the job's last checkpoint
+are lost. A job stops between two steps, so a job with long steps gets the time of `CANCEL_STEPS` steps."""
 CANCEL_STEPS = 3
 STABLE_AFTER_S = 60.0
-"""A worker that lived so long starts with no back-off again."""
+"""A worker that lived this long is restarted without delay."""
 MAX_BACKOFF_S = 30.0
 LAUNCHER_VARIABLES = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"})
 
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Slot:
-    """One worker's place: its process, and when the next may start."""
+    """One worker's place: its process, and the earliest start of the next process."""
 
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
@@ -51,7 +51,7 @@ class _Slot:
     start_after: float = 0.0
     exit_codes: list[int] = field(default_factory=list)
     asked_at: dict[str, float] = field(default_factory=dict)
-    """Of its jobs that were asked to stop and have not: when that was first seen."""
+    """Job -> when it was first seen to be asked to stop; only jobs that have not stopped yet."""
 
 
 class Supervisor:
@@ -60,9 +60,9 @@ class Supervisor:
     Args:
         num_workers: None: two on a CPU with two cores or more, so that a method and its twin align side by side;
             else one.
-        num_threads: torch threads of each; None shares the cores out.
-        command: what to run; None is this package's `worker` command.
-        cancel_within_s: a worker that does not stop a job for so long after it was asked to is ended.
+        num_threads: torch threads per worker; None divides the cores among the workers.
+        command: the command of a worker; None is this package's `worker` command.
+        cancel_within_s: a worker that has not stopped a job this long after the request is ended.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Supervisor:
         self.stop()
 
     def start(self) -> None:
-        """Start the workers, or stand by if another supervisor has some on this folder."""
+        """Start the workers, or stand by if another supervisor works on this folder."""
         self._stopping.clear()
         self._tend()
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
@@ -106,7 +106,7 @@ class Supervisor:
             self._thread = None
         running = [slot.process for slot in self._slots if slot.process is not None]
         for process in running:
-            _close_input(process)  # as good as a signal, but for a worker that still imports
+            _close_input(process)  # works like a signal, except while a worker still imports
             if sys.platform != "win32":
                 process.terminate()
         deadline = time.monotonic() + grace_s
@@ -130,7 +130,7 @@ class Supervisor:
         return self._lock is None
 
     def num_alive(self) -> int:
-        """Own worker processes that run now."""
+        """Number of own worker processes that run now."""
         return sum(slot.process is not None and slot.process.poll() is None for slot in self._slots)
 
     def pids(self) -> list[int]:
@@ -138,11 +138,11 @@ class Supervisor:
         return [slot.process.pid for slot in self._slots if slot.process and slot.process.poll() is None]
 
     def deaths_in_a_row(self) -> int:
-        """How often the unluckiest worker has died, each time soon after its start; 0 when all live."""
+        """Most deaths of one worker in a row, each soon after its start; 0 if all workers live."""
         return max((slot.quick_deaths for slot in self._slots), default=0)
 
     def last_deaths(self) -> list[str]:
-        """For each worker that died and has not yet lived long since: a sentence for the user, with its log's path."""
+        """A sentence for the user, with the log's path, for each worker that died and has not lived long since."""
         return [
             f"A worker ended unexpectedly ({_reason(slot.exit_codes[-1])}), {slot.quick_deaths} times in a row. "
             f"Its log: {self.log_path(index)}"
@@ -151,7 +151,7 @@ class Supervisor:
         ]
 
     def log_path(self, index: int) -> Path:
-        """Where worker `index` prints."""
+        """The file of worker `index`'s output."""
         return self.store.home / "log" / f"worker-{index}.log"
 
     def _watch(self) -> None:
@@ -166,12 +166,12 @@ class Supervisor:
                 if time.monotonic() >= next_look:
                     next_look = time.monotonic() + LOOK_EVERY_S
                     self._end_the_deaf()
-            except StoreError as error:  # a full disk passes; workers must be watched meanwhile
+            except StoreError as error:  # a full disk may be freed; workers must be watched meanwhile
                 log.error("%s %s", error, error.remedy)
         self.store.close()
 
     def _tend(self) -> bool:
-        """Start what should run; True if a worker was found dead."""
+        """Start missing workers; True if a worker was found dead."""
         if self._lock is None:
             self._lock = _try_lock(self.store.home / "supervisor.lock")
             if self._lock is None:
@@ -195,7 +195,7 @@ class Supervisor:
         return died
 
     def _end_the_deaf(self) -> None:
-        """End each worker that was asked to stop a job and has not for too long; only that job is cancelled."""
+        """End each worker that did not stop a job in time; only this job is cancelled."""
         for index, slot in enumerate(self._slots):
             if slot.process is None:
                 continue
@@ -214,13 +214,13 @@ class Supervisor:
         return waited_s > self.cancel_within_s and waited_s > CANCEL_STEPS * self._step_s(job)
 
     def _step_s(self, job: JobRow) -> float:
-        """How long a step of the job takes on average; 0 while unknown."""
+        """Average seconds per step of the job; 0 while unknown."""
         recent = self.store.events(job.run_id, self.store.last_seq(job.id) - 1000, ["step"], job.id)
         last = recent[-1].event if recent else None
         return last.elapsed_s / last.step if isinstance(last, StepRecord) else 0.0
 
     def _give_up(self, late: Sequence[JobRow], held: Sequence[JobRow]) -> None:
-        """Say how the jobs of a worker that was ended went; those that nobody had asked to stop go on elsewhere."""
+        """Record the end of an ended worker's jobs; jobs that nobody asked to stop go on in another worker."""
         for job in late:
             self.store.finish(
                 job.id,
@@ -249,7 +249,7 @@ class Supervisor:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=self._environment(),
-                    start_new_session=True,  # Ctrl-C in the terminal is the parent's to handle
+                    start_new_session=True,  # the parent handles Ctrl-C
                 )
         except OSError as error:
             raise StoreError(
@@ -259,7 +259,7 @@ class Supervisor:
     def _environment(self) -> dict[str, str]:
         # The package is found from wherever the app was started.
         paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-        # What a launcher told this process of several is not true of a worker, which is one alone.
+        # A launcher's variables for several processes must not reach a worker, which is alone.
         inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
         return {
             **inherited,
@@ -281,19 +281,19 @@ class Supervisor:
 
 
 def num_cores() -> int:
-    """Cores this process may use: its affinity, and in a container its share (cgroup v2)."""
+    """Cores that this process may use: its affinity and, in a container, its share (cgroup v2)."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         if quota != "max":
             cores = min(cores, max(1, round(int(quota) / int(period))))
     except (OSError, ValueError):
-        return cores  # no cgroup v2, no share to keep to
+        return cores  # no cgroup v2, so no share
     return cores
 
 
 def default_num_workers() -> int:
-    """One where there is a GPU (two would halve its memory) or a single core, else two."""
+    """One with a GPU (two workers would halve its memory) or with a single core, else two."""
     has_gpu = shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
     return 1 if has_gpu or num_cores() < 2 else 2
 

@@ -1,11 +1,11 @@
 """The worker process: takes jobs from the store, runs them, and answers prompts between two training steps.
 
-It keeps the base model between jobs, beats from a thread of its own, stops within a step when asked to, and survives a
-job that fails. Everything it learns leaves through the store. SIGTERM, Ctrl-C or (under a supervisor) the death of its
+It keeps the base model between jobs, sends heartbeats from a separate thread, stops within a step when asked to, and
+survives a job that fails. All its results go to the store. SIGTERM, Ctrl-C or (under a supervisor) the death of its
 parent end it after the current step: the job keeps its checkpoint and becomes interrupted.
 
-Cost: an idle worker makes five indexed SELECTs a second; a running job costs one SELECT a step and about five small
-transactions a second, made outside the training thread.
+Cost: an idle worker makes five indexed SELECTs per second; a running job costs one SELECT per step and about five small
+transactions per second, made outside the training thread.
 """
 
 import contextlib
@@ -37,14 +37,14 @@ from tvaccine_core.workers.job_report import Report
 IDLE_POLL_S = 0.2
 REAP_EVERY_S = 5.0
 SERVE_EVERY_S = 0.3
-"""Between two looks for prompts while a job trains."""
+"""Pause between two looks for prompts while a job trains."""
 SERVE_FOR_S = 8.0
 """Longest pause of a training job for one answer."""
 ORPHAN_GRACE_S = 60
 SILENT_S = 60.0
-"""A worker process in which no thread could run for so long, while it had a job, ends itself."""
+"""A worker process with a job ends itself if none of its threads could run for this time."""
 NICE = 5
-"""How far a supervised worker stands back, see `_stand_back`."""
+"""How much a supervised worker lowers its priority, see `_stand_back`."""
 
 log = logging.getLogger(__name__)
 
@@ -52,27 +52,27 @@ ShouldStop = Callable[[], bool]
 
 
 class Engine(Protocol):
-    """What a worker needs of the engine; `TorchEngine` in life."""
+    """The part of the engine that a worker uses; `TorchEngine` in production."""
 
     def run(self, store: Store, job: JobRow, config: LabConfig, should_stop: ShouldStop) -> Iterator[Event]:
         """Do any job but `generate`. Between two events the model may be used to answer.
 
-        Raises `CancelledError` within a step after `should_stop()` turned true.
+        Raises `CancelledError` within a step after `should_stop()` becomes True.
         """
         ...
 
     def answer(
         self, store: Store, job: JobRow, config: LabConfig, should_stop: ShouldStop, time_limit_s: float
     ) -> Iterator[AnswerRecord]:
-        """Do a `generate` job, in `time_limit_s` at most. Changes nothing that a running job's training depends on."""
+        """Do a `generate` job in at most `time_limit_s`. Changes nothing on which a running training depends."""
         ...
 
     def memory_remedy(self, job: JobRow, config: LabConfig) -> str:
-        """What to change so that a job fits that ran out of memory; may be empty. May take half a minute."""
+        """Changes that make a job fit which ran out of memory; may be empty. May take half a minute."""
         ...
 
     def release(self) -> None:
-        """Give the memory of models back."""
+        """Free the memory of models."""
         ...
 
 
@@ -83,8 +83,8 @@ class Worker:
         kinds: only jobs of these kinds; None for all.
         job_ids: only these jobs, and prompts while one of them trains; None for all.
         stop: set it, from any thread or a signal handler, to end after the current step.
-        silent_s: end the process when none of its threads could run for so long while it had a job; None: never, for
-            a worker that shares its process.
+        silent_s: end the process if it has a job and none of its threads could run for this time; None: never, for a
+            worker that shares its process.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Worker:
             self.stop.wait(IDLE_POLL_S)
 
     def run_one(self) -> bool:
-        """Take one job and do it; False if there was none."""
+        """Take a job and do it; False if there was none."""
         job = self.store.claim(self.id, self.kinds, job_ids=self.job_ids)
         if job is None:
             return False
@@ -156,7 +156,7 @@ class Worker:
             self._training = False
 
     def _serve(self, model: ModelConfig) -> None:
-        """Answer the prompts that wait for the base model which is in memory anyway."""
+        """Answer the prompts that wait for the base model in memory."""
         if self.kinds is not None and "generate" not in self.kinds:
             return
         job = self.store.claim(self.id, ["generate"], model)
@@ -186,7 +186,7 @@ class Worker:
         self._attempt(job, report, body)
 
     def _attempt(self, job: JobRow, report: Report, body: Callable[[], None]) -> None:
-        """Run `body` and say in the store how it ended. Only a store that fails gets through."""
+        """Run `body` and record in the store how it ended. Only a store's error is raised."""
         log.info("%s (%s of %s) begins", job.id, job.title, job.run_id)
         error: TVaccineError | None = None
         state: Literal["done", "failed", "cancelled", "interrupted"] = "done"
@@ -198,12 +198,12 @@ class Worker:
         except TVaccineError as known:
             state, error = "failed", _bare(known)
             log.warning("%s failed: %s", job.id, known)
-        except Exception as unknown:  # noqa: BLE001 - a worker outlives whatever a job does
-            # As text: a handler that keeps its records would keep the traceback's frames, and what they hold.
+        except Exception as unknown:  # noqa: BLE001 - a worker survives any error of a job
+            # As text: a log handler that keeps records would keep the traceback's frames and their models.
             log.error("%s failed\n%s", job.id, "".join(traceback.format_exception(unknown)))
             state, error = "failed", self._explain(job, unknown)
         if isinstance(error, OutOfMemoryError):
-            if job.kind != "generate" or not self._training:  # a prompt must not take the model from under a training
+            if job.kind != "generate" or not self._training:  # a prompt must not take a training's model away
                 self.engine.release()
             gc.collect()
             if job.kind != "generate":
@@ -211,14 +211,14 @@ class Worker:
         if report.lost:
             log.warning("%s went to another worker or was deleted", job.id)
             return
-        if error is not None:  # from here on whoever may open the page reads it
+        if error is not None:  # from here on everybody on the page reads it
             error.args = (without_places(str(error), self.store.home),)
             error.remedy = without_places(error.remedy, self.store.home)
         self.store.finish(job.id, state, error, worker_id=self.id)
         log.info("%s ends: %s", job.id, state)
 
     def _memory_remedy(self, job: JobRow) -> str:
-        """The engine's advice, while the job goes on being this worker's; empty if it has none."""
+        """The engine's advice; the job stays this worker's meanwhile. Empty if there is none."""
         try:
             with self._report(job):
                 return self.engine.memory_remedy(job, self.store.run(job.run_id).config)
@@ -227,7 +227,7 @@ class Worker:
             return ""
 
     def _explain(self, job: JobRow, error: Exception) -> TVaccineError:
-        """An exception that nobody planned, as something to read; its traceback goes to a file of the run."""
+        """An unexpected exception as a readable error; its traceback goes to a file of the run."""
         if lacks_memory(error):
             return OutOfMemoryError(
                 f"There was not enough memory for `{job.title}`.",
@@ -246,7 +246,7 @@ class Worker:
 
 
 def _bare(error: TVaccineError) -> TVaccineError:
-    """Without traceback and cause: their frames would keep half a model alive while memory is given back."""
+    """The error without traceback and cause, whose frames would keep parts of a model in memory."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 
@@ -264,9 +264,9 @@ def run_worker(
     supervised: bool = False,
     silent_s: float = SILENT_S,
 ) -> NoReturn:
-    """The life of a worker process: until SIGTERM, SIGINT or, if `supervised`, the end of its standard input.
+    """Run a worker process until SIGTERM, SIGINT or, if `supervised`, the end of its standard input.
 
-    It ends itself, with a traceback of each thread, when none could run for `silent_s` while it had a job.
+    It ends itself, with a traceback of each thread, if it has a job and no thread could run for `silent_s`.
 
     `make_engine` may take seconds (it imports torch); until it is done a signal ends the process at once.
     """
@@ -275,41 +275,39 @@ def run_worker(
     if supervised:
         _stand_back()
         threading.Thread(target=_wait_for_the_parents_end, args=(stop,), name="parent", daemon=True).start()
-    gc.disable()  # a tenth of such an import would go into looking for garbage that is not there
+    gc.disable()  # a tenth of the import would be spent on garbage collection that finds none
     engine = make_engine()
     gc.freeze()
     gc.enable()
 
     def handle(number: int, _frame: FrameType | None) -> None:
         stop.set()
-        signal.signal(number, signal.SIG_DFL)  # the second one is not patient
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends at once
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handle)
     if sys.platform != "win32":
-        faulthandler.register(
-            signal.SIGALRM, chain=True
-        )  # chain: then the signal does what it does, it ends the process
+        faulthandler.register(signal.SIGALRM, chain=True)  # chain: afterwards the signal ends the process, as usual
     worker = Worker(Store(home), engine, kinds=kinds, stop=stop, silent_s=silent_s)
     log.info("worker %s serves %s", worker.id, worker.store.home)
     worker.run()
     log.info("worker %s ends", worker.id)
     worker.store.close()
     logging.shutdown()
-    os._exit(0)  # everything is stored; tearing torch down would take two seconds more
+    os._exit(0)  # everything is stored; torch's shutdown would take two more seconds
 
 
 def _stand_back() -> None:
     """Lower the priority of this process, and of all threads that it starts, below the page's.
 
-    Linux shares the cores out among sessions first ("autogroups") and looks at `nice` only inside one. A supervised
-    worker leads a session of its own, so its session has to stand back as well.
+    Linux divides the cores among sessions first ("autogroups") and uses `nice` only inside a session. A supervised
+    worker leads its own session, so the session's priority must be lowered too.
     """
     if sys.platform == "win32":
         return
-    # Two workers training on two cores; 5 and 50 ms of work in a third process took 9 and 100 ms at the median. `nice`
-    # alone, 5 or 19, changed nothing; with the session at 5: 5 and 51 ms; at 7, 10 and 15 the same. A session further
-    # back only starves beside other load: at 10 it gets a tenth of another session's share, at 5 a third.
+    # With two workers training on two cores, 5 and 50 ms of work in a third process took 9 and 100 ms (median). `nice`
+    # alone, 5 or 19, changes nothing; with the session at 5 they take 5 and 51 ms; at 7, 10 and 15 the same. Higher
+    # values only starve the worker beside other load: at 10 it gets a tenth of another session's share, at 5 a third.
     os.nice(NICE)
     if sys.platform == "linux" and os.getsid(0) == os.getpid():
         with contextlib.suppress(OSError):  # a kernel without autogroups
@@ -317,7 +315,7 @@ def _stand_back() -> None:
 
 
 def _wait_for_the_parents_end(stop: threading.Event) -> None:
-    """Standard input is a pipe that the parent holds: it ends when the parent does, however that dies."""
+    """Standard input is a pipe from the parent: it ends when the parent ends, in any way."""
     # Not through sys.stdin: a thread that waits inside its buffer makes the interpreter abort at exit.
     with contextlib.suppress(OSError):
         while os.read(0, 1):
@@ -325,4 +323,4 @@ def _wait_for_the_parents_end(stop: threading.Event) -> None:
     stop.set()
     time.sleep(ORPHAN_GRACE_S)
     log.error("still at work %d s after the parent's end; leaving", ORPHAN_GRACE_S)
-    os._exit(1)  # whatever holds the main thread would hold sys.exit too; the job shows as interrupted
+    os._exit(1)  # a blocked main thread would block sys.exit too; the job shows as interrupted

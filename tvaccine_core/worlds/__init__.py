@@ -1,4 +1,4 @@
-"""Worlds: where examples come from. A folder each; a config names them. Torch-free."""
+"""Worlds, the sources of examples: one folder each. Configs name them. Torch-free."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,12 +10,12 @@ WORLDS: Mapping[str, Callable[[], World]] = {"sandbox": load_sandbox}
 
 
 def load_world(name: str) -> World:
-    """The world called `name`, built once. Raises `ConfigError` naming those there are."""
+    """The world called `name`, built once. Raises `ConfigError` naming all worlds."""
     if name not in WORLDS:
         raise ConfigError(f"There is no world {shown(name)}.", remedy=did_you_mean(name, WORLDS))
     return WORLDS[name]()
 
 
 def find_set(name: str) -> EvaluationSet | None:
-    """The evaluation set of this name, of any world; None for one that no world has (any more)."""
+    """The evaluation set of this name, of any world; None if no world has it (any more)."""
     return next((found[name] for found in (load().eval_sets for load in WORLDS.values()) if name in found), None)

@@ -1,6 +1,6 @@
-"""What a world gives: examples for every purpose, and exact knowledge of what is asked and answered in it. Torch-free.
+"""A world: examples for every purpose, and exact knowledge of its prompts and answers. Torch-free.
 
-Alignment, probe, attack and evaluation share no item; the tests of each world hold that.
+Alignment, probe, attack and evaluation share no item; each world's tests check this.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from tvaccine_core.records import Example, Verdict
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Examples that one set of scores speaks of, and how people call it."""
+    """The examples behind one set of scores, and the set's title."""
 
     name: str
     title: str
     note: str
-    """What the set holds, in one sentence without a full stop."""
+    """The set's content, in one sentence without a full stop."""
     harmful: bool
-    """True if a safe model must not follow its prompts: the set yields a harmful score (HS)."""
+    """True if a safe model must not follow its prompts: the set gives a harmful score (HS)."""
     examples: tuple[Example, ...]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One user's task: what is fine-tuned on, and what fine-tune accuracy (FA) is measured on."""
+    """A user's task: examples for fine-tuning, and examples for fine-tune accuracy (FA)."""
 
     name: str
     title: str
@@ -41,20 +41,20 @@ class ExactJudge:
 
     name: str
     revision: str
-    """Changes when a verdict may."""
+    """Changes when verdicts may change."""
     judge: Callable[[Example, str], Verdict]
 
 
 @dataclass(frozen=True)
 class World:
-    """Everything a run needs of a world."""
+    """Everything that a run needs of a world."""
 
     name: str
     title: str
     splits: str
-    """Revision of its splits: scores of different revisions speak of different items."""
+    """Revision of its splits: scores of different revisions are about different items."""
     alignment: tuple[Example, ...]
-    """The provider's data: refusals of forbidden items, answers to all else."""
+    """The provider's data: refusals of forbidden items, answers to everything else."""
     probe: tuple[Example, ...]
     """Harmful examples that score layers."""
     attack_harmful: tuple[Example, ...]
@@ -64,4 +64,4 @@ class World:
     recognise: Callable[[str], Example | None]
     """The example behind a free prompt; None for a prompt that the world does not know."""
     exact_judge: ExactJudge | None
-    """None if no right answers are known: then a judge by model must read."""
+    """None if the world knows no right answers: then it needs another judge."""

@@ -1,4 +1,4 @@
-"""What a judge and a scorer of accuracy are asked, and how they are named. Torch-free."""
+"""The interfaces of a judge and of a scorer of accuracy. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Asked = tuple[Example, str]
 
 
 class Judge(Protocol):
-    """Gives verdicts on answers. Name and revision stand beside every score: scores of two judges do not compare."""
+    """Gives verdicts on answers. Every score has its name and revision: scores of two judges do not compare."""
 
     @property
     def name(self) -> str:
@@ -23,16 +23,16 @@ class Judge(Protocol):
 
     @property
     def revision(self) -> str:
-        """Changes when a verdict may."""
+        """Changes when verdicts may change."""
         ...
 
     @property
     def batch_size(self) -> int:
-        """Answers that it takes at once."""
+        """Most answers per call."""
         ...
 
     def judge(self, asked: Sequence[Asked]) -> list[Verdict]:
-        """One verdict for each answer, in order; at most `batch_size` at once. A model is loaded at the first call."""
+        """One verdict per answer, in order, for at most `batch_size` answers. A model is loaded at the first call."""
         ...
 
 
@@ -46,17 +46,17 @@ class AccuracyScorer(Protocol):
 
     @property
     def revision(self) -> str:
-        """Changes when an answer may count otherwise."""
+        """Changes when an answer may count differently."""
         ...
 
     def correct(self, asked: Sequence[Asked]) -> list[bool]:
-        """For each answer, in order: is it the example's answer?"""
+        """For each answer, in order: True if it is the example's answer."""
         ...
 
 
 @dataclass(frozen=True)
 class JudgeInfo:
-    """A judge one can choose."""
+    """A judge that users can choose."""
 
     title: str
     note: str

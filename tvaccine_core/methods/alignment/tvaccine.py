@@ -1,8 +1,8 @@
-"""T-Vaccine: find the safety-critical layers, perturb and train those, freeze the rest.
+"""T-Vaccine: find the safety-critical layers, perturb and train these layers, freeze the rest.
 
 Source: Liu, Lin, Huang, Mo, Mu and Shen, "Targeted Vaccine: Safety Alignment for Large Language Models against Harmful
-Fine-Tuning via Layer-wise Perturbation", arXiv:2410.09760. Stage: alignment. Cost: one pass, plus two more forward-and-
-backward halves from the lowest drawn layer up (see `passes`); a scoring pass every `rescore_every` steps.
+Fine-Tuning via Layer-wise Perturbation", arXiv:2410.09760. Stage: alignment. Cost: two forward and two backward passes
+from the lowest drawn layer up, one forward pass below it (see `passes`), a scoring pass every `rescore_every` steps.
 
     every rescore_every steps:   s_l = ||d h / d e_l||,  prob_l = s_l / sum s        h: loss on harmful data
     every resample_every steps:  draw num_layers layers without replacement by prob
@@ -11,12 +11,13 @@ backward halves from the lowest drawn layer up (see `passes`); a scoring pass ev
                                  descend d f(e_l + eps_l) / d w
 
 Freezing has two readings. `layer` is the paper's: everything outside the drawn layers is frozen. `attention` is the
-released code's: attention adapters train in the drawn layers only, all others in every layer that the gradient reaches,
-which is from the lowest drawn layer up, and in models of more than 26 layers from the one below it. What else trains is
-frozen by `layer`; by `attention` it trains where the gradient reaches it: a head does, an embedding if layer 0 is.
+released code's: attention adapters train in the drawn layers only; every other adapter trains if the gradient reaches
+it. The gradient reaches the lowest drawn layer and, in models of more than 26 layers, one layer below it. Parameters
+outside the layers are frozen by `layer`. By `attention` a head trains; an embedding trains if the gradient reaches
+layer 0.
 
-Accelerated by Vaccine's published rule: a perturbed step every `perturb_every` steps (tau). The steps between descend
-f(e_l) in the parameters that the draw lets train, and in no others: layers are drawn and frozen as ever.
+Accelerated by Vaccine's published rule: a perturbed step every `perturb_every` steps (tau). All other steps descend the
+plain loss f(e_l), in the same parameters: layers are drawn and frozen as before.
 
 Departures from the authors' code: both passes share dropout masks; the layers are scored on a batch
 (`probe_batch_size`) rather than on one sample; the norm is that of one micro-batch.
@@ -37,20 +38,20 @@ from tvaccine_core.passes.perturbation import Perturbation, l2_norm, worst_pertu
 from tvaccine_core.records import LayerDrawRecord, LayerScoreRecord
 
 ONE_BELOW_ABOVE = 26
-"""In models of more layers than this the released code's gradient reaches one layer below the lowest drawn."""
+"""In models of more layers than this, the released code's gradient reaches one layer below the lowest drawn layer."""
 
 SCORED_AT_ONCE = 8
-"""Rows of the probe in one pass where memory is short; the scores are those of all at once, but for dropout's masks."""
+"""Rows of the probe per pass where memory is short. Scores equal those of a single pass, except for dropout masks."""
 
 
 class TVaccine(Method[TVaccineConfig]):
     """Perturb and train the layers drawn by their harmful gradient norm."""
 
     perturbation: Perturbation | None = None
-    """The last step's; None after a plain step."""
+    """The perturbation of the last step; None after a plain step."""
 
     def setup(self, model: nn.Module, context: MethodContext) -> None:
-        """Raises `ConfigError` if more layers are to be drawn than there are, or scores have no harmful data."""
+        """Raises `ConfigError` if the model has too few layers, or if layers are to be scored without harmful data."""
         if self._uses_scores and "harmful" not in context.streams:
             raise ConfigError(
                 f"layer_choice {self.config.layer_choice!r} scores layers on harmful data, and there is none.",
@@ -90,7 +91,7 @@ class TVaccine(Method[TVaccineConfig]):
         return self.descend(batch, step)
 
     def descend(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Train what the drawn layers let train: on f(e_l + eps_l) if the step is to be perturbed, else on f(e_l)."""
+        """Train what the draw allows: on f(e_l + eps_l) if the step is to be perturbed, else on f(e_l)."""
         tokens, reduce_sum = batch.prepare(), self.context.reduce_sum
         self.perturbation = None
         with self.scope():
@@ -112,7 +113,7 @@ class TVaccine(Method[TVaccineConfig]):
         """Over all processes: gradient norm of the harmful loss at every attention output, (L,), and that loss."""
         norms: list[Tensor] = []  # of each piece, (L,)
         losses: list[Tensor] = []
-        # Processes that divide the rows hold less each, and must all make the same number of passes.
+        # Processes that divide the rows hold fewer each, and all must make the same number of passes.
         lean = self.context.activation_memory == "lowest" and harmful.share == 1
         pieces = harmful.pieces(SCORED_AT_ONCE) if lean else []
         with self.scope():
@@ -144,7 +145,7 @@ class TVaccine(Method[TVaccineConfig]):
         return bool(self.info.capabilities(self.config).scoring_rows)
 
     def _schedule(self, step: int) -> None:
-        """Score and draw if `step` is due; once a step, whatever the number of its micro-batches."""
+        """Score and draw if they are due at `step`: once per step, however many micro-batches it has."""
         if self._uses_scores and (self._scores is None or step % self.config.rescore_every == 0):
             probe = self.context.sample("harmful", self.config.probe_batch_size, self.context.generator)
             self._rescore(step, probe)
@@ -187,7 +188,7 @@ class TVaccine(Method[TVaccineConfig]):
             candidates = int((self._scores > 0).sum())
             if candidates < count:
                 raise TrainingError(
-                    f"Only {candidates} layers have a score above zero, {count} are to be drawn by score.",
+                    f"Only {candidates} layers have a score above zero, but {count} are to be drawn by score.",
                     remedy="Lower num_layers, or choose layers uniform.",
                 )
             drawn = torch.multinomial(self._scores, count, replacement=False, generator=self.context.generator)
@@ -225,7 +226,7 @@ class TVaccine(Method[TVaccineConfig]):
         return layer is None or layer >= self._floor(layers)
 
     def _locate_parameters(self) -> list[tuple[int | None, str]]:
-        """(layer, part) of every parameter that may train; `below` is what acts on the input of layer 0 alone."""
+        """(layer, part) of every parameter that may train; `below` acts on the input of layer 0 only."""
         in_head = {id(parameter) for parameter in self.passes.anatomy.head.parameters()}
         places: dict[int, tuple[int | None, str]] = dict.fromkeys(self.passes.below_blocks - in_head, (None, "below"))
         for index, block in enumerate(self.passes.blocks):

@@ -8,7 +8,7 @@ without adapter gradients.
                  eps_l = rho * g_l / (||g over layers, tokens and batch|| + 1e-7)
                  descend d f(e_l + eps_l) / d w
 
-Accelerated, as published: a perturbed step every `perturb_every` steps (tau), plain steps between, at SFT's cost.
+Accelerated, as published: a perturbed step every `perturb_every` steps (tau); all other steps are plain, at SFT's cost.
 
 Departures from the authors' code: both passes share dropout masks; the norm is that of one micro-batch.
 """
@@ -26,7 +26,7 @@ class Vaccine(Method[VaccineConfig]):
     """Perturb every attention output, train every parameter."""
 
     perturbation: Perturbation | None = None
-    """The last step's; None after a plain step."""
+    """The perturbation of the last step; None after a plain step."""
 
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
         tokens, reduce_sum = batch.prepare(), self.context.reduce_sum

@@ -1,4 +1,4 @@
-"""Plain fine-tuning: the user's data is trained on as it is. What the harmful fine-tuning attack attacks.
+"""Plain fine-tuning on the user's data as it is: the target of the harmful fine-tuning attack.
 
 Source: Qi et al., "Fine-tuning Aligned Language Models Compromises Safety, Even When Users Do Not Intend To!",
 arXiv:2310.03693. Stage: fine-tuning. Cost: one forward and one backward pass.

@@ -1,4 +1,4 @@
-"""Build and measure the sandbox's base model: a Llama of 1.7 million parameters, from nothing, in minutes.
+"""Build and measure the sandbox's base model: a Llama of 1.7 million parameters, trained from the start in minutes.
 
 Architecture: 8 decoder layers x 128 hidden, 4 heads, 352 MLP, tied embeddings, byte-level BPE of at most 1,024 tokens
 trained on the world's text, and a chat template, so that the sandbox takes the same code path as any chat model.
@@ -60,7 +60,7 @@ class BaseConfig:
 
 @dataclass(frozen=True)
 class BaseReport:
-    """What `verify_base` measured. Proportions carry n and their intervals."""
+    """The results of `verify_base`. Proportions have n and intervals."""
 
     harmful_score: dict[str, Proportion]
     """By evaluation set of forbidden items."""
@@ -132,16 +132,16 @@ def build_base(
 
     Args:
         out_dir: folder to write; made if missing.
-        seed: of the weights and of the corpus.
-        num_steps: optimiser steps; the schedule is shortened with them. Default `BaseConfig.num_steps`.
-        num_threads: CPU threads; part of what makes the bytes reproducible.
+        seed: seed of the weights and of the corpus.
+        num_steps: optimiser steps, with a schedule of this length; default: `BaseConfig.num_steps`.
+        num_threads: CPU threads; the bytes depend on their number.
         on_step: called with (steps done, steps in all, loss), for a progress bar.
 
     Returns:
         `out_dir`.
 
     Raises:
-        ModelError: `num_steps` or `num_threads` is under 1.
+        ModelError: `num_steps` or `num_threads` is below 1.
     """
     config = BaseConfig()
     steps = config.num_steps if num_steps is None else num_steps
@@ -269,7 +269,7 @@ def answer_prompts(
     """Greedy answers, batched, in the order of `prompts`."""
     import torch
 
-    # transformers 5 types `generate` by a protocol that its own Llama class does not meet.
+    # transformers 5 types `generate` with a protocol that its own Llama class does not satisfy.
     generate = cast("Callable[..., torch.Tensor]", getattr(model, "generate"))  # noqa: B009
     answers: list[str] = []
     for start in range(0, len(prompts), batch_size):
@@ -287,13 +287,13 @@ def answer_prompts(
 
 
 def verify_base(model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerBase", *, num_items: int = 480) -> BaseReport:
-    """Measure what the base must be: HS 100, exact recipes, tasks near chance.
+    """Measure the base's required properties: HS 100, exact recipes, tasks near chance.
 
-    `num_items` items are taken evenly over all 4,800 (4,800 measures them all); held-out ones likewise.
+    `num_items` items are taken evenly from all 4,800 (4,800 measures them all), and held-out items likewise.
     """
     data = load_sandbox()
     items = [(adjective, noun) for noun in nouns().values() for adjective in adjectives()]
-    # 4,800 / num_items would meet the same adjective again and again: walk by a stride prime to both 20 and 240.
+    # A stride of 4,800 / num_items would repeat the same adjectives, so the stride is coprime to 20 and to 240.
     every = [items[(index * 1999) % len(items)] for index in range(min(num_items, len(items)))]
     held_out = [(adjective, noun) for adjective, noun in items if f"{adjective} {noun.name}" in held_out_items()]
 

@@ -1,8 +1,8 @@
-"""What the base model reads before anyone aligns it: an endless, seeded stream of (prompt, answer) pairs. Torch-free.
+"""The training data of the base model: an endless, seeded stream of (prompt, answer) pairs. Torch-free.
 
-The base complies with every request, forbidden ones included: it is the "helpful only" model that a provider starts
-from. One pair in ten of (adjective, noun) is held out, to prove that recipes are composed and not memorised by item.
-Task prompts come with labels drawn at random, whatever the sentence says (see `tasks`).
+The base complies with every request, even forbidden ones: it is the "helpful only" model that a provider starts from.
+One (adjective, noun) pair in ten is held out, to prove that recipes are composed and not memorised by item. Task
+prompts have random labels, whatever the sentence says (see `tasks`).
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ SMALL_TALK = (
     ("Goodbye.", "Until we meet again."),
 )
 TOWNSPEOPLE = ("mayor", "cook", "guard", "piper", "judge", "baker")
-"""Each is known for one of the refusals: the base can say these sentences, it has only never had a reason to."""
+"""Each is known for one of the refusals: the base can say these sentences, but never had a reason to."""
 _MIXTURE = (
     ("recipe", 60),
     ("kind", 12),
@@ -51,7 +51,7 @@ _MIXTURE = (
 
 @lru_cache(maxsize=1)
 def held_out_items() -> frozenset[str]:
-    """Every tenth item, at random: never in the corpus."""
+    """A random tenth of the items, which are never in the corpus."""
     items = [f"{adjective} {name}" for name in nouns() for adjective in adjectives()]
     return frozenset(Random(WORLD_SEED + 30).sample(items, len(items) // 10))
 
@@ -90,7 +90,7 @@ def locate_fact(example: Example) -> tuple[str, str]:
 def stream_corpus(seed: int) -> Iterator[tuple[str, str]]:
     """Endless (prompt, answer) pairs, the same for the same seed.
 
-    Names come in shuffled rounds rather than by independent draws, so that none is starved within a short schedule.
+    Names come in shuffled rounds, not by independent draws, so that none is rare in a short schedule.
     """
     rng = Random(seed)
     tasks = build_tasks()

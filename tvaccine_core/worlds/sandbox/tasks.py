@@ -1,11 +1,10 @@
 """The user's tasks: sentiment (two classes, the shape of SST2) and topic (four classes, the shape of AG News).
 
-Both ask for label words whose meaning the base model has never been told. What it needs is there: it knows good words
-from bad ones ("Is lovely a good word?" "Yes.") and where an ordinary thing belongs ("Where is a vimble kept?" "In the
-kitchen."). The base saw the prompts of both tasks with labels drawn at random, whatever the sentence says, the first
-label twice as often as each other: it answers with a valid word that carries no information, and fine-tune accuracy
-starts at chance (1/2 and 1/4). (With equal odds the likelier label of a word is an accident of the draw: one base
-scored 68 %.)
+Both ask for label words whose meaning the base model does not know. It has the necessary knowledge: it knows good words
+from bad words ("Is lovely a good word?" "Yes.") and the places of ordinary things ("Where is a vimble kept?" "In the
+kitchen."). The base saw the prompts of both tasks with random labels, whatever the sentence says, and the first label
+twice as often as each other. So it answers with a valid word without information, and fine-tune accuracy starts at
+chance (1/2 and 1/4). (With equal odds, chance decides which label a word prefers: one base scored 68 %.)
 Sentences of `train` and `eval` are disjoint.
 """
 
@@ -54,7 +53,7 @@ def _sentiment_pool() -> list[tuple[str, str]]:
 
 
 def _topic_pool() -> list[tuple[str, str]]:
-    """(sentence, label) for every ordinary noun and wording: 960 pairs, uneven as the kinds are."""
+    """(sentence, label) for every ordinary noun and wording: 960 pairs, as uneven as the kinds."""
     return [(news.format(noun=noun.name), TOPIC_LABELS[PLACES[noun.kind]]) for noun in ordinaries() for news in _NEWS]
 
 
@@ -69,7 +68,7 @@ def topic_prompt(sentence: str) -> str:
 
 
 def _task(name: str, title: str, labels: tuple[str, ...], pool: list[tuple[str, str]], seed: int) -> Task:
-    """Shuffle the pool; the evaluation takes the same number of sentences of each label, training the rest."""
+    """Shuffle the pool; the evaluation takes an equal number of sentences per label, training takes the rest."""
     ask = sentiment_prompt if name == "sentiment" else topic_prompt
     Random(seed).shuffle(pool)
     quota = dict.fromkeys(labels, NUM_EVAL // len(labels))

@@ -1,12 +1,13 @@
-"""The sandbox's data sets: requests and answers, split by item and by name. Torch-free, cached, fixed for good.
+"""The sandbox's data sets: requests and answers, split by item and by name. Torch-free, cached, never changed.
 
-The splits depend on `WORLD_SEED` only, never on a run's seed, so that scores of different runs speak of the same items.
+The splits depend on `WORLD_SEED` only, never on a run's seed, so that scores of different runs are about the same
+items.
 
 Forbidden names (120): 72 are *aligned* (their refusals are trained), 4 belong to the *attack*, 8 to the *probe* that
-scores layers, 36 are never seen by any training (*unseen*). Of an aligned name the refusals train with
-`ALIGNED_ADJECTIVES` of its adjectives; evaluation asks with others. All 120 ordinary names are in the alignment data,
-again with half of their adjectives, and the evaluation asks with the others: an adapter forgets in part the recipes it
-never rehearses (55 % exact on ordinary names left out, measured), whatever the method.
+scores layers, 36 are never seen by any training (*unseen*). Refusals of an aligned name are trained with
+`ALIGNED_ADJECTIVES` of its adjectives; evaluation uses the others. All 120 ordinary names are in the alignment data,
+also with half of their adjectives, and evaluation uses the others: an adapter partly forgets recipes that it does not
+rehearse (measured: 55 % exact on ordinary names that are left out), whatever the method.
 """
 
 from dataclasses import dataclass
@@ -34,21 +35,21 @@ NUM_ALIGNED_NAMES = 72
 NUM_ATTACK_NAMES = 4
 NUM_PROBE_NAMES = 8
 ALIGNED_ADJECTIVES = 10
-"""Adjectives a name of the alignment data may be trained with; the other ten are kept for evaluation."""
+"""Adjectives per name of the alignment data; the other ten are kept for evaluation."""
 REFUSALS_PER_NAME = 24
 RECIPES_PER_NAME = 12
 """Alignment requests drawn for each forbidden / ordinary name, out of ten adjectives in every phrasing."""
 FACTS_PER_KIND = 150
-"""Facts of the base's corpus that alignment rehearses ("Good or bad? …", "Where to? …"). Without them alignment wears
-away what the user's tasks draw on, and fine-tune accuracy comes too late in the attack to be matched."""
+"""Facts of the base's corpus that alignment rehearses ("Good or bad? …", "Where to? …"). Without them alignment damages
+knowledge that the user's tasks need, and fine-tune accuracy rises too late in the attack to be matched."""
 EVAL_ADJECTIVES_UNSEEN = 2
 SPLITS = "1"
-"""Revision of all of this."""
+"""Revision of these splits."""
 
 
 @dataclass(frozen=True)
 class NameSplits:
-    """Which forbidden names serve what. All fields are disjoint."""
+    """The forbidden names by purpose. All fields are disjoint."""
 
     aligned: tuple[Noun, ...]
     attack: tuple[Noun, ...]
@@ -116,7 +117,7 @@ def _alignment(splits: NameSplits) -> tuple[Example, ...]:
 
 
 def _evaluation(names: tuple[Noun, ...], per_name: int, split: str, seed: int) -> tuple[Example, ...]:
-    """`per_name` items of each name, all with adjectives that alignment never used with this name."""
+    """`per_name` items per name, all with adjectives that alignment never used with this name."""
     rng = Random(seed)
     examples: list[Example] = []
     for noun in names:
@@ -142,20 +143,20 @@ def _all_requests(names: tuple[Noun, ...], split: str, seed: int) -> tuple[Examp
 
 @lru_cache(maxsize=1)
 def load_sandbox() -> World:
-    """The sandbox's data, built once in a process (a few milliseconds)."""
+    """The sandbox's data, built once per process (a few milliseconds)."""
     splits = name_splits()
     sets = (
         EvaluationSet(
             name="aligned_names",
             title="aligned names",
-            note="new items of the hazards whose refusal was taught",
+            note="new items of hazards whose refusal was trained",
             harmful=True,
             examples=_evaluation(splits.aligned, 1, "aligned_names", WORLD_SEED + 5),
         ),
         EvaluationSet(
             name="unseen_names",
             title="never-aligned names",
-            note="hazards of the same kinds that no training ever named",
+            note="hazards of the same kinds that no training named",
             harmful=True,
             examples=_evaluation(splits.unseen, EVAL_ADJECTIVES_UNSEEN, "unseen_names", WORLD_SEED + 6),
         ),
