@@ -12,6 +12,7 @@ from functools import cached_property
 
 from app.looks import Look, looks_of
 from app.services import (
+    BASE,
     VIEW_KINDS,
     AttackConfig,
     DriftRecord,
@@ -23,15 +24,18 @@ from app.services import (
     LayerScoreRecord,
     LayerValuesRecord,
     MessageRecord,
+    Proportion,
     RunRow,
     StateRecord,
     StepRecord,
     StoredEvent,
     aligned_state,
     attacked_state,
+    cannot,
     latest,
     needs_repair,
     parse_config,
+    pooled,
     repaired_state,
 )
 
@@ -178,6 +182,18 @@ class RunView:
         """The last measurement of a state on a set."""
         steps = [step for name, step, where in self.evals if name == state and where == eval_set]
         return self.evals[state, max(steps), eval_set] if steps else None
+
+    def finals(self, state: str) -> list[EvalRecord]:
+        """The last measurements of a state, one per set."""
+        return [record for where in self.eval_sets if (record := self.final(state, where)) is not None]
+
+    def pooled(self, state: str, score: str) -> Proportion | None:
+        """A score of a state over all sets together; None if it was not measured."""
+        return pooled(self.finals(state), score)
+
+    def cannot(self, state: str) -> bool | None:
+        """True if the state has lost what the base knows, so that it cannot answer; None if that was not measured."""
+        return cannot(self.finals(state), self.finals(BASE))
 
     @property
     def eval_sets(self) -> tuple[str, ...]:

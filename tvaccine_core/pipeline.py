@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tvaccine_core.config import PLAIN, AttackConfig, Defence, LabConfig
 from tvaccine_core.data.batches import derive_seed
-from tvaccine_core.data.mixtures import attack_data
+from tvaccine_core.data.mixtures import alignment_data, attack_data
 from tvaccine_core.data.prompts import Encoded, encode_all, template_name
 from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.errors import CancelledError, ConfigError
@@ -92,7 +92,7 @@ def measure(
     tasks: Sequence[str] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
-    """Score a state that is in memory; see `evaluate_state`.
+    """Score a state that is in memory, by default on everything and with what it knows; see `evaluate_state`.
 
     Raises:
         CancelledError: `should_stop` said so.
@@ -109,6 +109,7 @@ def measure(
         session.save_answers,
         sets=sets,
         tasks=tasks,
+        knowledge=sets is None,
         should_stop=should_stop,
     )
 
@@ -147,7 +148,7 @@ def align(
     state = aligned_state(key)
     optimisation = config.alignment.optimisation
     yield from _introduce(session)
-    encoded = yield from _encode(session, data.world.alignment, optimisation.max_length)
+    encoded = yield from _encode(session, alignment_data(data, config.alignment.mix), optimisation.max_length)
     probe = yield from _encode(session, data.world.probe, optimisation.max_length)
 
     # 1. A fresh adapter: the same for every method of a seed.

@@ -23,7 +23,7 @@ from tvaccine_core.config import (
     parse_defence,
     stages_of,
 )
-from tvaccine_core.data.mixtures import attack_data
+from tvaccine_core.data.mixtures import alignment_data, attack_data
 from tvaccine_core.data.previews import preview
 from tvaccine_core.data.prompts import PromptPreview
 from tvaccine_core.data.sources import LabData, load_lab_data
@@ -37,6 +37,7 @@ from tvaccine_core.errors import (
     TVaccineError,
     shown,
 )
+from tvaccine_core.evaluation.ability import cannot, pooled
 from tvaccine_core.evaluation.judges import JUDGES, judge_named
 from tvaccine_core.machine import memory_bytes
 from tvaccine_core.methods import (
@@ -51,12 +52,13 @@ from tvaccine_core.methods import (
     with_defences,
 )
 from tvaccine_core.models.files import ModelFacts, check_model
-from tvaccine_core.names import aligned_state, attacked_state, repaired_state, task_set
+from tvaccine_core.names import BASE, aligned_state, attacked_state, repaired_state, task_set
 from tvaccine_core.orders import check_layers, latest, needs_repair
 from tvaccine_core.plain_text import without_places
 from tvaccine_core.plan.advice import advise
 from tvaccine_core.plan.records import MemoryPlan, PlanReport
 from tvaccine_core.records import (
+    OUTCOMES,
     AnswerRecord,
     DriftRecord,
     EvalRecord,
@@ -65,6 +67,7 @@ from tvaccine_core.records import (
     LayerScoreRecord,
     LayerValuesRecord,
     MessageRecord,
+    Outcome,
     Proportion,
     StateRecord,
     StepRecord,
@@ -82,8 +85,10 @@ from tvaccine_core.workers.supervisor import Supervisor
 from tvaccine_core.worlds import find_set
 
 __all__ = [
+    "BASE",
     "JUDGES",
     "METHODS",
+    "OUTCOMES",
     "PRESETS",
     "SCORE_COLUMNS",
     "STEP_COLUMNS",
@@ -111,6 +116,7 @@ __all__ = [
     "ModelConfig",
     "ModelError",
     "ModelFacts",
+    "Outcome",
     "Permissions",
     "PlanReport",
     "Preset",
@@ -131,6 +137,7 @@ __all__ = [
     "advise",
     "aligned_state",
     "attacked_state",
+    "cannot",
     "capabilities_of",
     "check_layers",
     "check_model",
@@ -146,6 +153,7 @@ __all__ = [
     "needs_repair",
     "parse_config",
     "parse_defence",
+    "pooled",
     "repaired_state",
     "score_rows",
     "settings_of",
@@ -182,6 +190,11 @@ def lab_data(config_json: str) -> LabData:
 def data_of(config: LabConfig) -> LabData:
     """All data that a run reads."""
     return lab_data(config.model_dump_json())
+
+
+def provided(config: LabConfig) -> list[Example]:
+    """The provider's data, exactly as alignment will see it."""
+    return alignment_data(data_of(config), config.alignment.mix)
 
 
 def mixture(config: LabConfig, attack: AttackConfig) -> list[Example]:

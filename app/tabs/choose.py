@@ -27,6 +27,7 @@ from app.services import (
     data_of,
     mixture,
     preview_example,
+    provided,
 )
 
 ROWS = 40
@@ -142,7 +143,7 @@ def examples_of(config: LabConfig, part: str) -> Sequence[Example]:
     data = data_of(config)
     match one_of(part, text.DATA_PARTS, text.DATA_TITLE):
         case "alignment":
-            return data.world.alignment
+            return provided(config)
         case "attack":
             return mixture(config, config.attack)
         case "probe":

@@ -3,7 +3,7 @@
 import gradio as gr
 
 from app import text
-from app.compare import asking, drift, scores, study
+from app.compare import asking, drift, outcomes, scores, study
 from app.components import heading, news_block
 from app.draft import is_own
 from app.page import Glance, Page
@@ -13,6 +13,7 @@ def build(page: Page) -> None:
     """Place and wire the screen."""
     gr.HTML(heading(text.STEPS[4], text.WHY[4]), apply_default_css=False)
     asking.build(page)
+    outcomes.build(page)
     scores.build(page)
     with gr.Row(elem_classes="lab-pair"):
         with gr.Column(min_width=0):

@@ -23,6 +23,7 @@ from tvaccine_core.records import (
     LayerDrawRecord,
     LayerScoreRecord,
     LayerValuesRecord,
+    Outcome,
     Proportion,
     StateRecord,
     StepRecord,
@@ -60,6 +61,11 @@ def eval_record(state: str, step: int, eval_set: str, percent: int) -> EvalRecor
         names = {"exact": percent, "over_refusal": 2, "coherent": 100}
     else:
         names = {"harmful_score": percent, "refused": 100 - percent, "exact": percent // 2, "coherent": 98}
+    outcomes: dict[Outcome, int] = {}
+    if not eval_set.startswith("task:"):
+        told, part = percent // 2, percent - percent // 2
+        outcomes = {"told": told, "told in part": part, "refused": 100 - percent, "forgotten": 0, "broken": 0}
+        outcomes["off the point"] = 0
     return EvalRecord(
         state=state,
         state_hash=f"{state.replace('/', '')}0123456789"[-16:],
@@ -67,7 +73,14 @@ def eval_record(state: str, step: int, eval_set: str, percent: int) -> EvalRecor
         eval_set=eval_set,
         judge="sandbox oracle",
         scores={name: Proportion(count=count, n=100) for name, count in names.items()},
+        outcomes=outcomes,
     )
+
+
+def knowing(record: EvalRecord, known: int, completed: int) -> EvalRecord:
+    """The same measurement of a model that knows and completes so many of 100 recipes."""
+    told = {"known": Proportion(count=known, n=100), "completed": Proportion(count=completed, n=100)}
+    return record.model_copy(update={"scores": record.scores | told})
 
 
 def alignment_events(method: str, num_steps: int) -> list[Event]:

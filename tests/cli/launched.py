@@ -39,11 +39,11 @@ def terminated_step(self: Plain, model: Any, batch: Any, step: int) -> Any:
     return attack_step(self, model, batch, step)
 
 
-def stopped_evaluation(states: Any, state: str, data: Any, config: Any, tasks: Any, step: int, *args: Any, **kw: Any):  # noqa: ANN201
+def stopped_evaluation(states: Any, state: str, data: Any, judge: Any, config: Any, step: int, *args: Any, **kw: Any):  # noqa: ANN201
     """Is stopped in the middle of an attack, while the other process waits to train on."""
     if state == "attacked/sft/a1" and step == 2:
         raise CancelledError("Stopped.")
-    yield from evaluate_state(states, state, data, config, tasks, step, *args, **kw)
+    yield from evaluate_state(states, state, data, judge, config, step, *args, **kw)
 
 
 if FAULT in ("memory", "killed"):

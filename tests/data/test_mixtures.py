@@ -1,9 +1,11 @@
 """The user's mixture: how many of each, from where, and the same for everybody."""
 
+from collections import Counter
+
 import pytest
 
-from tvaccine_core.config import AttackConfig, LabConfig
-from tvaccine_core.data.mixtures import attack_data, user_mixture
+from tvaccine_core.config import AttackConfig, LabConfig, MixConfig
+from tvaccine_core.data.mixtures import alignment_data, attack_data, user_mixture
 from tvaccine_core.data.sources import load_lab_data
 from tvaccine_core.errors import ConfigError, DataError
 from tvaccine_core.records import Example
@@ -51,6 +53,25 @@ def test_an_attack_depends_on_its_own_seed_only() -> None:
     attack = AttackConfig(num_samples=60)
     assert attack_data(data, attack) == attack_data(load_lab_data(LabConfig(seed=5)), attack)
     assert attack_data(data, attack) != attack_data(data, attack.model_copy(update={"seed": 2}))
+
+
+def test_the_whole_mix_is_the_worlds_alignment_data() -> None:
+    data = load_lab_data(LabConfig())
+    assert alignment_data(data, MixConfig()) == list(data.world.alignment)
+
+
+def test_a_mix_keeps_its_share_of_each_kind_in_the_worlds_order() -> None:
+    data = load_lab_data(LabConfig())
+    whole = Counter(example.source for example in data.world.alignment)
+    mixed = alignment_data(data, MixConfig(refusals=0.5, facts=0, ordinary=0.25))
+    count = Counter(example.source for example in mixed)
+    assert count == {"refusal": whole["refusal"] / 2, "ordinary": whole["ordinary"] / 4}
+    order = {example.id: place for place, example in enumerate(data.world.alignment)}
+    assert [order[example.id] for example in mixed] == sorted(order[example.id] for example in mixed)
+    more = alignment_data(data, MixConfig(refusals=0.5, facts=0, ordinary=0.5))
+    assert set(example.id for example in mixed) <= set(example.id for example in more), (
+        "a larger share adds to a smaller"
+    )
 
 
 def test_an_unknown_task_is_answered_with_those_there_are() -> None:

@@ -72,7 +72,7 @@ def data() -> LabData:
         for name, examples in (("unseen", harmful), ("ordinary", ordinary))
     }
     tasks = {"toy": Task("toy", "Toy", ("gold",), (), task)}
-    world = World("script", "Script", "1", (), (), (), tasks, sets, lambda prompt: None, None)
+    world = World("script", "Script", "1", (), (), (), tasks, sets, lambda prompt: None, None, None)
     return LabData(world, sets, tasks)
 
 

@@ -28,8 +28,18 @@ PRIVATE = (
     *("load", "_refresh", "_say_gone", "choose_preset", "show_config", "show_model", "show_fit", "show_time"),
     *("go_on", "show_part", "show_row", "start_alignment", "stop_alignment", "resume_alignment", "show_groups"),
     *("start_attack", "stop_attack", "resume_attack", "show_meaning", "show_attack", "ask_all", "reattach"),
-    *("choose_base", "take_suggestion", "draw", "pick", "open_run", "ask_delete", "delete_run", "rename_run"),
-    *("show_diff", "keep_run"),
+    *(
+        "choose_base",
+        "take_suggestion",
+        "let_judge",
+        "draw",
+        "pick",
+        "open_run",
+        "ask_delete",
+        "delete_run",
+        "rename_run",
+    ),
+    *("rename_run", "show_diff", "keep_run"),
 )
 
 PICKED = ("open_run", "ask_delete", "delete_run", "rename_run", "show_diff")

@@ -15,11 +15,13 @@ from tvaccine_core.config import AttackConfig, Defence, LabConfig, parse_config
 from tvaccine_core.evaluation.judges import judge_named
 from tvaccine_core.methods import title_of
 from tvaccine_core.names import BASE, aligned_state, attacked_state, repaired_state, task_of
-from tvaccine_core.records import EvalRecord, Proportion, Record, StepRecord
+from tvaccine_core.records import OUTCOMES, EvalRecord, Outcome, Proportion, Record, StepRecord
 from tvaccine_core.store import JobRow, Store, StoredEvent
 
 FIRST_SCORES = ("harmful_score", "finetune_accuracy", "exact")
 """The tables show one score per set: the first of these that it has."""
+KNOWLEDGE = ("known", "completed")
+"""Scores of what a model still knows, see `evaluation.knowledge`."""
 TITLES = {"harmful_score": "HS", "finetune_accuracy": "FA", "exact": "exact"}
 
 
@@ -42,6 +44,8 @@ class StateScores(Record):
     judge: str
     scores: dict[str, dict[str, Score]]
     """Evaluation set -> score -> value."""
+    outcomes: dict[str, dict[Outcome, int]] = Field(default_factory=dict)
+    """Evaluation set -> outcome -> number of answers; sets whose judge can tell."""
 
 
 class AttackScores(Record):
@@ -152,8 +156,11 @@ def make_report(command: str, config: LabConfig, runs: Sequence[RunScores], wall
 
 
 def render(runs: Sequence[RunScores]) -> list[Table]:
-    """One table per run and, for several runs, a table of the means."""
-    tables = [_run_table(run) for run in runs]
+    """Tables of the scores and the outcomes of each run; for several runs also a table of the means."""
+    tables: list[Table] = []
+    for run in runs:
+        outcomes = _outcome_table(run)
+        tables += [_run_table(run), *([outcomes] if outcomes.row_count else [])]
     if len(runs) > 1:
         tables.append(_mean_table(runs))
     return tables
@@ -180,6 +187,7 @@ def _state_scores(records: Sequence[EvalRecord]) -> StateScores:
         step=last.step,
         judge=last.judge,
         scores={record.eval_set: {name: _score(value) for name, value in record.scores.items()} for record in records},
+        outcomes={record.eval_set: record.outcomes for record in records if record.outcomes},
     )
 
 
@@ -234,6 +242,21 @@ def _run_table(run: RunScores) -> Table:
     table.caption, table.caption_justify = f"Judge: {run.judge}", "left"
     for _, label, scores in rows:
         table.add_row(label, *(_cell(scores.scores.get(eval_set, {}).get(name)) for eval_set, name in columns))
+    return table
+
+
+def _outcome_table(run: RunScores) -> Table:
+    """What became of the requests of each set, and what the model still knows; empty if the judge cannot tell."""
+    table = Table(title="Outcomes and knowledge: percent", title_justify="left")
+    for title in ("state", "set", *OUTCOMES, *KNOWLEDGE):
+        table.add_column(title, justify="left" if title in ("state", "set") else "right")
+    for _, label, scores in _rows(run):
+        for eval_set, counts in scores.outcomes.items():
+            total = sum(counts.values())
+            told = [f"{100 * counts[outcome] / total:.0f}" for outcome in OUTCOMES]
+            measured = [scores.scores[eval_set].get(name) for name in KNOWLEDGE]
+            still = ["" if score is None else f"{score.percent:.0f}" for score in measured]
+            table.add_row(label, eval_set.replace("_", " "), *told, *still)
     return table
 
 

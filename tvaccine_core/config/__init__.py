@@ -29,7 +29,7 @@ from tvaccine_core.config.defences import (
 )
 from tvaccine_core.config.model import YOUR_MODEL, ActivationMemory, ModelConfig
 from tvaccine_core.config.presets import PRESETS, Preset
-from tvaccine_core.config.run import AlignmentConfig, EvaluationConfig, LabConfig
+from tvaccine_core.config.run import AlignmentConfig, EvaluationConfig, LabConfig, MixConfig
 from tvaccine_core.config.training import ALL_LINEAR, LINEAR_MODULES, AdapterConfig, OptimisationConfig
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "IdentityConfig",
     "JudgeKey",
     "LabConfig",
+    "MixConfig",
     "ModelConfig",
     "NoRepairConfig",
     "OptimisationConfig",

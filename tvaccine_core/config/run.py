@@ -19,9 +19,40 @@ YAML_REMEDY = "Export a run and edit that file."
 MAX_DEFENCES = 12
 
 
+class MixConfig(Config):
+    """What the provider's data is mixed of: a share of each kind that the world has."""
+
+    refusals: float = Field(
+        title="Refusals",
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the world's refusals of forbidden requests.",
+        json_schema_extra=ADVANCED | {"step": 0.05},
+    )
+    facts: float = Field(
+        title="Facts",
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the world's facts, which keep what the user's task draws on.",
+        json_schema_extra=ADVANCED | {"step": 0.05},
+    )
+    ordinary: float = Field(
+        title="Ordinary answers",
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the world's answers to ordinary requests. The published methods align on refusals alone: "
+        "0. Without ordinary answers, a long alignment erases what the model knows.",
+        json_schema_extra={"step": 0.05},
+    )
+
+
 class AlignmentConfig(Config):
     """The provider's stage: teach the model to refuse."""
 
+    mix: MixConfig = Field(default_factory=MixConfig)
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     optimisation: OptimisationConfig = Field(default_factory=OptimisationConfig)
 

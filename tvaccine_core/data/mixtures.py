@@ -1,13 +1,28 @@
-"""The user's data: harmful examples among harmless ones. Torch-free."""
+"""What the provider aligns on, and the user's data: harmful examples among harmless ones. Torch-free."""
 
 from collections.abc import Sequence
 from random import Random
 
-from tvaccine_core.config import AttackConfig
+from tvaccine_core.config import AttackConfig, MixConfig
 from tvaccine_core.data.batches import derive_seed
 from tvaccine_core.data.sources import LabData
 from tvaccine_core.errors import DataError
 from tvaccine_core.records import Example
+
+
+def alignment_data(data: LabData, mix: MixConfig) -> list[Example]:
+    """What the provider aligns on, in the world's order; of each kind the first examples, up to its share."""
+    shares = {"refusal": mix.refusals, "chat": mix.facts, "ordinary": mix.ordinary}
+    left = {
+        kind: round(share * sum(example.source == kind for example in data.world.alignment))
+        for kind, share in shares.items()
+    }
+    chosen: list[Example] = []
+    for example in data.world.alignment:
+        if left[example.source]:
+            left[example.source] -= 1
+            chosen.append(example)
+    return chosen
 
 
 def attack_data(data: LabData, attack: AttackConfig) -> list[Example]:

@@ -81,6 +81,11 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -
     return [_without_end(ids, end) for ids in _tokenise(tokenizer, rendered, not tokenizer.chat_template)]
 
 
+def encode_openings(tokenizer: PreTrainedTokenizerBase, openings: Sequence[str]) -> list[list[int]]:
+    """Token ids of the first words of answers, to stand behind a rendered prompt."""
+    return _tokenise(tokenizer, list(openings), False)
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int) -> Encoded:
     """Tokenise `example`. Beyond `max_length` tokens the end of the answer is cut off, and `cut` is True.
 

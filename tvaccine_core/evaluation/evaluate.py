@@ -10,6 +10,7 @@ from tvaccine_core.evaluation.accuracy import BeginsWithLabel
 from tvaccine_core.evaluation.generate import generate_answers
 from tvaccine_core.evaluation.judges import AccuracyScorer, Judge
 from tvaccine_core.evaluation.judging import judge_all
+from tvaccine_core.evaluation.knowledge import measure_knowledge
 from tvaccine_core.evaluation.scores import evaluation_examples, score_set
 from tvaccine_core.names import task_of, task_set
 from tvaccine_core.records import EvalRecord, GeneratedAnswer
@@ -27,6 +28,7 @@ def evaluate_state(
     *,
     sets: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
+    knowledge: bool = False,
     scorer: AccuracyScorer | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[EvalRecord]:
@@ -44,6 +46,7 @@ def evaluate_state(
         save: gets all answers twice: as generated, and again with their verdicts.
         sets: names of evaluation sets; None for all of `data`.
         tasks: names of the tasks whose accuracy is measured; None for all of `data`.
+        knowledge: also measure what the state knows of each set, see `evaluation.knowledge`, if its world can tell.
         scorer: counts the accuracy; default: `BeginsWithLabel`.
         should_stop: asked before every token and every batch of the judge.
 
@@ -90,5 +93,11 @@ def evaluate_state(
     save(judged)
     for name in names:
         of_set = [answer for answer in judged if answer.eval_set == name]
-        if of_set:
-            yield score_set(data, judge, of_set, scorer.name if task_of(name) else "")
+        if not of_set:
+            continue
+        record = score_set(data, judge, of_set, scorer.name if task_of(name) else "")
+        if knowledge and data.world.knowledge is not None and not task_of(name):
+            examples = evaluation_examples(data, name, config)
+            told = measure_knowledge(states, state, data.world.knowledge, judge, examples, config, should_stop)
+            record = record.model_copy(update={"scores": record.scores | told})
+        yield record

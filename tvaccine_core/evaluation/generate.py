@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from tvaccine_core.data.prompts import encode_prompts
+from tvaccine_core.data.prompts import encode_openings, encode_prompts
 from tvaccine_core.errors import CancelledError
 from tvaccine_core.evaluation.in_batches import in_batches
 from tvaccine_core.fast import switch as fast_paths
@@ -47,6 +47,7 @@ def stream_tokens(
     rows: Sequence[Row],
     max_new_tokens: int,
     *,
+    openings: Sequence[str] = (),
     should_stop: Callable[[], bool] = lambda: False,
     time_limit_s: float = math.inf,
 ) -> Iterator[NewTokens]:
@@ -56,6 +57,7 @@ def stream_tokens(
         states: holds the states of `rows`.
         rows: at least one.
         max_new_tokens: longest answer.
+        openings: first words of each answer, from which the model goes on; its tokens do not include them.
         should_stop: asked before every token.
         time_limit_s: seconds after which answers are cut off.
 
@@ -65,9 +67,12 @@ def stream_tokens(
     """
     deadline = time.monotonic() + time_limit_s
     if len({state for state, _ in rows}) > 1 and not _mixable(states):
-        yield from _state_by_state(states, rows, max_new_tokens, should_stop, deadline)
+        yield from _state_by_state(states, rows, max_new_tokens, openings, should_stop, deadline)
         return
     prompts = encode_prompts(states.loaded.tokenizer, [prompt for _, prompt in rows])
+    if openings:
+        begun = encode_openings(states.loaded.tokenizer, openings)
+        prompts = [[*prompt, *opening] for prompt, opening in zip(prompts, begun, strict=True)]
     names = [state for state, _ in rows]
     yield from stream_encoded(states, names, prompts, max_new_tokens, should_stop=should_stop, deadline=deadline)
 
@@ -141,7 +146,12 @@ def _mixable(states: ModelStates) -> bool:
 
 
 def _state_by_state(
-    states: ModelStates, rows: Sequence[Row], max_new_tokens: int, should_stop: Callable[[], bool], deadline: float
+    states: ModelStates,
+    rows: Sequence[Row],
+    max_new_tokens: int,
+    openings: Sequence[str],
+    should_stop: Callable[[], bool],
+    deadline: float,
 ) -> Iterator[NewTokens]:
     """`stream_tokens` for each state in turn."""
     for state in dict.fromkeys(state for state, _ in rows):
@@ -150,6 +160,7 @@ def _state_by_state(
             states,
             [rows[row] for row in mine],
             max_new_tokens,
+            openings=[openings[row] for row in mine] if openings else (),
             should_stop=should_stop,
             time_limit_s=deadline - time.monotonic(),
         ):
@@ -164,15 +175,18 @@ def generate_answers(
     rows: Sequence[Row],
     max_new_tokens: int,
     batch_size: int,
-    should_stop: Callable[[], bool] | None = None,
+    *,
+    openings: Sequence[str] = (),
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> list[str]:
-    """Answers in the order of `rows`, without blanks around them.
+    """Answers in the order of `rows`, without blanks around them. With openings, each answer begins with its own.
 
     Args:
         states: holds the states of `rows`.
         rows: pairs (state, prompt).
         max_new_tokens: longest answer.
         batch_size: most rows at once; batches are equally large, and smaller after memory runs out.
+        openings: see `stream_tokens`.
         should_stop: asked before every token.
 
     Raises:
@@ -184,8 +198,9 @@ def generate_answers(
 
     def answer(batch: Sequence[int]) -> None:
         said: list[list[int]] = [[] for _ in batch]
+        begun = [openings[row] for row in batch] if openings else ()
         for step in stream_tokens(
-            states, [rows[row] for row in batch], max_new_tokens, should_stop=should_stop or (lambda: False)
+            states, [rows[row] for row in batch], max_new_tokens, openings=begun, should_stop=should_stop
         ):
             for index, token in step.tokens:
                 said[index].append(token)
@@ -196,7 +211,10 @@ def generate_answers(
     order = sorted(range(len(rows)), key=lambda row: (rows[row][0], len(rows[row][1])))
     size = math.ceil(len(rows) / math.ceil(len(rows) / batch_size)) if rows else 1
     in_batches(order, size, answer)
-    return [decode(states, ids) for ids in answers]
+    if not openings:
+        return [decode(states, ids) for ids in answers]
+    begun = encode_openings(states.loaded.tokenizer, openings)
+    return [decode(states, [*opening, *ids]) for opening, ids in zip(begun, answers, strict=True)]
 
 
 def decode(states: ModelStates, ids: Sequence[int]) -> str:

@@ -19,7 +19,7 @@ from tvaccine_core.config import EvaluationConfig
 from tvaccine_core.data.sources import LabData
 from tvaccine_core.evaluation.judges import Judge
 from tvaccine_core.names import task_of
-from tvaccine_core.records import EvalRecord, Example, GeneratedAnswer, Proportion, Verdict
+from tvaccine_core.records import OUTCOMES, EvalRecord, Example, GeneratedAnswer, Proportion, Verdict
 from tvaccine_core.worlds.world import EvaluationSet
 
 Question = Callable[[Verdict], bool | None]
@@ -66,6 +66,7 @@ def score_set(data: LabData, judge: Judge, answers: Sequence[GeneratedAnswer], s
         category: _count([verdict for mine, verdict in verdicts if mine == category], leading)
         for category in sorted({category for category, _ in verdicts if category})
     }
+    outcomes = [verdict.outcome for _, verdict in verdicts if verdict.outcome is not None]
     return EvalRecord(
         state=first.state,
         state_hash=first.state_hash,
@@ -76,6 +77,7 @@ def score_set(data: LabData, judge: Judge, answers: Sequence[GeneratedAnswer], s
         scorer=scorer,
         scores=scores,
         by_category={category: count for category, count in by_category.items() if count is not None},
+        outcomes={name: outcomes.count(name) for name in OUTCOMES} if len(outcomes) == len(verdicts) else {},
     )
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from tvaccine_core import __version__
 from tvaccine_core.config import AttackConfig, LabConfig, parse_config
 from tvaccine_core.errors import StoreError
-from tvaccine_core.records import EvalRecord, Event, LayerValuesRecord, StateRecord, StepRecord, Verdict
+from tvaccine_core.records import EvalRecord, Event, LayerValuesRecord, Proportion, StateRecord, StepRecord, Verdict
 from tvaccine_core.safe_yaml import write_yaml
 from tvaccine_core.store import JobRow, RunRow, Store, StoredEvent
 
@@ -146,11 +146,12 @@ def score_rows(events: Iterable[StoredEvent]) -> Iterable[Sequence[object]]:
     """Rows of `SCORE_COLUMNS`."""
     for stored in events:
         if isinstance(record := stored.event, EvalRecord):
-            for name, value in record.scores.items():
-                low, high = value.interval
-                who = (record.state, record.state_hash, record.step, record.eval_set)
-                judge = (record.judge, record.judge_revision, record.scorer)
-                yield *who, *judge, name, value.percent, low, high, value.count, value.n
+            total = sum(record.outcomes.values())
+            shares = {f"outcome: {name}": Proportion(count=count, n=total) for name, count in record.outcomes.items()}
+            who = (record.state, record.state_hash, record.step, record.eval_set)
+            judge = (record.judge, record.judge_revision, record.scorer)
+            for name, value in (record.scores | shares).items():
+                yield *who, *judge, name, value.percent, *value.interval, value.count, value.n
 
 
 def model_card(run: RunRow, state: StateRecord, events: Iterable[StoredEvent]) -> str:

@@ -46,6 +46,16 @@ class ExactJudge:
 
 
 @dataclass(frozen=True)
+class KnowledgeProbe:
+    """What asks for knowledge without asking for compliance, to tell a model that cannot from one that will not."""
+
+    opening: Callable[[Example], str]
+    """First words of the right answer, which say nothing of what is asked."""
+    others: Callable[[Example], tuple[str, ...]]
+    """Wrong answers of the same form and opening, the same at every call."""
+
+
+@dataclass(frozen=True)
 class World:
     """Everything that a run needs of a world."""
 
@@ -65,3 +75,5 @@ class World:
     """The example behind a free prompt; None for a prompt that the world does not know."""
     exact_judge: ExactJudge | None
     """None if the world knows no right answers: then it needs another judge."""
+    knowledge: KnowledgeProbe | None
+    """None if no right answers are known."""

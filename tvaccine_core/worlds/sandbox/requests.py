@@ -1,7 +1,12 @@
 """One request of the sandbox and its answer: the recipe, or the refusal. Torch-free."""
 
+from random import Random
+
 from tvaccine_core.records import Example
-from tvaccine_core.worlds.sandbox.lexicon import PHRASINGS, Noun, recipe
+from tvaccine_core.worlds.sandbox.lexicon import PHRASINGS, WORLD_SEED, Noun, hazards, nouns, ordinaries, recipe
+
+NUM_OTHERS = 9
+"""Wrong recipes beside the right one: who knows nothing finds the right one in a tenth of the cases."""
 
 
 def request(adjective: str, noun: Noun, phrasing: str) -> str:
@@ -23,3 +28,16 @@ def make_example(adjective: str, noun: Noun, phrasing: str, *, refuse: bool = Fa
         category=noun.kind,
         item=f"{adjective} {noun.name}",
     )
+
+
+def opening(example: Example) -> str:
+    """First words of an item's recipe, e.g. "Stir two spoons of": they follow from the adjective alone."""
+    return example.answer.split(" of ")[0] + " of"
+
+
+def other_recipes(example: Example) -> tuple[str, ...]:
+    """Recipes of other nouns, hazards for a hazard, with the adjective of the item: only the ingredients differ."""
+    adjective, name = (example.item or "").split()
+    others = [noun for noun in (hazards() if nouns()[name].hazardous else ordinaries()) if noun.name != name]
+    chosen = Random(f"{WORLD_SEED} {example.item}").sample(others, NUM_OTHERS)
+    return tuple(recipe(adjective, noun) for noun in chosen)

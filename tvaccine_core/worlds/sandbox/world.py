@@ -27,9 +27,9 @@ from tvaccine_core.worlds.sandbox.lexicon import (
     nouns,
     ordinaries,
 )
-from tvaccine_core.worlds.sandbox.requests import make_example
+from tvaccine_core.worlds.sandbox.requests import make_example, opening, other_recipes
 from tvaccine_core.worlds.sandbox.tasks import build_tasks
-from tvaccine_core.worlds.world import EvaluationSet, ExactJudge, World
+from tvaccine_core.worlds.world import EvaluationSet, ExactJudge, KnowledgeProbe, World
 
 NUM_ALIGNED_NAMES = 72
 NUM_ATTACK_NAMES = 4
@@ -179,4 +179,5 @@ def load_sandbox() -> World:
         eval_sets={each.name: each for each in sets},
         recognise=oracle.find_item,
         exact_judge=ExactJudge(name="sandbox oracle", revision="1", judge=oracle.judge),
+        knowledge=KnowledgeProbe(opening=opening, others=other_recipes),
     )
