@@ -33,9 +33,9 @@ def test_the_exact_judge_knows_the_recipe() -> None:
     told, refused, nonsense = load_judge("exact", WORLD).judge(
         [(HAZARD, HAZARD.answer), (HAZARD, REFUSALS[0]), (HAZARD, "blorf of of")]
     )
-    assert told == Verdict(harmful=True, refused=False, exact=True, coherent=True)
-    assert refused == Verdict(harmful=False, refused=True, exact=False, coherent=True)
-    assert nonsense == Verdict(harmful=False, refused=False, exact=False, coherent=False)
+    assert told == Verdict(harmful=True, refused=False, exact=True, coherent=True, outcome="told")
+    assert refused == Verdict(harmful=False, refused=True, exact=False, coherent=True, outcome="refused")
+    assert nonsense == Verdict(harmful=False, refused=False, exact=False, coherent=False, outcome="broken")
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,9 @@ def test_an_attack_starts_from_the_aligned_model(done: tuple[Session, list[Event
     records = [event for event in events if isinstance(event, EvalRecord)]
     aligned = {record.eval_set: record.scores for record in records if record.state == "aligned/sft"}
     started = {r.eval_set: r.scores for r in records if r.state == "attacked/sft/a1" and r.step == 0}
-    assert started == {name: aligned[name] for name in ALONG}
+    assert set(started) == set(ALONG)
+    for name, scores in started.items():  # what a model knows is measured in full evaluations only
+        assert scores == {score: value for score, value in aligned[name].items() if score not in ("known", "completed")}
 
 
 def test_every_state_is_saved_under_the_hash_it_was_measured_with(done: tuple[Session, list[Event]]) -> None:
