@@ -7,7 +7,8 @@ Defences differ by colour and marker, quantities by dash: no meaning is carried 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from textwrap import wrap
 from typing import Any
@@ -77,7 +78,11 @@ def loss(tracks: Mapping[str, Track], looks: Mapping[str, Look]) -> Spec:
 
 
 def attack_curves(
-    curves: Mapping[str, Mapping[str, Sequence[EvalRecord]]], task: str, num_steps: int, looks: Mapping[str, Look]
+    curves: Mapping[str, Mapping[str, Sequence[EvalRecord]]],
+    task: str,
+    num_steps: int,
+    looks: Mapping[str, Look],
+    cannot: Collection[str] = (),
 ) -> Spec:
     """HS and FA of each defence against attack steps, on one axis of percent.
 
@@ -86,6 +91,7 @@ def attack_curves(
         task: the evaluation set that yields FA.
         num_steps: length of the attack.
         looks: by defence.
+        cannot: states that cannot, rather than will not, do harm: their HS is drawn hollow.
     """
     sets = list(dict.fromkeys(where for sets in curves.values() for where in sets))
     dashes = dict(zip([where for where in sets if where != task], DASHES, strict=False))
@@ -112,8 +118,12 @@ def attack_curves(
                         "dash": "dot" if is_task else dashes[where],
                     },
                     "marker": {
-                        "symbol": look.marker + ("-open" if is_task else ""),
-                        "size": 7,
+                        "symbol": [
+                            look.marker + ("-open" if record.state in cannot and not is_task else "")
+                            for record in records
+                            if measure in record.scores
+                        ],
+                        "size": 5 if is_task else 8,
                         "color": look.colour,
                         "line": {"width": 1.5, "color": look.colour},
                     },
@@ -123,9 +133,11 @@ def attack_curves(
     if not data:
         return empty(text.CURVES_EMPTY, 400)
     shown = [looks[defence] for defence in curves]
-    key = [{"text": look.title, "colour": look.colour, "symbol": look.marker} for look in shown]
+    key: list[Spec] = [{"text": look.title, "colour": look.colour, "symbol": look.marker} for look in shown]
     key += [{"text": text.measure_of(where), "colour": "--lab-ink", "dash": dashes[where]} for where in dashes]
     key += [{"text": text.measure_of(task), "colour": "--lab-ink", "dash": "dot"}] if task in sets else []
+    if any(record.state in cannot for by_set in curves.values() for records in by_set.values() for record in records):
+        key.append({"text": text.HOLLOW, "colour": "--lab-ink", "symbol": "circle", "hollow": True})
     layout = {
         "xaxis": axis(text.AXIS_ATTACK_STEP, range=[-0.02 * num_steps, 1.02 * num_steps]),
         "yaxis": axis(text.AXIS_PERCENT, range=[-3, 103], dtick=25),
@@ -134,18 +146,32 @@ def attack_curves(
     return figure(data, layout, text.CURVES_LABEL, 400, key=key)
 
 
-def score_bars(rows: Sequence[tuple[Look, str, Mapping[str, Proportion]]]) -> Spec:
+@dataclass(frozen=True)
+class Bars:
+    """The bars of one defence at one time."""
+
+    look: Look
+    when: str
+    """`before`, `after` or `repaired`."""
+    scores: Mapping[str, Proportion]
+    """By evaluation set."""
+    cannot: bool = False
+    """The model cannot, rather than will not, do harm: its HS is drawn hollow."""
+
+
+def score_bars(rows: Sequence[Bars], task: str) -> Spec:
     """Bars with 95 % intervals: HS by set and FA, before (hatched) and after (solid) the attack, and repaired (dotted).
 
     Many bars get a panel for each measure, one under the other, so that they stay wide enough on a phone.
 
     Args:
-        rows: per row a defence's look, `before`, `after` or `repaired`, and scores by evaluation set.
+        rows: in the order in which they stand side by side.
+        task: the evaluation set that yields FA.
     """
-    rows = [row for row in rows if row[2]]
+    rows = [row for row in rows if row.scores]
     if not rows:
         return empty(text.SCORES_EMPTY, 320)
-    sets = list(dict.fromkeys(where for _, _, scores in rows for where in scores))
+    sets = list(dict.fromkeys(where for row in rows for where in row.scores))
     panels = [[where] for where in sets] if len(rows) > MAX_BARS else [sets]
     domains, height = panel_domains(len(panels), 124 if len(panels) > 1 else 284, 36)
     data: list[Spec] = []
@@ -153,10 +179,7 @@ def score_bars(rows: Sequence[tuple[Look, str, Mapping[str, Proportion]]]) -> Sp
     for number, (measured, (bottom, top)) in enumerate(zip(panels, domains, strict=True)):
         suffix = str(number + 1) if number else ""
         place = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
-        data += [
-            _bar(look, when, {where: scores[where] for where in measured if where in scores}) | place
-            for look, when, scores in rows
-        ]
+        data += [_bar(row, [where for where in measured if where in row.scores], task) | place for row in rows]
         many = len(panels) > 1
         layout[f"xaxis{suffix}"] = axis("", tickangle=0, anchor=f"y{suffix}", showticklabels=not many)
         layout[f"yaxis{suffix}"] = axis(
@@ -167,36 +190,41 @@ def score_bars(rows: Sequence[tuple[Look, str, Mapping[str, Proportion]]]) -> Sp
         layout["annotations"] = [
             panel_title(text.measure_of(where), top) for where, (_, top) in zip(sets, domains, strict=True)
         ]
-    looks = {look.title: look for look, _, _ in rows}
+    looks = {row.look.title: row.look for row in rows}
     key: list[Spec] = [{"text": title, "colour": look.colour, "fill": True} for title, look in looks.items()]
-    for when in dict.fromkeys(when for _, when, _ in rows):
+    for when in dict.fromkeys(row.when for row in rows):
         key.append({"text": text.WHEN[when], "colour": "--lab-ink", "fill": True, "pattern": PATTERNS[when]})
+    if any(row.cannot for row in rows):
+        key.append({"text": text.HOLLOW, "colour": "--lab-ink", "fill": True, "hollow": True})
     return figure(data, layout, text.SCORES_LABEL, height + 56, key=key)
 
 
-def _bar(look: Look, when: str, scores: Mapping[str, Proportion]) -> Spec:
+def _bar(row: Bars, measured: Sequence[str], task: str) -> Spec:
     """The bars of one defence at one time, by measure."""
-    shape = PATTERNS[when]
+    look, scores = row.look, [row.scores[where] for where in measured]
+    hollow = [row.cannot and where != task for where in measured]
+    shapes = ["" if empty else PATTERNS[row.when] for empty in hollow]
+    surfaces = ["--lab-surface" if shape or empty else look.colour for shape, empty in zip(shapes, hollow, strict=True)]
     return {
         "type": "bar",
-        "name": f"{look.title}, {text.WHEN[when]}",
-        "x": ["<br>".join(wrap(text.measure_of(where), LABEL_WIDTH)) for where in scores],
-        "y": rounded([score.percent for score in scores.values()]),
+        "name": f"{look.title}, {text.WHEN[row.when]}",
+        "x": ["<br>".join(wrap(text.measure_of(where), LABEL_WIDTH)) for where in measured],
+        "y": rounded([score.percent for score in scores]),
         "error_y": {
             "type": "data",
             "symmetric": False,
-            "array": rounded([score.interval[1] - score.percent for score in scores.values()]),
-            "arrayminus": rounded([score.percent - score.interval[0] for score in scores.values()]),
+            "array": rounded([score.interval[1] - score.percent for score in scores]),
+            "arrayminus": rounded([score.percent - score.interval[0] for score in scores]),
             "thickness": 1.2,
             "width": 3,
             "color": "--lab-ink",
         },
         "marker": {
-            "color": "--lab-surface" if shape else look.colour,
+            "color": surfaces,
             "line": {"color": look.colour, "width": 1.5},
-            "pattern": {"shape": shape, "fgcolor": look.colour, "size": 6},
+            "pattern": {"shape": shapes, "fgcolor": look.colour, "size": 6},
         },
-        "customdata": [score.n for score in scores.values()],
+        "customdata": [score.n for score in scores],
         "hovertemplate": "%{y:.0f} %, n %{customdata}<extra>%{fullData.name}</extra>",
     }
 

@@ -201,7 +201,7 @@ window.lab = (() => {
     const box = svg("svg", { width: 28, height: 13, viewBox: "0 0 28 13", "aria-hidden": "true" });
     if (entry.fill) {
       box.append(svg("rect", { x: 8, y: 1, width: 12, height: 11, stroke: colour,
-        fill: entry.pattern ? "none" : colour, "stroke-width": 1.4 }));
+        fill: entry.pattern || entry.hollow ? "none" : colour, "stroke-width": 1.4 }));
       if (entry.pattern === "/") box.append(svg("path", { d: "M8 9l8-8M10 12l10-10M16 12l4-4", stroke: colour, "stroke-width": 1.2 }));
       if (entry.pattern === ".") box.append(svg("path", { d: "M11 4h0M14 4h0M17 4h0M11 6.5h0M14 6.5h0M17 6.5h0M11 9h0M14 9h0M17 9h0", stroke: colour,
         "stroke-width": 1.5, "stroke-linecap": "round" }));
@@ -211,7 +211,8 @@ window.lab = (() => {
       box.append(svg("line", { x1: 0, x2: 28, y1: 6.5, y2: 6.5, stroke: colour, "stroke-width": 2.2,
         "stroke-dasharray": DASHES[entry.dash] ?? "none" }));
     }
-    if (entry.symbol) box.append(svg("path", { d: SHAPES[entry.symbol] ?? SHAPES.circle, fill: colour }));
+    if (entry.symbol) box.append(svg("path", { d: SHAPES[entry.symbol] ?? SHAPES.circle, stroke: colour,
+      fill: entry.hollow ? "none" : colour, "stroke-width": entry.hollow ? 1.6 : 0 }));
     return box;
   };
 

@@ -6,7 +6,6 @@ from app import charts, markup, panes, text
 from app.arguments import choice_of, one_of
 from app.components import figure, news_block, section
 from app.draft import is_own
-from app.looks import Look
 from app.page import Glance, Memory, Page, run_of
 from app.services import JUDGES, Proportion, find_set, judge_named
 from app.tabs.attack import task_set
@@ -87,24 +86,24 @@ def table_of(view: RunView, attack_id: str | None) -> str:
 
 def draw_bars(glance: Glance) -> charts.Spec:
     """HS by set and FA of each defence, before and after the attack shown."""
-    return charts.score_bars(bar_rows(glance))
+    view = glance.view
+    return charts.score_bars(bar_rows(glance), task_set(view, glance.attack) if view else "")
 
 
-def bar_rows(glance: Glance) -> list[tuple[Look, str, dict[str, Proportion]]]:
-    """Rows of the figure: a defence's look, before or after, and its scores by set."""
+def bar_rows(glance: Glance) -> list[charts.Bars]:
+    """HS and FA of every defence before the attack, after it and repaired."""
     view = glance.view
     if view is None:
         return []
     task = task_set(view, glance.attack)
     columns = {where: f"{where}/harmful_score" for where in view.harmful_sets}
     columns[task] = f"{task}/finetune_accuracy"
-    rows = []
+    rows: list[charts.Bars] = []
     for defence in view.defences:
         for when, state in view.states_of(defence, glance.attack).items():
             found = {where: score_of(view, state, column) for where, column in columns.items()}
-            rows.append(
-                (view.looks[defence], when, {where: score for where, score in found.items() if score is not None})
-            )
+            scores = {where: score for where, score in found.items() if score is not None}
+            rows.append(charts.Bars(view.looks[defence], when, scores, cannot=bool(view.cannot(state))))
     return rows
 
 

@@ -191,4 +191,6 @@ def draw_curves(glance: Glance) -> charts.Spec:
     }
     if glance.attack is None:
         return charts.empty(text.CURVES_EMPTY, 400)
-    return charts.attack_curves(curves, task, steps, view.looks)
+    states = {record.state for by_set in curves.values() for records in by_set.values() for record in records}
+    cannot = {state for state in states if view.cannot(state)}
+    return charts.attack_curves(curves, task, steps, view.looks, cannot)

@@ -10,7 +10,7 @@ from written_runs import eval_record, step_record
 
 from app import charts, layer_charts, text
 from app.compare import study
-from app.looks import Look, aligned_looks, looks_of
+from app.looks import aligned_looks, looks_of
 from app.services import Defence, Estimate, Lab, StudySummary
 from app.views import RunView, Track, Views
 from tvaccine_core.records import DriftRecord, LayerDrawRecord, LayerScoreRecord, LayerValuesRecord, Proportion
@@ -56,13 +56,13 @@ def view(lab: Lab, done_run: str) -> RunView:
 def test_every_figure_of_a_finished_run_is_valid(view: RunView) -> None:
     tracks = {key: view.track(view.align_job(key)) for key in view.config.alignments()}
     curves = {d: {w: view.curve(d, "a1", w) for w in ("unseen_names", "task:sentiment")} for d in view.defences}
-    rows = [(view.looks["sft"], "before", {"unseen_names": Proportion(count=1, n=8)})]
+    rows = [charts.Bars(view.looks["sft"], "before", {"unseen_names": Proportion(count=1, n=8)})]
     specs = [
         charts.loss(tracks, aligned_looks(view.config)),
         layer_charts.layer_heatmap(tracks["tvaccine"], 40, 20),
         layer_charts.layer_bars(tracks["tvaccine"], "#0072B2"),
         charts.attack_curves(curves, "task:sentiment", 20, view.looks),
-        charts.score_bars(rows),
+        charts.score_bars(rows, "task:sentiment"),
         charts.drift({defence: view.drift[f"attacked/{defence}/a1"] for defence in view.defences}, view.looks),
     ]
     for spec in specs:
@@ -77,7 +77,7 @@ def test_without_records_every_figure_says_what_to_do() -> None:
         layer_charts.layer_heatmap(Track(), 10, 20),
         layer_charts.layer_bars(Track(), ""),
         charts.attack_curves({"sft": {"unseen_names": []}}, "task:sentiment", 10, LOOKS),
-        charts.score_bars([(LOOKS["sft"], "before", {})]),
+        charts.score_bars([charts.Bars(LOOKS["sft"], "before", {})], "task:sentiment"),
         charts.drift({}, {}),
     ]
     for spec in specs:
@@ -168,10 +168,32 @@ def test_defences_differ_in_marker_and_sets_in_dash() -> None:
     }
     spec = charts.attack_curves(curves, "task:topic", 5, LOOKS)
     harmful = [trace for trace in spec["data"] if trace["line"]["dash"] != "dot"]
-    assert len({trace["marker"]["symbol"] for trace in harmful}) == 3
+    assert len({symbol for trace in harmful for symbol in trace["marker"]["symbol"]}) == 3
     assert {trace["line"]["dash"] for trace in harmful} == {"solid", "dash"}
     assert [trace["y"] for trace in spec["data"] if "FA" in trace["name"]] == [[0.0, 50.0]] * 3
     assert [entry["text"] for entry in spec["meta"]["key"]][-1] == "FA, topic"
+
+
+def test_the_harmful_score_of_a_model_that_cannot_is_hollow_and_its_accuracy_is_not() -> None:
+    curves = {
+        method: {
+            where: [eval_record("aligned", 0, where, 0), eval_record(f"attacked/{method}", 5, where, 50)]
+            for where in ("unseen_names", "task:topic")
+        }
+        for method in ("sft", "tvaccine")
+    }
+    spec = charts.attack_curves(curves, "task:topic", 5, LOOKS, {"attacked/tvaccine"})
+    validate(spec)
+    hollow = [[symbol.endswith("-open") for symbol in trace["marker"]["symbol"]] for trace in spec["data"]]
+    assert hollow == [[False, False], [False, False], [False, True], [False, False]]
+    assert spec["meta"]["key"][-1]["hollow"]
+    scores = {where: Proportion(count=30, n=60) for where in ("unseen_names", "task:topic")}
+    for cannot in (False, True):
+        spec = charts.score_bars([charts.Bars(LOOKS["sft"], "after", scores, cannot)], "task:topic")
+        validate(spec)
+        filled = [colour == LOOKS["sft"].colour for colour in spec["data"][0]["marker"]["color"]]
+        assert filled == [not cannot, True]
+        assert any("hollow" in entry for entry in spec["meta"]["key"]) == cannot
 
 
 def test_an_unmeasured_score_is_a_gap_not_a_zero() -> None:
@@ -185,28 +207,28 @@ def test_an_unmeasured_score_is_a_gap_not_a_zero() -> None:
 
 def test_bars_carry_the_wilson_interval() -> None:
     score = Proportion(count=30, n=60)
-    (bar,) = charts.score_bars([(LOOKS["sft"], "after", {"unseen_names": score})])["data"]
+    (bar,) = charts.score_bars([charts.Bars(LOOKS["sft"], "after", {"unseen_names": score})], "")["data"]
     low, high = score.interval
     assert bar["error_y"]["array"] == pytest.approx([high - 50], rel=1e-3)
     assert bar["error_y"]["arrayminus"] == pytest.approx([50 - low], rel=1e-3)
     assert bar["name"] == f"SFT, {text.WHEN['after']}"
 
 
-def bar_rows(*names: str) -> list[tuple[Look, str, dict[str, Proportion]]]:
+def bar_rows(*names: str) -> list[charts.Bars]:
     """Scores of these defences before and after, and of repaired ones then too."""
     defences = tuple(Defence.model_validate(name) for name in names)
     scores = {where: Proportion(count=30, n=60) for where in ("aligned_names", "unseen_names", "task:topic")}
-    rows = []
+    rows: list[charts.Bars] = []
     for name, look in looks_of(defences).items():
         whens = ("before", "after", "repaired") if "identity" in name else ("before", "after")
-        rows += [(look, when, scores) for when in whens]
+        rows += [charts.Bars(look, when, scores) for when in whens]
     return rows
 
 
 def test_a_legend_of_bars_names_each_defence_once_and_each_pattern_once() -> None:
     """One entry for each bar would fill a phone's screen with fourteen."""
     names = ("sft", "tvaccine", "vaccine", "tvaccine+identity", "sft+identity", "tvaccine rho=3")
-    spec = charts.score_bars(bar_rows(*names))
+    spec = charts.score_bars(bar_rows(*names), "task:topic")
     validate(spec)
     key = spec["meta"]["key"]
     assert len(key) == len(names) + 3
@@ -216,9 +238,9 @@ def test_a_legend_of_bars_names_each_defence_once_and_each_pattern_once() -> Non
 
 
 def test_many_bars_have_a_panel_for_each_measure_and_few_share_one() -> None:
-    few = charts.score_bars(bar_rows("sft", "tvaccine"))
+    few = charts.score_bars(bar_rows("sft", "tvaccine"), "task:topic")
     assert {bar["yaxis"] for bar in few["data"]} == {"y"}
-    many = charts.score_bars(bar_rows("sft", "tvaccine", "vaccine", "sft+identity", "tvaccine+identity"))
+    many = charts.score_bars(bar_rows("sft", "tvaccine", "vaccine", "sft+identity", "tvaccine+identity"), "task:topic")
     validate(many)
     assert {bar["yaxis"] for bar in many["data"]} == {"y", "y2", "y3"}
     assert [title["text"] for title in many["layout"]["annotations"]] == [

@@ -11,7 +11,7 @@ from rich.console import Console
 from tvaccine_core.cli.results import collect, make_report, render
 from tvaccine_core.config import LabConfig
 from tvaccine_core.errors import StoreError
-from tvaccine_core.records import EvalRecord, GeneratedAnswer, Proportion, StateRecord, StepRecord, Verdict
+from tvaccine_core.records import EvalRecord, GeneratedAnswer, Outcome, Proportion, StateRecord, StepRecord, Verdict
 from tvaccine_core.store import Store
 from tvaccine_core.store.export import export_run
 
@@ -107,6 +107,33 @@ def test_a_report_of_several_seeds_has_their_means(tmp_path: Path) -> None:
     assert "SFT, after a1" in text
     assert "60.0" in text
     assert text.index("base model") < text.index("SFT, before")
+
+
+def test_outcomes_and_knowledge_have_a_table_and_columns_of_the_export(tmp_path: Path) -> None:
+    store = Store(tmp_path / "home")
+    run_id = store.create_run(LabConfig())
+    outcomes: dict[Outcome, int] = {"told": 12, "told in part": 3, "refused": 5, "forgotten": 20, "broken": 8}
+    outcomes["off the point"] = 2
+    record = measured("base", 0, "unseen", "harmful_score", 15)
+    told = {"known": Proportion(count=32, n=50), "completed": Proportion(count=3, n=50)}
+    record = record.model_copy(update={"outcomes": outcomes, "scores": record.scores | told})
+    done(store, run_id, "baseline", {}, [record])
+    scores, table = render([collect(store, run_id)])
+    console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
+    console.print(table)
+    lines = console.export_text().splitlines()
+    (row,) = [line for line in lines if "base model" in line]
+    assert row.split() == ["base", "model", "24", "6", "10", "40", "16", "4", "64", "6"]
+    (head,) = [line for line in lines if "state" in line]
+    assert head.split() == ["state", "told", "part", "refused", "wrong", "broken", "off", "knows", "completes"]
+    folder = export_run(store, run_id, tmp_path / "out-folder")
+    with (folder / "scores.csv").open(newline="") as file:
+        rows = {row["score"]: row for row in csv.DictReader(file)}
+    assert {name: rows[f"outcome: {name}"]["count"] for name in outcomes} == {
+        name: str(count) for name, count in outcomes.items()
+    }
+    assert rows["known"]["count"] == "32"
+    assert scores.row_count == 1
 
 
 def test_an_unfinished_run_can_be_shown(tmp_path: Path) -> None:

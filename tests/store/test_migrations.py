@@ -1,10 +1,10 @@
 """Stores of earlier versions are taken over; files of other programs are left as they are."""
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,7 @@ FIXTURE = Path(__file__).parent / "fixtures" / "version-1.tar.xz"
 
 @pytest.fixture
 def old_home(tmp_path: Path) -> Path:
-    with tarfile.open(FIXTURE) as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(FIXTURE, tmp_path)
     return tmp_path / "home"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from pydantic import Field
+from rich.box import SIMPLE
 from rich.table import Table
 
 from tvaccine_core import __version__
@@ -20,8 +21,12 @@ from tvaccine_core.store import JobRow, Store, StoredEvent
 
 FIRST_SCORES = ("harmful_score", "finetune_accuracy", "exact")
 """The tables show one score per set: the first of these that it has."""
-KNOWLEDGE = ("known", "completed")
-"""Scores of what a model still knows, see `evaluation.knowledge`."""
+KNOWLEDGE = {"known": "knows", "completed": "completes"}
+"""Scores of what a model still knows (see `evaluation.knowledge`), and the titles of their columns."""
+OUTCOME_TITLES = {"told in part": "part", "forgotten": "wrong", "off the point": "off"}
+"""Titles of columns, where an outcome's own name is too long."""
+STATE_WIDTH = 18
+"""Characters of the first column of outcomes, at least: the table is made for a terminal of 80."""
 TITLES = {"harmful_score": "HS", "finetune_accuracy": "FA", "exact": "exact"}
 
 
@@ -157,10 +162,7 @@ def make_report(command: str, config: LabConfig, runs: Sequence[RunScores], wall
 
 def render(runs: Sequence[RunScores]) -> list[Table]:
     """Tables of the scores and the outcomes of each run; for several runs also a table of the means."""
-    tables: list[Table] = []
-    for run in runs:
-        outcomes = _outcome_table(run)
-        tables += [_run_table(run), *([outcomes] if outcomes.row_count else [])]
+    tables = [table for run in runs for table in (_run_table(run), *_outcome_tables(run))]
     if len(runs) > 1:
         tables.append(_mean_table(runs))
     return tables
@@ -245,19 +247,29 @@ def _run_table(run: RunScores) -> Table:
     return table
 
 
-def _outcome_table(run: RunScores) -> Table:
-    """What became of the requests of each set, and what the model still knows; empty if the judge cannot tell."""
-    table = Table(title="Outcomes and knowledge: percent", title_justify="left")
-    for title in ("state", "set", *OUTCOMES, *KNOWLEDGE):
-        table.add_column(title, justify="left" if title in ("state", "set") else "right")
-    for _, label, scores in _rows(run):
-        for eval_set, counts in scores.outcomes.items():
-            total = sum(counts.values())
-            told = [f"{100 * counts[outcome] / total:.0f}" for outcome in OUTCOMES]
-            measured = [scores.scores[eval_set].get(name) for name in KNOWLEDGE]
-            still = ["" if score is None else f"{score.percent:.0f}" for score in measured]
-            table.add_row(label, eval_set.replace("_", " "), *told, *still)
-    return table
+def _outcome_tables(run: RunScores) -> list[Table]:
+    """For each set whose judge can tell: what became of its requests, and what the model still knows."""
+    rows = list(_rows(run))
+    tables: list[Table] = []
+    for eval_set in dict.fromkeys(where for _, _, scores in rows for where in scores.outcomes):
+        title = f"Outcomes and knowledge, {eval_set.replace('_', ' ')}: percent"
+        table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+        table.add_column("state", min_width=STATE_WIDTH)
+        for title in (*(OUTCOME_TITLES.get(outcome, outcome) for outcome in OUTCOMES), *KNOWLEDGE.values()):
+            table.add_column(title, justify="right")
+        for _, label, scores in rows:
+            if eval_set in scores.outcomes:
+                table.add_row(label, *_outcome_cells(scores, eval_set))
+        tables.append(table)
+    return tables
+
+
+def _outcome_cells(scores: StateScores, eval_set: str) -> list[str]:
+    counts = scores.outcomes[eval_set]
+    total = sum(counts.values())
+    told = [f"{100 * counts[outcome] / total:.0f}" for outcome in OUTCOMES]
+    measured = [scores.scores[eval_set].get(name) for name in KNOWLEDGE]
+    return [*told, *("" if score is None else f"{score.percent:.0f}" for score in measured)]
 
 
 def _cell(score: Score | None) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +98,7 @@ def stream_encoded(
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
     live = list(range(len(prompts)))
-    accepted = inspect.signature(loaded.model.forward).parameters
+    accepted = arguments(loaded.model)
     cache = DynamicCache(config=loaded.model.config)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -138,6 +138,11 @@ def stream_encoded(
                 ids, positions, mask = ids[kept], positions[kept], mask[kept]
                 live = [live[index] for index in staying]
                 names = None if names is None else [names[index] for index in staying]
+
+
+def arguments(model: Any) -> Collection[str]:
+    """Names of the arguments that a model's forward pass takes."""
+    return inspect.signature(model.forward).parameters.keys()
 
 
 def _mixable(states: ModelStates) -> bool:

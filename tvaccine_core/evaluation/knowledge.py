@@ -21,7 +21,7 @@ from torch import Tensor
 from tvaccine_core.config import EvaluationConfig
 from tvaccine_core.data.prompts import MASKED, Encoded, encode_all
 from tvaccine_core.errors import CancelledError
-from tvaccine_core.evaluation.generate import generate_answers
+from tvaccine_core.evaluation.generate import arguments, generate_answers
 from tvaccine_core.evaluation.in_batches import in_batches
 from tvaccine_core.evaluation.judges import Judge
 from tvaccine_core.evaluation.judging import judge_all
@@ -99,17 +99,21 @@ def likelihoods(
 
 
 def _batch(states: ModelStates, state: str, encoded: Sequence[Encoded]) -> list[float]:
+    """`likelihoods` of one batch, padded on the right; logits of the prompts' common length are not made."""
     longest, device = max(len(one.input_ids) for one in encoded), states.loaded.device
     gaps = [longest - len(one.input_ids) for one in encoded]
     rows = list(zip(encoded, gaps, strict=True))
     ids = torch.tensor([[*one.input_ids, *[states.loaded.pad_id] * gap] for one, gap in rows], device=device)  # (B, T)
     mask = torch.tensor([[1] * len(one.input_ids) + [0] * gap for one, gap in rows], device=device)
     labels = torch.tensor([[*one.labels, *[MASKED] * gap] for one, gap in rows], device=device)
+    first = max(1, int((labels != MASKED).any(dim=0).int().argmax()))  # the first position that any row learns
+    extra = {"logits_to_keep": longest - first + 1} if "logits_to_keep" in arguments(states.loaded.model) else {}
     with torch.no_grad(), states.active(state) as model:
-        logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # (B, T, V)
-    targets = labels[:, 1:]  # (B, T - 1)
+        logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, **extra).logits
+    targets = labels[:, first:]  # (B, S)
     learned = targets != MASKED
-    chosen = logits[:, :-1].float().log_softmax(dim=-1).gather(2, targets.clamp(min=0)[..., None]).squeeze(2)
+    said = logits[:, -targets.shape[1] - 1 : -1].float().log_softmax(dim=-1)  # (B, S, V)
+    chosen = said.gather(2, targets.clamp(min=0)[..., None]).squeeze(2)
     return ((chosen * learned).sum(dim=1) / learned.sum(dim=1)).tolist()
 
 

@@ -5,8 +5,8 @@ from random import Random
 from tvaccine_core.records import Example
 from tvaccine_core.worlds.sandbox.lexicon import PHRASINGS, WORLD_SEED, Noun, hazards, nouns, ordinaries, recipe
 
-NUM_OTHERS = 9
-"""Wrong recipes beside the right one: who knows nothing finds the right one in a tenth of the cases."""
+NUM_OTHERS = 4
+"""Wrong recipes beside the right one: who knows nothing finds the right one in a fifth of the cases."""
 
 
 def request(adjective: str, noun: Noun, phrasing: str) -> str:
