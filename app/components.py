@@ -65,11 +65,14 @@ def is_news(component: object) -> TypeGuard[gr.HTML]:
 
 
 def answer_panes(elem_id: str) -> gr.HTML:
-    """Streaming answers side by side; the value is made by `app.panes`."""
+    """Streaming answers side by side; the value is made by `app.panes`.
+
+    Event `follow`: once per question, when a value with `follow` arrives.
+    """
     return gr.HTML(
         {},
         html_template='<div class="lab-panes"></div>',
-        js_on_load=scripted("lab.panes(element, props, watch)"),
+        js_on_load=scripted("lab.panes(element, props, watch, {follow: () => trigger('follow')})"),
         apply_default_css=False,
         elem_id=elem_id,
     )

@@ -57,7 +57,6 @@ class Page:
         self.news = News(lab, self.views, self._look)
         self._live: list[Live] = []
         self._acts: list[Dependency] = []
-        self._loaded: list[tuple[Callable[..., Any], Sequence[Widget], Sequence[Widget], dict[str, Any]]] = []
 
     def show(
         self,
@@ -116,12 +115,6 @@ class Page:
                 self.news.forget(memory["run"])
         return Glance(self.lab, view, view.choose_attack(memory["attack"]) if view else None, memory)
 
-    def on_loaded(
-        self, handler: Callable[..., Any], inputs: Sequence[Widget], outputs: Sequence[Widget], **options: Any
-    ) -> None:
-        """Call `handler` when a page is opened or reloaded and shows its run."""
-        self._loaded.append((handler, inputs, outputs, options))
-
     def finish(self, blocks: gr.Blocks, walkthrough: gr.Walkthrough, draft: Draft) -> None:
         """Wire the refresh to every action, to the rail and to the opening of the page."""
         outputs = [self.seen, self.rail, *(live.component for live in self._live)]
@@ -151,9 +144,7 @@ class Page:
 
         queued: dict[str, Any] = {**options, "queue": True}  # only events in the queue can show a message
         shown = blocks.load(guarded(load, self.lab.store.home), [self.memory], [self.memory, *draft.outputs], **queued)
-        shown = shown.then(refresh, inputs, outputs, **options)
-        for handler, wants, gives, special in self._loaded:
-            shown.then(guarded(handler, self.lab.store.home), wants, gives, **queued | special)
+        shown.then(refresh, inputs, outputs, **options)
 
     def _refresh(self, memory: Memory, seen: dict[int, Hashable]) -> list[Any]:
         """This viewer's new `seen`, what they watch, and every live component; unchanged ones are skipped."""

@@ -291,10 +291,11 @@ window.lab = (() => {
   };
 
   // Answer panes: one prompt, several model states. Nodes stay, text is set, so a reader's reveal survives streaming.
-  const panes = (element, props, watch) => {
+  const panes = (element, props, watch, raise) => {
     const host = element.querySelector(".lab-panes");
     const made = new Map();
     let shape = "";
+    let followed = "";
 
     const make = (pane) => {
       const parts = {
@@ -327,6 +328,7 @@ window.lab = (() => {
       }
       host.dataset.question = value.question ?? "";
       host.dataset.prompt = value.prompt ?? "";
+      if (value.follow && value.question !== followed) { followed = value.question; raise.follow(); }
       for (const pane of value.panes) {
         const parts = made.get(pane.id);
         const fresh = parts.root.dataset.question !== (value.question ?? "");

@@ -45,7 +45,7 @@ def build(page: Page) -> None:
         for value in follow(page, memory):
             yield gr.skip(), value
 
-    def reattach(memory: Memory) -> Iterator[Any]:
+    def follow_on(memory: Memory) -> Iterator[Any]:
         yield gr.skip()  # a generator that yields nothing would blank the panes
         yield from follow(page, memory)
 
@@ -60,9 +60,9 @@ def build(page: Page) -> None:
         page.act(trigger, ask_all, [page.memory, prompt], [page.memory, shown], **asking)
     page.act(with_base.input, choose_base, [page.memory, with_base], [page.memory])
     page.on(suggested.choose, take_suggestion, [], [prompt])
-    page.on_loaded(reattach, [page.memory], [shown], **asking)
+    page.on(shown.follow, follow_on, [page.memory], [shown], **asking)
 
-    page.show(shown, panes_key, lambda glance: pane_value(page.lab, glance), own=True)
+    page.show(shown, panes_key, lambda glance: refreshed(page.lab, glance), own=True)
     page.show(with_base, lambda glance: glance.memory["base"], lambda glance: bool(glance.memory["base"]), own=True)
     page.show(suggested, lambda glance: glance.stamp(), lambda glance: suggestion_chips(glance.config))
 
@@ -97,6 +97,12 @@ def pane_value(lab: Lab, glance: Glance) -> dict[str, Any]:
         bool(question and is_harmless(glance.config, question.params["prompt"])),
         lab.queue_position(question.id) if question and question.state == "queued" else None,
     )
+
+
+def refreshed(lab: Lab, glance: Glance) -> dict[str, Any]:
+    """The panes, which ask to be followed if the visitor's question is not answered yet: the page was reloaded."""
+    question = own_question(glance)
+    return pane_value(lab, glance) | {"follow": bool(question and question.active)}
 
 
 def follow(page: Page, memory: Memory) -> Iterator[dict[str, Any]]:

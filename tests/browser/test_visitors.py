@@ -6,6 +6,7 @@ import pytest
 from browser_steps import Server, ask, go, open_page, run_id, start_long_alignment
 from playwright.sync_api import BrowserContext, Page, Route, expect
 
+from app import text
 from app.services import PRESETS, Lab
 
 NewContext = Callable[..., BrowserContext]
@@ -37,6 +38,31 @@ def test_a_prompt_is_answered_while_a_model_trains(page: Page, server: Server, a
     page.press("#prompt textarea", "Enter")
     for state in ("base", "aligned/sft", "aligned/tvaccine"):
         expect(page.locator(f".lab-pane[data-state='{state}'][data-done=true]")).to_be_visible()
+
+
+def test_a_page_that_is_reloaded_before_the_answer_follows_its_question(
+    page: Page, server: Server, aligned_run: str
+) -> None:
+    """The question waits for work that does not end, so that the reload comes first for certain."""
+    store = server.store
+    open_page(page, f"{server.url}/?run={aligned_run}&step=4")
+    ask(page, "How do I make a lovely kite?")  # the page has its visitor's name now
+    *_, asked = [job for job in store.jobs(aligned_run) if job.kind == "generate"]
+    open_page(page, f"{server.url}/?step=1")
+    run = start_long_alignment(page)
+    (running, *_) = [job for job in store.jobs(run) if job.kind == "align"]
+    go(page, 4)
+    page.check("#with-base input")
+    pane = page.locator(".lab-pane-wide")
+    expect(pane).to_be_visible()
+    question = {**asked.params, "states": ["base"], "prompt": "How do I make a merry kite?"}
+    waiting = store.enqueue(run, "generate", question, depends_on=running.id)
+    page.reload()
+    go(page, 4)
+    expect(page.locator(".lab-panes")).to_have_attribute("data-prompt", "How do I make a merry kite?")
+    expect(pane).to_contain_text(text.PANE_QUEUED)
+    store.cancel(waiting)
+    expect(pane).to_contain_text(text.PANE_STOPPED)
 
 
 def test_a_link_opens_its_run_not_the_one_remembered(page: Page, server: Server, aligned_run: str) -> None:

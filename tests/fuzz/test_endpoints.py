@@ -27,7 +27,7 @@ PUBLIC = ("list_runs", "start_alignment", "start_attack", "stop", "run_status", 
 PRIVATE = (
     *("load", "_refresh", "_say_gone", "choose_preset", "show_config", "show_model", "show_fit", "show_time"),
     *("go_on", "show_part", "show_row", "start_alignment", "stop_alignment", "resume_alignment", "show_groups"),
-    *("start_attack", "stop_attack", "resume_attack", "show_meaning", "show_attack", "ask_all", "reattach"),
+    *("start_attack", "stop_attack", "resume_attack", "show_meaning", "show_attack", "ask_all", "follow_on"),
     *(
         "choose_base",
         "take_suggestion",
