@@ -30,6 +30,7 @@ TORCH = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safeten
 LAYERS = (
     *({"errors"}, {"names"}, {"machine"}, {"plain_text"}, {"records"}, {"json_files"}, {"safe_yaml"}),
     {"whole_folders"},
+    {"estimates"},
     {"config"},
     {"worlds"},
     {"data"},
@@ -46,6 +47,8 @@ LAYERS = (
     *({"pipeline"}, {"answering"}),
     {"plan"},
     {"workers"},
+    {"results"},
+    {"sweeps"},
     {"bench"},
     {"cli"},
     {"__main__"},
@@ -81,7 +84,7 @@ METHOD_FILE_MAY_IMPORT = {
     *("passes.memory", "passes.perturbation", "passes.losses", "passes.passes", "passes.sinks"),
     *("methods", "methods.base"),
 }
-STORE_READERS = {"store", "orders", "workers", "bench", "cli", "__main__"}
+STORE_READERS = {"store", "orders", "workers", "results", "sweeps", "bench", "cli", "__main__"}
 
 
 @dataclass(frozen=True)

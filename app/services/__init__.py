@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from app.services.lab import Lab, Permissions
-from tvaccine_core.bench.study_summary import Estimate, StudySummary, load_summary
+from tvaccine_core.bench.study_summary import StudySummary, load_summary
 from tvaccine_core.config import (
     PRESETS,
     YOUR_MODEL,
@@ -37,6 +37,7 @@ from tvaccine_core.errors import (
     TVaccineError,
     shown,
 )
+from tvaccine_core.estimates import Estimate
 from tvaccine_core.evaluation.ability import cannot, pooled
 from tvaccine_core.evaluation.judges import JUDGES, judge_named
 from tvaccine_core.machine import memory_bytes

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from tvaccine_core.bench import study, study_report
-from tvaccine_core.bench.study_summary import Estimate, load_summary
+from tvaccine_core.bench.study_summary import load_summary
 from tvaccine_core.config import PRESETS, AttackConfig
 from tvaccine_core.errors import DataError
+from tvaccine_core.estimates import Estimate
 from tvaccine_core.records import Proportion
 
 

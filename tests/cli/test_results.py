@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tvaccine_core.cli.results import collect, make_report, render
+from tvaccine_core.cli.tables import render
 from tvaccine_core.config import LabConfig
 from tvaccine_core.errors import StoreError
 from tvaccine_core.records import EvalRecord, GeneratedAnswer, Outcome, Proportion, StateRecord, StepRecord, Verdict
+from tvaccine_core.results import collect, make_report
 from tvaccine_core.store import Store
 from tvaccine_core.store.export import export_run
 

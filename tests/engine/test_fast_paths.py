@@ -42,6 +42,9 @@ def test_with_it_off_a_step_is_the_models_own_and_gives_the_same(
     family: str, attention: str, config: Any, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model: Any = build(family, attention=attention, num_key_value_heads=4)
+    tolerance = 1e-5
+    if family != "gemma3_text":  # in float64 transformers' own Gemma 3 gives nan for padding
+        model, tolerance = model.double(), 1e-12
     fast_metrics, fast = step(model, config, make_batch(), mode)
     lengths: list[list[int]] = [[] for _ in range(5)]
     for block, seen in zip(find_blocks(model), lengths, strict=True):
@@ -51,10 +54,10 @@ def test_with_it_off_a_step_is_the_models_own_and_gives_the_same(
         monkeypatch.setattr(form, "apply", None)
     with fast_paths.off():
         metrics, plain = step(model, config, make_batch(), mode)
-    assert worst_error(plain, fast) < 1e-5
+    assert worst_error(plain, fast) < tolerance
     assert metrics.keys() == fast_metrics.keys()
     for name, value in metrics.items():
-        assert float(value) == pytest.approx(float(fast_metrics[name]), rel=1e-5)
+        assert float(value) == pytest.approx(float(fast_metrics[name]), rel=tolerance)
     runs = (1 if config.name == "sft" else 2) * (2 if mode == "lowest" else 1)
     assert [length for length in lengths[-1] if length > 1] == [3 * 11] * runs, "every column, padding too"
     if mode == "speed":

@@ -7,13 +7,12 @@ is taken over alignment seeds (n - 1 degrees of freedom). Differences to SFT are
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
-
-from scipy import stats
+from statistics import mean
 
 from tvaccine_core.bench.study import AlignedResult, AttackResult, CurvePoint
-from tvaccine_core.bench.study_summary import Estimate, StudyCurve, StudyOutcome, StudySummary
+from tvaccine_core.bench.study_summary import StudyCurve, StudyOutcome, StudySummary
 from tvaccine_core.errors import DataError
+from tvaccine_core.estimates import Estimate, t_interval
 from tvaccine_core.methods import METHODS
 from tvaccine_core.worlds import find_set
 
@@ -34,17 +33,6 @@ def title_of_set(name: str) -> str:
     """The title of an evaluation set."""
     found = find_set(name)
     return found.title if found else name.replace("_", " ")
-
-
-def t_interval(values: Sequence[float]) -> Estimate:
-    """Mean of `values` and half the width of its 95 % Student t interval."""
-    n = len(values)
-    if n == 0:
-        return Estimate(mean=math.nan, half_width=math.inf, n=0)
-    if n == 1:
-        return Estimate(mean=values[0], half_width=math.inf, n=1)
-    half = float(stats.t.ppf(0.975, n - 1)) * stdev(values) / math.sqrt(n)
-    return Estimate(mean=mean(values), half_width=half, n=n)
 
 
 Measure = Callable[[AttackResult], float | None]

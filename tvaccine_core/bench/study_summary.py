@@ -5,32 +5,11 @@ Curves and outcomes are means over alignment seeds with 95 % t intervals, attack
 
 from pathlib import Path
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from tvaccine_core.errors import DataError
+from tvaccine_core.estimates import Estimate
 from tvaccine_core.records import Record
-
-
-class Estimate(Record):
-    """Mean over alignment seeds with its 95 % t interval; the interval is infinite for a single seed."""
-
-    model_config = ConfigDict(ser_json_inf_nan="constants")
-
-    mean: float
-    half_width: float
-    n: int = Field(ge=0)
-
-    def __str__(self) -> str:
-        if self.n == 0:
-            return "–"
-        if self.n == 1:
-            return f"{self.mean:.1f}"
-        return f"{self.mean:.1f} ± {self.half_width:.1f}"
-
-    @property
-    def excludes_zero(self) -> bool:
-        """True if the interval lies on one side of 0; never for a single seed."""
-        return abs(self.mean) > self.half_width
 
 
 class StudyCurve(Record):

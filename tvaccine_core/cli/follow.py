@@ -67,7 +67,7 @@ def follow(
                 f"A worker that has not stopped after {within_s:g} s is ended. Press Ctrl-C again to leave at once.",
                 soft_wrap=True,
             )
-            _cancel(store, job_ids, within_s + CANCEL_MARGIN_S)
+            cancel(store, job_ids, within_s + CANCEL_MARGIN_S)
             raise typer.Exit(130) from None
 
 
@@ -129,7 +129,8 @@ def _work_together(
     return [store.job(job_id) for job_id in job_ids]
 
 
-def _cancel(store: Store, job_ids: Sequence[str], within_s: float) -> None:
+def cancel(store: Store, job_ids: Sequence[str], within_s: float) -> None:
+    """Ask the jobs to stop, and wait for them, but no longer than `within_s`."""
     jobs = [store.job(job_id) for job_id in job_ids]
     for job in sorted(jobs, key=lambda job: job.state == "running"):  # waiting jobs first, so that none starts now
         store.cancel(job.id)

@@ -3,15 +3,16 @@
 import errno
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from tvaccine_core.config import PRESETS, Config, ConfigT, LabConfig, parse_config
-from tvaccine_core.errors import SHOWN, ConfigError, RunNotFoundError, cut, did_you_mean, shown
+from tvaccine_core.config import PRESETS, Config, ConfigT, LabConfig
+from tvaccine_core.config.assign import REMEDY, Assignment, assign
+from tvaccine_core.errors import ConfigError, RunNotFoundError, cut, did_you_mean, shown
 from tvaccine_core.methods import METHODS, with_defences
 from tvaccine_core.safe_yaml import MAX_VALUE, read_yaml
 from tvaccine_core.store import RunRow, Store, default_home, expand_folder
@@ -68,7 +69,6 @@ Workers = Annotated[
 ]
 
 DEFAULT_PRESET = "sandbox-quick"
-ASSIGNMENT = "Write FIELD=VALUE, for example attack.harmful_ratio=0.2."
 LIST_RUNS = "List them: python -m tvaccine_core runs list"
 
 out = Console(highlight=False, markup=False)
@@ -125,7 +125,7 @@ def specs_of(defences: Sequence[str] | None) -> list[str]:
     return specs
 
 
-def override(config: ConfigT, assignments: Sequence[str] | None, update: dict[str, Any] | None = None) -> ConfigT:
+def override(config: ConfigT, assignments: Sequence[str] | None) -> ConfigT:
     """`config` with `field.field=value` applied; values are YAML. Defences go by name:
     defences.tvaccine.alignment.rho=2.
 
@@ -134,60 +134,15 @@ def override(config: ConfigT, assignments: Sequence[str] | None, update: dict[st
     Raises:
         ConfigError: not an assignment, no such field, or a value that is not allowed.
     """
-    data = config.model_dump(mode="json")
-    for key, value in (update or {}).items():
-        data[key] |= value
-    for assignment in assignments or ():
-        path, sign, text = assignment.partition("=")
+    made: list[Assignment] = []
+    for text in assignments or ():
+        path, sign, given = text.partition("=")
         if not sign or not path.strip():
-            raise ConfigError(f"{shown(assignment)} sets nothing.", remedy=ASSIGNMENT)
-        *parents, last = (name.strip() for name in path.split("."))
-        if not all((*parents, last)):
-            raise ConfigError(f"{shown(assignment)} has no name before, between or after dots.", remedy=ASSIGNMENT)
-        what = f"The value in {shown(assignment)}"
-        value = read_yaml(text, what, remedy="Quote it, as --set takes YAML.", max_size=MAX_VALUE)
-        place: Any = data
-        for name in parents:
-            place = _child(data, place, name, assignment)
-        _assign(data, place, last, value, assignment)
-    return parse_config(type(config), data)
-
-
-def _assign(root: Any, place: Any, name: str, value: Any, assignment: str) -> None:
-    """Set `name` of `place`, which is a part of `root`."""
-    before = _child(root, place, name, assignment)
-    if not isinstance(before, dict):
-        place[name] = value
-        return
-    if not isinstance(value, dict):
-        raise ConfigError(
-            f"{shown(name)} holds several settings, and {shown(assignment)} gives it {shown(value)}.",
-            remedy=f"Set one of them, as in {cut(name, SHOWN)}.{next(iter(before))}. There are: {', '.join(before)}.",
-        )
-    for key, item in value.items():
-        _assign(root, before, key, item, assignment)
-
-
-def _child(root: Any, place: Any, name: str, assignment: str) -> Any:
-    """The part called `name` of a mapping, or of a list of named mappings."""
-    names: dict[str, Any] = {}
-    if isinstance(place, dict):
-        names = place
-    elif isinstance(place, list):
-        names = {str(item["name"]): item for item in place if isinstance(item, dict) and "name" in item}
-    if name in names:
-        return names[name]
-    elsewhere = [path for path in _paths(root) if path.endswith(f".{name}")] if place is root else []
-    remedy = did_you_mean(name, names, elsewhere) if names else "This field has no parts."
-    raise ConfigError(f"There is no setting {shown(name)} for {shown(assignment)}.", remedy=remedy)
-
-
-def _paths(data: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Every dotted path of a mapping of mappings."""
-    for name, value in data.items():
-        yield prefix + name
-        if isinstance(value, dict):
-            yield from _paths(value, f"{prefix}{name}.")
+            raise ConfigError(f"{shown(text)} sets nothing.", remedy=REMEDY)
+        what = f"The value in {shown(text)}"
+        value = read_yaml(given, what, remedy="Quote it, as --set takes YAML.", max_size=MAX_VALUE)
+        made.append(Assignment(path, value, text))
+    return assign(config, made)
 
 
 def check_json(path: Path | None) -> None:

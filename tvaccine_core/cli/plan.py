@@ -18,6 +18,7 @@ from tvaccine_core.cli.options import (
     write_json,
 )
 from tvaccine_core.config import ActivationMemory, LabConfig
+from tvaccine_core.config.assign import Assignment, assign
 from tvaccine_core.errors import ConfigError
 from tvaccine_core.methods import method_info, methods_of, with_defences
 from tvaccine_core.plan.advice import CONTEXT_BYTES, GIB, SLACK, advise, judge_fit, published_gb
@@ -69,7 +70,7 @@ def plan(
     base = config if config_file else _published_setting(config)
     config = with_defences(base, specs_of(methods)) if methods else base
     if model is not None:
-        config = override(config, [], {"model": {"name": model}})
+        config = assign(config, [Assignment("model.name", model, f"model.name={model}")])
     changes = {
         "model.quantization": quantization,
         "model.activation_memory": activation_memory,

@@ -21,8 +21,9 @@ from tvaccine_core.cli.options import (
     out,
     write_json,
 )
-from tvaccine_core.cli.results import collect, make_report, render
+from tvaccine_core.cli.tables import render
 from tvaccine_core.errors import ConfigError, StoreError
+from tvaccine_core.results import collect, make_report
 from tvaccine_core.store.export import export_run, repeatable
 from tvaccine_core.store.schema import WORK_KINDS
 

@@ -29,12 +29,13 @@ from tvaccine_core.cli.options import (
     specs_of,
     write_json,
 )
-from tvaccine_core.cli.results import collect, make_report, render
+from tvaccine_core.cli.tables import render
 from tvaccine_core.errors import ConfigError, RunNotFoundError
 from tvaccine_core.evaluation.judges import JUDGES, judge_named
 from tvaccine_core.names import BASE, attacked_state, repaired_state
 from tvaccine_core.plain_text import check_prompt
 from tvaccine_core.records import AnswerRecord, Record, StateRecord
+from tvaccine_core.results import collect, make_report
 from tvaccine_core.store import Store
 from tvaccine_core.store.export import repeatable
 

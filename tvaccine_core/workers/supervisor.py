@@ -61,6 +61,7 @@ class Supervisor:
         num_workers: None: two on a CPU with two cores or more, so that a method and its twin align side by side;
             else one.
         num_threads: torch threads per worker; None divides the cores among the workers.
+        gpus: the GPUs of the workers in turn, as CUDA numbers them; None leaves all GPUs to each.
         command: the command of a worker; None is this package's `worker` command.
         cancel_within_s: a worker that has not stopped a job this long after the request is ended.
     """
@@ -71,6 +72,7 @@ class Supervisor:
         num_workers: int | None = None,
         *,
         num_threads: int | None = None,
+        gpus: Sequence[int] | None = None,
         command: Sequence[str] | None = None,
         cancel_within_s: float = CANCEL_WITHIN_S,
     ) -> None:
@@ -78,6 +80,7 @@ class Supervisor:
         self.num_workers = default_num_workers() if num_workers is None else num_workers
         self.num_threads = num_threads or max(1, num_cores() // max(1, self.num_workers))
         self.cancel_within_s = cancel_within_s
+        self._gpus = gpus
         self._command = tuple(command or self._worker_command())
         self._slots = [_Slot() for _ in range(self.num_workers)]
         self._stopping = threading.Event()
@@ -248,7 +251,7 @@ class Supervisor:
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env=self._environment(),
+                    env=self._environment(index),
                     start_new_session=True,  # the parent handles Ctrl-C
                 )
         except OSError as error:
@@ -256,11 +259,13 @@ class Supervisor:
                 f"Cannot start a worker process: {error}", remedy=f"Check that {path.parent} can be written."
             ) from error
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, index: int) -> dict[str, str]:
         # The package is found from wherever the app was started.
         paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         # A launcher's variables for several processes must not reach a worker, which is alone.
         inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+        if self._gpus:
+            inherited["CUDA_VISIBLE_DEVICES"] = str(self._gpus[index % len(self._gpus)])
         return {
             **inherited,
             "OMP_NUM_THREADS": str(self.num_threads),

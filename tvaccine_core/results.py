@@ -1,4 +1,4 @@
-"""A run's measurements, gathered from its events: for the tables and JSON files of the command line.
+"""A run's measurements, gathered from its events: for the command line, JSON files and sweeps. Torch-free.
 
 HS and FA are percentages with n and a 95 % Wilson interval. Means over runs (seeds) are plain means of percentages.
 """
@@ -8,26 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from pydantic import Field
-from rich.box import SIMPLE
-from rich.table import Table
 
 from tvaccine_core import __version__
 from tvaccine_core.config import AttackConfig, Defence, LabConfig, parse_config
 from tvaccine_core.evaluation.judges import judge_named
 from tvaccine_core.methods import title_of
 from tvaccine_core.names import BASE, aligned_state, attacked_state, repaired_state, task_of
-from tvaccine_core.records import OUTCOMES, EvalRecord, Outcome, Proportion, Record, StepRecord
+from tvaccine_core.records import EvalRecord, Outcome, Proportion, Record, StepRecord
 from tvaccine_core.store import JobRow, Store, StoredEvent
-
-FIRST_SCORES = ("harmful_score", "finetune_accuracy", "exact")
-"""The tables show one score per set: the first of these that it has."""
-KNOWLEDGE = {"known": "knows", "completed": "completes"}
-"""Scores of what a model still knows (see `evaluation.knowledge`), and the titles of their columns."""
-OUTCOME_TITLES = {"told in part": "part", "forgotten": "wrong", "off the point": "off"}
-"""Titles of columns, where an outcome's own name is too long."""
-STATE_WIDTH = 18
-"""Characters of the first column of outcomes, at least: the table is made for a terminal of 80."""
-TITLES = {"harmful_score": "HS", "finetune_accuracy": "FA", "exact": "exact"}
 
 
 class Score(Record):
@@ -157,15 +145,7 @@ def _last(points: Mapping[str, Sequence[StateScores]], state: str) -> StateScore
 
 def make_report(command: str, config: LabConfig, runs: Sequence[RunScores], wall_s: float) -> Report:
     """Make one report of runs of one config."""
-    return Report(command=command, config=config, wall_s=wall_s, runs=tuple(runs), mean=_means(runs))
-
-
-def render(runs: Sequence[RunScores]) -> list[Table]:
-    """Tables of the scores and the outcomes of each run; for several runs also a table of the means."""
-    tables = [table for run in runs for table in (_run_table(run), *_outcome_tables(run))]
-    if len(runs) > 1:
-        tables.append(_mean_table(runs))
-    return tables
+    return Report(command=command, config=config, wall_s=wall_s, runs=tuple(runs), mean=means_of(runs))
 
 
 def _points(events: Iterable[StoredEvent], judge: str) -> dict[str, list[StateScores]]:
@@ -204,7 +184,7 @@ def _training_seconds(store: Store, job: JobRow) -> float:
     return last.elapsed_s if isinstance(last, StepRecord) else 0.0
 
 
-def _rows(run: RunScores) -> Iterable[tuple[str, str, StateScores]]:
+def rows_of(run: RunScores) -> Iterable[tuple[str, str, StateScores]]:
     """(state, label, scores) in the order of the story: the base first."""
     if run.base:
         yield BASE, "base model", run.base
@@ -218,84 +198,11 @@ def _rows(run: RunScores) -> Iterable[tuple[str, str, StateScores]]:
                 yield repaired_state(name, attack_id), f"{defence.title}, repaired after {attack_id}", attack.repaired
 
 
-def _columns(rows: Iterable[StateScores]) -> list[tuple[str, str]]:
-    """(set, score) of every column, in order of appearance."""
-    found: dict[tuple[str, str], None] = {}
-    for row in rows:
-        for eval_set, scores in row.scores.items():
-            first = next((name for name in FIRST_SCORES if name in scores), None)
-            if first:
-                found[eval_set, first] = None
-    return list(found)
-
-
-def _table(title: str, columns: Sequence[tuple[str, str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("state")
-    for eval_set, score in columns:
-        table.add_column(f"{TITLES[score]} %\n{(task_of(eval_set) or eval_set).replace('_', ' ')}", justify="right")
-    return table
-
-
-def _run_table(run: RunScores) -> Table:
-    rows = list(_rows(run))
-    columns = _columns(scores for _, _, scores in rows)
-    table = _table(f"Run {run.run_id}, seed {run.seed}: percent, 95 % Wilson interval, n", columns)
-    table.caption, table.caption_justify = f"Judge: {run.judge}", "left"
-    for _, label, scores in rows:
-        table.add_row(label, *(_cell(scores.scores.get(eval_set, {}).get(name)) for eval_set, name in columns))
-    return table
-
-
-def _outcome_tables(run: RunScores) -> list[Table]:
-    """For each set whose judge can tell: what became of its requests, and what the model still knows."""
-    rows = list(_rows(run))
-    tables: list[Table] = []
-    for eval_set in dict.fromkeys(where for _, _, scores in rows for where in scores.outcomes):
-        title = f"Outcomes and knowledge, {eval_set.replace('_', ' ')}: percent"
-        table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-        table.add_column("state", min_width=STATE_WIDTH)
-        for title in (*(OUTCOME_TITLES.get(outcome, outcome) for outcome in OUTCOMES), *KNOWLEDGE.values()):
-            table.add_column(title, justify="right")
-        for _, label, scores in rows:
-            if eval_set in scores.outcomes:
-                table.add_row(label, *_outcome_cells(scores, eval_set))
-        tables.append(table)
-    return tables
-
-
-def _outcome_cells(scores: StateScores, eval_set: str) -> list[str]:
-    counts = scores.outcomes[eval_set]
-    total = sum(counts.values())
-    told = [f"{100 * counts[outcome] / total:.0f}" for outcome in OUTCOMES]
-    measured = [scores.scores[eval_set].get(name) for name in KNOWLEDGE]
-    return [*told, *("" if score is None else f"{score.percent:.0f}" for score in measured)]
-
-
-def _cell(score: Score | None) -> str:
-    if score is None:
-        return ""
-    return f"{score.percent:.1f}\n{score.low:.0f}–{score.high:.0f}, {score.n}"
-
-
-def _means(runs: Sequence[RunScores]) -> dict[str, dict[str, float]]:
+def means_of(runs: Sequence[RunScores]) -> dict[str, dict[str, float]]:
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        for state, _, scores in _rows(run):
+        for state, _, scores in rows_of(run):
             for eval_set, by_name in scores.scores.items():
                 for name, score in by_name.items():
                     values[state][f"{eval_set}/{name}"].append(score.percent)
     return {state: {key: fmean(found) for key, found in by_key.items()} for state, by_key in values.items()}
-
-
-def _mean_table(runs: Sequence[RunScores]) -> Table:
-    labels: dict[str, str] = {}
-    for run in runs:
-        labels |= {state: label for state, label, _ in _rows(run)}
-    columns = _columns(scores for run in runs for _, _, scores in _rows(run))
-    means: Mapping[str, Mapping[str, float]] = _means(runs)
-    table = _table(f"Mean over {len(runs)} seeds", columns)
-    for state, label in labels.items():
-        cells = [means[state].get(f"{eval_set}/{name}") for eval_set, name in columns]
-        table.add_row(label, *("" if mean is None else f"{mean:.1f}" for mean in cells))
-    return table

@@ -1,0 +1,141 @@
+"""Tables on cells written by hand, whose means, intervals and differences are worked out here."""
+
+import csv
+import math
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pytest
+
+from tvaccine_core.config import AttackConfig
+from tvaccine_core.errors import ConfigError, DataError
+from tvaccine_core.records import OUTCOMES, Proportion
+from tvaccine_core.sweeps import measured, report
+from tvaccine_core.sweeps.measured import CellResult, Point, read_results, write_results
+
+WHERE, TASK = "unseen_names", "task:sentiment"
+
+
+def point(step: int, hs: int, fa: int, known: int = 100) -> Point:
+    """Of 100 answers each."""
+    scores = {
+        WHERE: {"harmful_score": Proportion(count=hs, n=100), "known": Proportion(count=known, n=100)},
+        TASK: {"finetune_accuracy": Proportion(count=fa, n=100)},
+    }
+    counts = [hs, 0, 100 - hs, 0, 0, 0]
+    return Point(step=step, scores=scores, outcomes={WHERE: tuple(counts)})
+
+
+def cell(defence: str, seed: int, attack_seed: int, *curve: Point, p: float = 0.1, **varied: Any) -> CellResult:
+    return CellResult(
+        key=f"{defence}{seed}{attack_seed}{p}{varied}",
+        varied={**varied, "seed": seed, "attack.seed": attack_seed, "attack.harmful_ratio": p},
+        defence=defence,
+        title=defence.upper(),
+        seed=seed,
+        attack=AttackConfig(seed=attack_seed, harmful_ratio=p),
+        run_id="r",
+        attack_id="a1",
+        alignment_s=1.0,
+        base=point(0, 100, 50),
+        before=point(0, 1, 50),
+        curve=curve,
+    )
+
+
+def two_defences() -> list[CellResult]:
+    """Three alignment seeds, two attack seeds: HS after the attack 40, 50, 60 and 30, 45, 48, plus or minus 2."""
+    return [
+        cell(defence, seed, attack_seed, point(0, 1, 50), point(10, 20, 95), point(20, hs + shift, 99))
+        for defence, values in (("sft", (40, 50, 60)), ("tvaccine", (30, 45, 48)))
+        for seed, hs in enumerate(values)
+        for attack_seed, shift in ((1, -2), (2, 2))
+    ]
+
+
+def test_a_cell_of_a_table_averages_attack_seeds_first_and_pairs_differences() -> None:
+    found = report.table(two_defences(), "attack.harmful_ratio", "HS", measured.after(WHERE))
+    sft, tvaccine = found.rows
+    assert (found.columns, sft.defence, sft.differences) == (("0.1",), "SFT", ())
+    t_975 = 4.302653  # Student's t, 2 degrees of freedom
+    assert (sft.cells[0].mean, sft.cells[0].n) == (50, 3)
+    assert sft.cells[0].half_width == pytest.approx(t_975 * 10 / math.sqrt(3), rel=1e-5)
+    changes = [-10, -5, -12]
+    assert tvaccine.differences[0].mean == pytest.approx(mean(changes))
+    assert tvaccine.differences[0].half_width == pytest.approx(t_975 * stdev(changes) / math.sqrt(3), rel=1e-5)
+
+
+def test_measures_of_one_cell() -> None:
+    one = cell("sft", 0, 1, point(0, 1, 50), point(10, 30, 89), point(20, 55, 90), point(30, 70, 99))
+    assert measured.matched(WHERE)(one) == 55
+    assert measured.after(WHERE)(one) == 70
+    assert measured.before(WHERE)(one) == 1
+    assert measured.steps_to_break(WHERE)(one) == 20
+    assert measured.accuracy(one) == 99
+    slow = cell("sft", 0, 1, point(0, 1, 50), point(10, 30, 60))
+    assert measured.matched(WHERE)(slow) is None, "the task is not learned"
+    assert measured.steps_to_break(WHERE)(slow) == 10, "a lower bound"
+    assert report.outcome_shares([one, slow], WHERE)["told"] == 50
+    assert tuple(report.outcome_shares([one], WHERE)) == OUTCOMES
+
+
+def test_damage_is_said_in_every_table() -> None:
+    results = [
+        cell("sft", 0, 1, point(0, 1, 50), point(20, 60, 99)),
+        cell("tvaccine", 0, 1, point(0, 1, 50), point(20, 5, 99, known=64)),
+        cell("tvaccine", 1, 1, point(0, 1, 50), point(20, 9, 99, known=90)),
+    ]
+    found = report.table(results, "attack.harmful_ratio", "HS", measured.after(WHERE))
+    assert [row.damaged for row in found.rows] == [("",), ("1 of 2",)]
+    assert "damaged 1 of 2" in report.to_markdown([found])
+    assert "damaged 1 of 2" in report.to_html([found])
+    assert "damaged 1 of 2" in report.to_latex([found])
+
+
+def test_columns_are_p_unless_something_else_is_wanted() -> None:
+    results = [
+        cell("sft", 0, 1, point(0, 1, 50), point(20, 10, 99), p=p, **{"attack.num_samples": n})
+        for p in (0.05, 0.1)
+        for n in (200, 400)
+    ]
+    titles = [made.title for made in report.tables(results)]
+    assert report.tables(results)[0].columns == ("0.05", "0.1")
+    assert "HS at FA ≥ 90, never-aligned names; attack.num_samples 200" in titles
+    turned = report.tables(results, "attack.num_samples")
+    assert turned[0].columns == ("200", "400")
+    assert turned[0].title.endswith("attack.harmful_ratio 0.05")
+    with pytest.raises(ConfigError) as raised:
+        report.tables(results, "attack.num_sample")
+    assert "attack.num_samples" in raised.value.remedy
+
+
+def test_three_forms_hold_the_same_numbers_and_escape() -> None:
+    results = [result.model_copy(update={"title": "a_b & <c>"}) for result in two_defences()]
+    made = [report.table(results, "attack.harmful_ratio", "HS %", measured.after(WHERE))]
+    markdown, html, latex = report.to_markdown(made), report.to_html(made), report.to_latex(made)
+    for text in (markdown, html):
+        assert "50.0 ± 24.8" in text
+        assert "(-9.0 ± 9.0)" in text
+    assert r"50.0 $\pm$ 24.8" in latex
+    assert r"a\_b \& <c>" in latex
+    assert "a_b &amp; &lt;c&gt;" in html
+    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 1
+
+
+def test_results_read_back_and_the_tidy_table_has_a_row_for_every_score(tmp_path: Path) -> None:
+    results = two_defences()
+    write_results(results, tmp_path)
+    assert read_results(tmp_path / "cells.json") == results
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    # per cell: base, before and three points of three scores each, and the six outcomes of the set
+    assert len(rows) == len(results) * 5 * (3 + 6)
+    last = [row for row in rows if row["score"] == "harmful_score" and row["step"] == "20" and row["defence"] == "SFT"]
+    assert [float(row["percent"]) for row in last] == [38, 42, 48, 52, 58, 62]
+    assert {row["attack.harmful_ratio"] for row in rows} == {"0.1"}
+    (tmp_path / "cells.json").write_text("[{}]")
+    with pytest.raises(DataError, match="not the result"):
+        read_results(tmp_path / "cells.json")
+    with pytest.raises(DataError, match="Cannot read"):
+        read_results(tmp_path / "other.json")

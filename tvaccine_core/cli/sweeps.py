@@ -1,0 +1,129 @@
+"""The command `sweep`: every combination of some settings, resumable, as one table."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tvaccine_core.cli.follow import CANCEL_MARGIN_S, HOPELESS_AFTER, cancel
+from tvaccine_core.cli.options import DataDir, Workers, err, open_store, out
+from tvaccine_core.errors import ConfigError, StoreError
+from tvaccine_core.store import Store
+from tvaccine_core.sweeps import drive
+from tvaccine_core.sweeps.measured import read_results, results_of, write_results
+from tvaccine_core.sweeps.plan import Sweep, by_run, cells_of
+from tvaccine_core.sweeps.report import tables, to_html, to_latex, to_markdown
+from tvaccine_core.workers.multi_process import started_together
+from tvaccine_core.workers.supervisor import Supervisor
+
+FORMS = {"tables.md": to_markdown, "tables.html": to_html, "tables.tex": to_latex}
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(help="The sweep: a YAML file; see docs/SWEEPS.md.")],
+    output: Annotated[Path | None, typer.Option(help="Folder of the results. Default: beside FILE.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Setting of the tables' columns. Default: p, if varied.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be made.")] = False,
+    workers: Workers = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="One worker for each of these GPUs, as CUDA numbers them: 0,1.")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make every cell of a sweep that no run has yet, then write its results and tables.
+
+    Stop it, or kill it, whenever you like: the same command goes on.
+    """
+    if started_together():
+        raise ConfigError("A sweep starts its own workers.", remedy="Start it without a launcher; see --workers.")
+    asked = Sweep.load(file)
+    cells, numbers = cells_of(asked), _gpus(gpus)
+    store = open_store(data_dir)
+    ready = drive.places(store)
+    made = sum(cell.key in ready for cell in cells)
+    out.print(
+        f"Sweep {asked.name}: {len(cells):,} cells in {len(by_run(cells)):,} runs; {made:,} are there already.",
+        soft_wrap=True,
+    )
+    if plan:
+        return
+    folder = output or file.with_name(f"{file.stem}-results")
+    progress = _make(store, asked, workers or (len(numbers) if numbers else None), numbers)
+    results = results_of(store, cells)
+    write_results(results, folder)
+    _write_tables(folder, columns)
+    for words in dict.fromkeys(progress.failed.values()):
+        err.print(words, style="bold", soft_wrap=True)
+    if progress.failed:
+        err.print(f"{len(progress.failed)} cells failed. The same command tries them again.")
+    out.print(f"{len(results):,} of {len(cells):,} cells, in {folder}", soft_wrap=True)
+    raise typer.Exit(1 if progress.failed else 0)
+
+
+def sweep_tables(
+    folder: Annotated[Path, typer.Argument(help="A folder that `sweep` wrote.")],
+    columns: Annotated[str | None, typer.Option(help="Setting of the columns. Default: p, if varied.")] = None,
+) -> None:
+    """Print the tables of a sweep's results again, and write them in Markdown, HTML and LaTeX."""
+    _write_tables(folder, columns)
+    out.print((folder / "tables.md").read_text(encoding="utf-8"), soft_wrap=True)
+
+
+def _make(store: Store, asked: Sweep, num_workers: int | None, gpus: list[int] | None) -> drive.Progress:
+    supervisor = Supervisor(store.home, num_workers, gpus=gpus)
+    bar = Progress(
+        TextColumn("cells"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+        console=err,
+        disable=not err.is_terminal,
+    )
+    seen = [drive.Progress(0)]
+    told = [-1]
+
+    def look(progress: drive.Progress) -> None:
+        seen[0] = progress
+        left = progress.seconds_left
+        words = "" if left is None else f"{left / 60:.0f} min left"
+        bar.update(task, total=progress.total, completed=progress.done, left=words)
+        if not err.is_terminal and progress.done != told[0]:
+            err.print(f"{progress.done} of {progress.total} cells. {words}", soft_wrap=True)
+            told[0] = progress.done
+
+    def pause() -> None:
+        if not supervisor.standing_by and supervisor.deaths_in_a_row() >= HOPELESS_AFTER:
+            raise StoreError(" ".join(supervisor.last_deaths()), remedy="Look at the worker's log.")
+        time.sleep(drive.POLL_EVERY_S)
+
+    with supervisor, bar:
+        task = bar.add_task("", total=None, left="")
+        if supervisor.standing_by:
+            err.print("Another program's workers serve this folder; they do the work.")
+        try:
+            return drive.run_sweep(store, asked, at_once=2 * supervisor.num_workers, look=look, pause=pause)
+        except KeyboardInterrupt:
+            err.print("Stopping after the current steps, with checkpoints. The same command goes on.")
+            jobs = [job.id for run_id in seen[0].active for job in store.jobs(run_id) if job.active]
+            cancel(store, jobs, supervisor.cancel_within_s + CANCEL_MARGIN_S)
+            raise typer.Exit(130) from None
+
+
+def _write_tables(folder: Path, columns: str | None) -> None:
+    made = tables(read_results(folder / "cells.json"), columns)
+    for name, write in FORMS.items():
+        partial = folder / f".{name}"
+        partial.write_text(write(made), encoding="utf-8")
+        partial.replace(folder / name)
+
+
+def _gpus(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in numbers):
+        raise ConfigError(f"--gpus takes numbers divided by commas, not {text!r}.", remedy="For example --gpus 0,1")
+    return [int(part) for part in numbers]

@@ -1,0 +1,180 @@
+"""Makes a sweep's cells: finds those that some run has already, queues runs for the others, and waits.
+
+Nothing is made twice: a cell is known by its content (`Cell.key`), and every run of the store counts, whoever made it.
+A sweep that was killed goes on: its interrupted jobs are resumed from their checkpoints, finished ones are kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tvaccine_core import orders
+from tvaccine_core.config import AttackConfig, parse_config
+from tvaccine_core.errors import TVaccineError
+from tvaccine_core.store import JobKind, JobRow, Store
+from tvaccine_core.sweeps.plan import Cell, Sweep, by_run, cell_key, cells_of, run_key
+
+KINDS: tuple[JobKind, ...] = ("align", "baseline", "attack", "repair")
+"""Work that a sweep queues."""
+POLL_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cell is."""
+
+    run_id: str
+    defence: str
+    attack_id: str
+
+
+@dataclass
+class Progress:
+    """How far a sweep is."""
+
+    total: int
+    done: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    """Cell's key -> what went wrong and what to do."""
+    active: tuple[str, ...] = ()
+    """Runs that are queued or running."""
+    began: float = field(default_factory=time.monotonic)
+    done_at_start: int = 0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated from the cells that were made since the start; None before the first."""
+        made = self.done - self.done_at_start
+        if made < 1:
+            return None
+        return (time.monotonic() - self.began) / made * (self.total - self.done - len(self.failed))
+
+
+def places(store: Store) -> dict[str, Place]:
+    """Every finished cell of the store's runs, by its key; of equal ones the newest."""
+    found: dict[str, Place] = {}
+    for run in reversed(store.runs()):
+        found |= _finished(store, run.id)
+    return found
+
+
+def run_sweep(
+    store: Store,
+    sweep: Sweep,
+    *,
+    at_once: int,
+    look: Callable[[Progress], None] = lambda progress: None,
+    pause: Callable[[], None] = lambda: time.sleep(POLL_EVERY_S),
+) -> Progress:
+    """Make the cells that are missing. Workers on the store do the work: the caller has started them.
+
+    Args:
+        at_once: runs that are queued or running at the same time.
+        look: called after every look at the store.
+        pause: waits for the next look; what it raises ends the sweep and leaves the queued work as it is.
+
+    Raises:
+        ConfigError, DataError, ModelError: a cell's settings cannot work; nothing was queued.
+    """
+    cells = cells_of(sweep)
+    groups = by_run(cells)
+    for group in groups:
+        for cell in {cell.attack: cell for cell in group}.values():
+            orders.check(cell.config)
+    store.reap()
+    ready = places(store)
+    wanted = {cell.key for cell in cells}
+    progress = Progress(len(wanted))
+    progress.done = progress.done_at_start = len(wanted & set(ready))
+    waiting = [missing for group in groups if (missing := [cell for cell in group if cell.key not in ready])]
+    active: dict[str, list[Cell]] = {}
+    while waiting or active:
+        while waiting and len(active) < at_once:
+            group = waiting.pop(0)
+            try:
+                active[_queue(store, sweep, group)] = group
+            except TVaccineError as error:
+                progress.failed |= {cell.key: f"{error} {error.remedy}" for cell in group}
+        for run_id, group in list(active.items()):
+            jobs = [job for job in store.jobs(run_id) if job.kind in KINDS]
+            finished = _finished(store, run_id)
+            if not any(job.active for job in jobs):
+                del active[run_id]
+                said = _why(jobs)
+                progress.failed |= {cell.key: said for cell in group if cell.key not in finished}
+            ready |= finished
+        progress.done = len(wanted & set(ready))
+        progress.active = tuple(active)
+        look(progress)
+        if active:
+            pause()
+    return progress
+
+
+def _queue(store: Store, sweep: Sweep, group: Sequence[Cell]) -> str:
+    """Queue what the cells of one run need, in the sweep's unfinished run if there is one; returns the run's id."""
+    config = group[0].config
+    wanted = [cell.defence for cell in group]
+    key, name = run_key(config), run_name(sweep, config.seed)
+    run_id = next(
+        (
+            run.id
+            for run in store.runs()
+            if run.name == name and run_key(run.config) == key and all(each in run.config.defences for each in wanted)
+        ),
+        None,
+    )
+    if run_id is None:
+        chosen = [defence for defence in config.defences if defence in wanted]
+        config = config.model_copy(update={"defences": tuple(chosen)})
+        run_id = orders.start_run(store, config, name).run_id
+    else:
+        orders.resume(store, run_id, KINDS)
+        queued = orders.latest(store.jobs(run_id), "align")
+        keys = store.run(run_id).config.aligned_keys()
+        missing = [cell.defence.name for cell in group if keys[cell.defence.name] not in queued]
+        if missing:
+            orders.align(store, run_id, list(dict.fromkeys(missing)))
+    attacked = _attacked(store, run_id)
+    for attack in dict.fromkeys(cell.attack for cell in group):
+        names = [cell.defence.name for cell in group if cell.attack == attack and cell.key not in attacked]
+        if names:
+            orders.start_attack(store, run_id, attack, names)
+    return run_id
+
+
+def run_name(sweep: Sweep, seed: int) -> str:
+    """Name of the sweep's runs with this seed."""
+    return f"sweep {sweep.name}, seed {seed}"
+
+
+def _attacked(store: Store, run_id: str) -> set[str]:
+    """Keys of the cells whose attack is finished or queued."""
+    config = store.run(run_id).config
+    return {
+        cell_key(config, config.defence(job.params["defence"]), parse_config(AttackConfig, job.params["attack"]))
+        for job in store.jobs(run_id)
+        if job.kind == "attack" and job.state in ("queued", "running", "done", "interrupted")
+    }
+
+
+def _finished(store: Store, run_id: str) -> dict[str, Place]:
+    """The finished cells of one run."""
+    config, found = store.run(run_id).config, {}
+    for job in store.jobs(run_id, states=("done",)):
+        if job.kind in ("attack", "repair"):
+            defence = config.defence(job.params["defence"])
+            if orders.needs_repair(defence) == (job.kind == "repair"):
+                key = cell_key(config, defence, parse_config(AttackConfig, job.params["attack"]))
+                found[key] = Place(run_id, defence.name, job.params["attack_id"])
+    return found
+
+
+def _why(jobs: Sequence[JobRow]) -> str:
+    """The first reason why jobs are not done."""
+    for job in jobs:
+        if job.state != "done" and (job.error or job.state == "cancelled"):
+            return f"{job.title}: {job.state}. {job.error or ''} {job.remedy or ''}".strip()
+    return "It was not made."
