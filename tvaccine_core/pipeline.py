@@ -28,7 +28,7 @@ from tvaccine_core.evaluation.drift import embedding_drift
 from tvaccine_core.evaluation.evaluate import evaluate_state
 from tvaccine_core.evaluation.judges import load_judge
 from tvaccine_core.evaluation.scores import evaluation_examples
-from tvaccine_core.methods import load_method
+from tvaccine_core.methods import capabilities_of, load_method
 from tvaccine_core.models.anatomy import find_blocks
 from tvaccine_core.models.load import LoadedModel, load_model
 from tvaccine_core.names import BASE, aligned_state, attacked_state, checkpoint_folder, repaired_state, state_folder
@@ -38,6 +38,7 @@ from tvaccine_core.states.model_states import ModelStates
 from tvaccine_core.training.attack import prepare_attack
 from tvaccine_core.training.checkpoints import discard_checkpoints, last_step
 from tvaccine_core.training.fit import fit
+from tvaccine_core.training.strength import relative_strength
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +158,8 @@ def align(
     states.train(state)
 
     # 2. Train it.
+    if not resume_from and capabilities_of(method.config).perturbs:
+        yield _say_strength(session, encoded[: optimisation.batch_size], method.config.rho)
     checkpoints = checkpoint_folder(session.run_dir, state)
     if ranks.leads:
         discard_checkpoints(checkpoints, after=resume_from)
@@ -340,6 +343,15 @@ def _introduce(session: Session) -> Iterator[Event]:
             text=f"trust_remote_code is on: Python code that came with {loaded.config.name} runs with your rights.",
             remedy="Turn it off unless you trust its author and have read the code.",
         )
+
+
+def _say_strength(session: Session, examples: Sequence[Encoded], rho: float) -> MessageRecord:
+    """A message with the perturbation's radius as a share of what it perturbs."""
+    share = relative_strength(session.states.model, examples, session.loaded.pad_id, rho)
+    return MessageRecord(
+        level="info",
+        text=f"rho {rho:g} is {100 * share:.2g} % of the joint norm of the attention outputs before the alignment.",
+    )
 
 
 def _encode(session: Session, examples: Sequence[Example], max_length: int) -> Generator[Event, None, list[Encoded]]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -51,6 +52,25 @@ def capture_gradient_points(modules: Mapping[int, nn.Module]) -> Iterator[dict[i
         for index, module in modules.items():
             hooks.enter_context(module.register_forward_hook(look(index)))
         yield captured
+
+
+@contextmanager
+def norms_of_outputs(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
+    """Collect the L2 norm of the hidden states that each module returns in its first run, in float32 or better."""
+    norms: dict[int, Tensor] = {}
+
+    def look(index: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            hidden = hidden_of(output)
+            precision = torch.promote_types(hidden.dtype, torch.float32)
+            norms.setdefault(index, torch.linalg.vector_norm(hidden, dtype=precision))
+
+        return hook
+
+    with ExitStack() as hooks:
+        for index, module in modules.items():
+            hooks.enter_context(module.register_forward_hook(look(index)))
+        yield norms
 
 
 @contextmanager
