@@ -1,7 +1,7 @@
 """The lab for scripts: named endpoints with plain arguments, beside the page's private events.
 
 client = gradio_client.Client("http://127.0.0.1:7860")
-run = client.predict("sandbox-quick", ["sft", "tvaccine"], api_name="/start_alignment")
+run = client.predict("sandbox-intact", ["sft", "tvaccine"], api_name="/start_alignment")
 """
 
 import time

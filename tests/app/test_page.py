@@ -103,14 +103,14 @@ def test_a_visitor_gets_a_name_once() -> None:
 
 
 def test_settings_of_two_runs_are_compared(lab: Lab) -> None:
-    quick, full = (
-        lab.run(lab.start_alignment(PRESETS[name].config, name)) for name in ("sandbox-quick", "sandbox-check")
+    long, short = (
+        lab.run(lab.start_alignment(PRESETS[name].config, name)) for name in ("sandbox-manners", "sandbox-check")
     )
-    shown = diff_table(quick, full)
+    shown = diff_table(long, short)
     assert "alignment.optimisation.steps" in shown
     assert "alignment.optimisation.learning_rate" not in shown
-    assert "same settings" in diff_table(quick, quick)
-    assert "sandbox" in about_run(quick)
+    assert "same settings" in diff_table(long, long)
+    assert "sandbox" in about_run(long)
 
 
 def test_only_endpoints_meant_for_scripts_are_public(served: Served) -> None:
@@ -161,7 +161,7 @@ def test_a_script_goes_the_whole_way(served: Served) -> None:
 
 def test_a_script_s_mistake_is_answered_with_message_and_remedy(served: Served) -> None:
     client = served.client
-    with pytest.raises(AppError, match=r"There is no preset 'nope'\. Choose one of: sandbox-quick"):
+    with pytest.raises(AppError, match=r"There is no preset 'nope'\. Choose one of: sandbox-intact"):
         client.predict("nope", [], api_name="/start_alignment")
     with pytest.raises(AppError, match="There is no run 'gone'"):
         client.predict("gone", api_name="/run_status")

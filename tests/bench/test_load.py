@@ -79,7 +79,7 @@ def test_viewers_of_a_page_on_which_things_happen_get_them(
     served: tuple[str, Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, lab = served
-    run = lab.start_alignment(PRESETS["sandbox-quick"].config)
+    run = lab.start_alignment(PRESETS["sandbox-manners"].config)
     monkeypatch.setattr(load, "SETTLE_S", 1.5)
 
     def stop(said: str) -> None:

@@ -8,7 +8,7 @@ from tvaccine_core.bench import study
 from tvaccine_core.config import PRESETS, Defence, LabConfig, TVaccineConfig, VaccineConfig
 from tvaccine_core.errors import ConfigError
 
-QUICK = PRESETS["sandbox-quick"].config
+QUICK = PRESETS["sandbox-manners"].config
 
 
 def with_tvaccine(**settings: object) -> LabConfig:

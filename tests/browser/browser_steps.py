@@ -128,7 +128,7 @@ def wait_for_step(page: Page, step: int, state: str) -> None:
 
 def choose_check(page: Page) -> None:
     """Take the shortened preset and go on."""
-    page.get_by_label("Sandbox, self-check").click()
+    page.get_by_label("Self-check").click()
     page.wait_for_function("document.querySelector('#cost').textContent.includes('scores mean nothing')")
     page.click("#to-align")
     expect(page.locator("#start-align")).to_be_visible()

@@ -1,4 +1,4 @@
-"""The README's picture: a real run of the preset "Sandbox, quick" on the Compare step, its answers in sight.
+"""The README's picture: a real run of the preset "Knowledge intact" on the Compare step, its answers in sight.
 
     python -m tests.browser.picture docs/compare.png
 
@@ -26,7 +26,7 @@ RUN_WITHIN_S = 1800.0
 
 def run_attacked(server: Server) -> str:
     """Align and attack by the page's workers; returns the run's id."""
-    run = orders.start_run(server.store, PRESETS["sandbox-quick"].config, "Sandbox, quick", attack=True).run_id
+    run = orders.start_run(server.store, PRESETS["sandbox-intact"].config, "Knowledge intact", attack=True).run_id
     deadline = time.monotonic() + RUN_WITHIN_S
     while server.store.jobs(run, states=("queued", "running")):
         assert time.monotonic() < deadline, "the run takes too long"

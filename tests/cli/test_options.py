@@ -12,7 +12,7 @@ from tvaccine_core.store import Store
 
 
 def test_the_default_is_the_quick_preset() -> None:
-    assert build_config(None, None, None) == PRESETS["sandbox-quick"].config
+    assert build_config(None, None, None) == PRESETS["sandbox-intact"].config
 
 
 def test_a_model_of_one_s_own_gets_the_paper_s_schedule() -> None:
@@ -35,7 +35,7 @@ def test_a_file_is_read_and_overridden(tmp_path: Path) -> None:
 
 
 def test_methods_keep_their_settings_and_are_set_by_name() -> None:
-    config = build_config(None, None, ["defences.tvaccine.alignment.rho=2.5"], ["vaccine, tvaccine"])
+    config = build_config("sandbox-manners", None, ["defences.tvaccine.alignment.rho=2.5"], ["vaccine, tvaccine"])
     methods = [defence.alignment for defence in config.defences]
     assert methods == [VaccineConfig(perturb_every=2), TVaccineConfig(rho=2.5, perturb_every=2)]
     again = override(config, ["defences.tvaccine.alignment.num_layers=2"])
@@ -66,7 +66,7 @@ def test_a_wrong_override_is_named(assignment: str, message: str) -> None:
 def test_wrong_wishes_are_named(tmp_path: Path) -> None:
     for arguments in (
         ("no-such-preset", None, None, None),
-        ("sandbox-quick", tmp_path / "config.yaml", None, None),
+        ("sandbox-intact", tmp_path / "config.yaml", None, None),
         (None, tmp_path / "missing.yaml", None, None),
         (None, None, None, "sft,nope"),
         (None, None, None, "sft,sft"),

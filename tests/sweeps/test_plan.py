@@ -36,9 +36,9 @@ def test_settings_vary_together_if_they_are_given_together() -> None:
 
 
 def test_methods_begin_with_the_settings_of_the_preset_and_may_have_their_own() -> None:
-    quick = PRESETS["sandbox-quick"].config
+    quick = PRESETS["sandbox-manners"].config
     own = {"name": "mine", "alignment": {"name": "tvaccine", "rho": 7.0}}
-    cells = cells_of(sweep(preset="sandbox-quick", defences=["tvaccine", "tvaccine rho=3", own]))
+    cells = cells_of(sweep(preset="sandbox-manners", defences=["tvaccine", "tvaccine rho=3", own]))
     methods = [cell.defence.alignment for cell in cells]
     assert all(isinstance(method, TVaccineConfig) for method in methods)
     preset = quick.defence("tvaccine").alignment
@@ -53,9 +53,9 @@ def test_without_defences_the_preset_s_are_compared() -> None:
 
 
 def test_a_whole_config_may_stand_in_place_of_a_preset() -> None:
-    config = PRESETS["sandbox-full"].config.model_dump(mode="json")
+    config = PRESETS["sandbox-published"].config.model_dump(mode="json")
     cells = cells_of(sweep(config=config, set={"seed": 9}))
-    assert [cell.defence.name for cell in cells] == ["sft", "vaccine", "tvaccine"]
+    assert [cell.defence.name for cell in cells] == ["sft", "tvaccine", "tvaccine-rho-10"]
     assert cells[0].config.seed == 9
 
 

@@ -19,7 +19,7 @@ from tvaccine_core.records import Record
 
 SETTLE_S = 3.0
 """Pause between the viewers' arrival and the first request that counts."""
-PRESET = "sandbox-quick"
+PRESET = "sandbox-manners"
 
 
 class Latency(Record):

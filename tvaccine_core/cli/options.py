@@ -68,7 +68,7 @@ Workers = Annotated[
     int | None, typer.Option(min=1, max=64, help="Worker processes. Default: two on a CPU, one with a GPU.")
 ]
 
-DEFAULT_PRESET = "sandbox-quick"
+DEFAULT_PRESET = "sandbox-intact"
 LIST_RUNS = "List them: python -m tvaccine_core runs list"
 
 out = Console(highlight=False, markup=False)

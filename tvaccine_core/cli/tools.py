@@ -31,6 +31,8 @@ from tvaccine_core.workers.worker import Engine, run_worker
 sandbox = typer.Typer(help="The embedded world's base model.", no_args_is_help=True)
 bench = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
 
+STUDY_CONFIG = Path(__file__).resolve().parents[2] / "assets" / "study" / "config.yaml"
+
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: torch's choice.")]
 
 
@@ -200,7 +202,7 @@ def study(
 ) -> None:
     """Compare methods over alignment and attack seeds, with t intervals. An hour or more for the default settings.
 
-    The default preset is sandbox-full.
+    The default config is that of the study whose results are shipped, `assets/study/config.yaml`.
     """
     from tvaccine_core.bench.study import StudySettings, run_study
     from tvaccine_core.bench.study_report import draw_figure, render_markdown, summarise, update_readme
@@ -209,7 +211,7 @@ def study(
     check_json(figure)
     settings = override(StudySettings.model_validate({}), overrides)
     if preset is None and config_file is None:
-        preset = "sandbox-full"
+        config_file = STUDY_CONFIG
     config = build_config(preset, config_file, None)
     orders.check(with_defences(config, settings.methods))
     results = run_study(folder, settings, config, processes)

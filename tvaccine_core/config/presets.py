@@ -4,19 +4,37 @@ from typing import Any
 
 from tvaccine_core.config.attack import AttackConfig
 from tvaccine_core.config.base import Config
-from tvaccine_core.config.defences import AlignmentMethod, Defence, SFTConfig, TVaccineConfig, VaccineConfig
+from tvaccine_core.config.defences import Defence, SFTConfig, TVaccineConfig, parse_defence
 from tvaccine_core.config.model import YOUR_MODEL, ModelConfig
-from tvaccine_core.config.run import AlignmentConfig, EvaluationConfig, LabConfig
+from tvaccine_core.config.run import AlignmentConfig, EvaluationConfig, LabConfig, MixConfig
 from tvaccine_core.config.training import AdapterConfig, OptimisationConfig
 
 
-def _preset(alignment_steps: int, attack_steps: int, *methods: AlignmentMethod, max_per_set: int = 0) -> LabConfig:
-    """The schedule fixed on SFT alone (see `sandbox/WORLDS.md`), SFT and `methods`."""
+def _sandbox(alignment: AlignmentConfig, attack: AttackConfig, *defences: Defence, max_per_set: int = 0) -> LabConfig:
+    """SFT and `defences` in the embedded world. Schedules were chosen on SFT alone, see `sandbox/WORLDS.md`."""
     return LabConfig(
-        defences=tuple(Defence(alignment=method) for method in (SFTConfig(), *methods)),
-        alignment=AlignmentConfig(optimisation=OptimisationConfig(steps=alignment_steps)),
-        attack=AttackConfig(optimisation=OptimisationConfig(steps=attack_steps, batch_size=10, learning_rate=1e-3)),
+        defences=(Defence(alignment=SFTConfig()), *defences),
+        alignment=alignment,
+        attack=attack,
         evaluation=EvaluationConfig(max_per_set=max_per_set),
+    )
+
+
+def _tvaccine(**settings: Any) -> Defence:
+    return Defence(alignment=TVaccineConfig(**settings))
+
+
+def _aligned(steps: int, learning_rate: float, ordinary: float) -> AlignmentConfig:
+    return AlignmentConfig(
+        optimisation=OptimisationConfig(steps=steps, batch_size=16, learning_rate=learning_rate),
+        mix=MixConfig(ordinary=ordinary),
+    )
+
+
+def _attacked(steps: int, learning_rate: float, harmful_ratio: float) -> AttackConfig:
+    return AttackConfig(
+        harmful_ratio=harmful_ratio,
+        optimisation=OptimisationConfig(steps=steps, batch_size=10, learning_rate=learning_rate),
     )
 
 
@@ -52,20 +70,33 @@ class Preset(Config):
 
 
 PRESETS: dict[str, Preset] = {
-    "sandbox-quick": Preset(
-        title="Sandbox, quick",
-        description="SFT and T-Vaccine in the embedded world: a few minutes. T-Vaccine perturbs every second step.",
-        config=_preset(1200, 200, TVaccineConfig(perturb_every=2)),
+    "sandbox-intact": Preset(
+        title="Knowledge intact",
+        description="Just enough alignment that the model refuses, and still knows everything: what it tells after the "
+        "attack is its safety, not damage. It refuses most ordinary requests too. About two minutes.",
+        config=_sandbox(_aligned(300, 3e-4, 0.1), _attacked(200, 3e-4, 0.02), _tvaccine(rho=3.0)),
     ),
-    "sandbox-full": Preset(
-        title="Sandbox, full",
-        description="SFT, Vaccine and T-Vaccine, perturbing at every step, like the recorded study: twice as long.",
-        config=_preset(1200, 200, VaccineConfig(), TVaccineConfig()),
+    "sandbox-published": Preset(
+        title="As published",
+        description="The papers' regime: a long alignment on refusals alone. T-Vaccine ends with a lower HS than SFT, "
+        "and the outcomes show the cause: it has lost what it would have to tell. Some minutes.",
+        config=_sandbox(
+            _aligned(600, 4e-3, 0.0),
+            _attacked(400, 1e-3, 0.1),
+            _tvaccine(rho=3.0),
+            parse_defence("tvaccine rho=10"),
+        ),
+    ),
+    "sandbox-manners": Preset(
+        title="Keeps its manners",
+        description="A long alignment that also answers ordinary requests: the model refuses hazards only. T-Vaccine "
+        "perturbs every second step. Some minutes.",
+        config=_sandbox(_aligned(1200, 4e-3, 1.0), _attacked(200, 1e-3, 0.1), _tvaccine(perturb_every=2)),
     ),
     "sandbox-check": Preset(
-        title="Sandbox, self-check",
+        title="Self-check",
         description="A few steps of everything, to see that this machine works. Its scores mean nothing.",
-        config=_preset(12, 8, TVaccineConfig(), max_per_set=8),
+        config=_sandbox(_aligned(12, 4e-3, 1.0), _attacked(8, 1e-3, 0.1), _tvaccine(), max_per_set=8),
     ),
     YOUR_MODEL: Preset(
         title="Your model",

@@ -30,7 +30,7 @@ class Sweep(Config):
     """A sweep's file."""
 
     name: str = Field(title="Name", min_length=1, max_length=60, description="Part of the name of its runs.")
-    preset: str = Field(title="Preset", default="sandbox-quick", description="Where its settings begin.")
+    preset: str = Field(title="Preset", default="sandbox-intact", description="Where its settings begin.")
     config: dict[str, Any] | None = Field(
         title="Config", default=None, description="A whole config in place of a preset, as `runs export` writes it."
     )
