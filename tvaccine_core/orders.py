@@ -16,7 +16,7 @@ from tvaccine_core.errors import StoreError
 from tvaccine_core.evaluation.judges import JUDGES, load_judge
 from tvaccine_core.methods import capabilities_of, method_info, title_of
 from tvaccine_core.models.files import ModelFacts, check_model
-from tvaccine_core.store import JobKind, JobRow, Store, Work
+from tvaccine_core.store import JobKind, JobRow, JobState, Store, Work
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,12 @@ def stop(store: Store, run_id: str, kinds: Collection[JobKind]) -> int:
     return len(active)
 
 
-def resume(store: Store, run_id: str, kinds: Collection[JobKind]) -> list[str]:
+def resume(
+    store: Store,
+    run_id: str,
+    kinds: Collection[JobKind],
+    states: Collection[JobState] = ("failed", "cancelled", "interrupted"),
+) -> list[str]:
     """Queue failed and stopped jobs again, before the jobs that depend on them. Returns the jobs.
 
     Raises:
@@ -165,12 +170,7 @@ def resume(store: Store, run_id: str, kinds: Collection[JobKind]) -> list[str]:
     """
     store.reap()  # a worker that was just killed has left its job running
     jobs = store.jobs(store.run(run_id).id)
-    stopped = [
-        job
-        for kind in kinds
-        for job in latest(jobs, kind).values()
-        if job.state in ("failed", "cancelled", "interrupted")
-    ]
+    stopped = [job for kind in kinds for job in latest(jobs, kind).values() if job.state in states]
     for job in sorted(stopped, key=lambda job: job.depends_on is not None):
         store.resume(job.id)
     return [job.id for job in stopped]

@@ -120,6 +120,36 @@ def test_a_killed_sweep_repeats_nothing_and_loses_nothing(store: Store, lives: i
     assert len(store.runs()) == 2
 
 
+def test_a_job_whose_worker_dies_late_is_resumed(store: Store) -> None:
+    """A killed sweep's worker may hold its job for a while after the sweep was started again."""
+    workers = Workers(store)
+    deaths = ["align sft", "attack tvaccine a1"]
+
+    def pause() -> None:
+        job = store.claim("worker")
+        assert job is not None
+        if job.title in deaths:
+            deaths.remove(job.title)
+            store.finish(job.id, "interrupted")
+        else:
+            store.finish(job.id, "done")
+            workers.done.append(job)
+
+    progress = run_sweep(store, sweep(), at_once=1, pause=pause)
+    assert (progress.done, progress.failed, deaths) == (12, {}, [])
+    assert set(workers.made().values()) == {1}
+
+
+def test_a_worker_that_always_dies_ends_the_wait(store: Store) -> None:
+    def pause() -> None:
+        job = store.claim("worker")
+        assert job is not None
+        store.finish(job.id, "interrupted")
+
+    progress = run_sweep(store, sweep(vary={"seed": [0]}), at_once=1, pause=pause)
+    assert (progress.done, len(progress.failed)) == (0, 2)
+
+
 def test_a_job_that_fails_costs_its_cells_and_is_tried_again(store: Store) -> None:
     workers = Workers(store)
     workers.fail = "align tvaccine"

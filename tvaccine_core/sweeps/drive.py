@@ -7,6 +7,7 @@ A sweep that was killed goes on: its interrupted jobs are resumed from their che
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ from tvaccine_core.sweeps.plan import Cell, Sweep, by_run, cell_key, cells_of, r
 KINDS: tuple[JobKind, ...] = ("align", "baseline", "attack", "repair")
 """Work that a sweep queues."""
 POLL_EVERY_S = 0.5
+MAX_RESUMES = 10
+"""How often jobs of one run whose workers died are resumed, in one start of a sweep."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def run_sweep(
     progress.done = progress.done_at_start = len(wanted & set(ready))
     waiting = [missing for group in groups if (missing := [cell for cell in group if cell.key not in ready])]
     active: dict[str, list[Cell]] = {}
+    resumed: Counter[str] = Counter()
     while waiting or active:
         while waiting and len(active) < at_once:
             group = waiting.pop(0)
@@ -98,6 +102,11 @@ def run_sweep(
             except TVaccineError as error:
                 progress.failed |= {cell.key: f"{error} {error.remedy}" for cell in group}
         for run_id, group in list(active.items()):
+            # A worker died, or noticed only now that the program that had started it was killed.
+            if resumed[run_id] < MAX_RESUMES:
+                resumed[run_id] += bool(orders.resume(store, run_id, KINDS, ("interrupted",)))
+            else:
+                orders.stop(store, run_id, KINDS)  # what waits for an interrupted job would wait for ever
             jobs = [job for job in store.jobs(run_id) if job.kind in KINDS]
             finished = _finished(store, run_id)
             if not any(job.active for job in jobs):
