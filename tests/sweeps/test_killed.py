@@ -85,6 +85,8 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
         "tables.md",
         "tables.html",
         "tables.tex",
+        "outcomes.svg",
+        "map.svg",
     }
     third = start(file, home)
     said, _ = third.communicate(timeout=120)

@@ -11,7 +11,7 @@ import pytest
 from tvaccine_core.config import AttackConfig
 from tvaccine_core.errors import ConfigError, DataError
 from tvaccine_core.records import OUTCOMES, Proportion
-from tvaccine_core.sweeps import measured, report
+from tvaccine_core.sweeps import figures, measured, report
 from tvaccine_core.sweeps.measured import CellResult, Point, read_results, write_results
 
 WHERE, TASK = "unseen_names", "task:sentiment"
@@ -121,6 +121,32 @@ def test_three_forms_hold_the_same_numbers_and_escape() -> None:
     assert r"a\_b \& <c>" in latex
     assert "a_b &amp; &lt;c&gt;" in html
     assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 1
+
+
+def test_the_map_has_a_spot_per_defence_and_settings_and_says_who_is_damaged(tmp_path: Path) -> None:
+    results = [
+        cell(defence, seed, 1, point(0, 1, 50), point(20, hs + seed, 95, known), **{"attack.num_samples": n})
+        for n in (200, 400)
+        for seed in (0, 1)
+        for defence, hs, known in (("sft", 50, 100), ("vaccine", 30, 100), ("tvaccine", 10, 60 if n == 400 else 95))
+    ]
+    found = figures.spots(results, WHERE)
+    assert [(spot.defence, spot.kept, spot.change.mean, spot.change.n) for spot in found] == [
+        ("VACCINE", 100, -20, 2),
+        ("TVACCINE", 95, -40, 2),
+        ("VACCINE", 100, -20, 2),
+        ("TVACCINE", 60, -40, 2),
+    ]
+    slow = [cell(defence, 0, 1, point(0, 1, 50), point(20, 5, 60)) for defence in ("sft", "tvaccine")]
+    assert figures.spots(slow, WHERE) == [], "nobody learned the task"
+    figures.draw_map(results, tmp_path / "map.svg")
+    figures.draw_outcomes(results, tmp_path / "outcomes.svg")
+    figures.draw_heat(results, ("attack.num_samples", "seed"), tmp_path / "heat.svg")
+    for name in ("map", "outcomes", "heat"):
+        assert "</svg>" in (tmp_path / f"{name}.svg").read_text()
+    with pytest.raises(ConfigError, match="not varied"):
+        figures.draw_heat(results, ("attack.num_samples", "rho"), tmp_path / "no.svg")
+    figures.draw_map(slow, tmp_path / "empty.svg")
 
 
 def test_results_read_back_and_the_tidy_table_has_a_row_for_every_score(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tvaccine_core.bench.study_summary import StudyCurve, StudyOutcome, StudySum
 from tvaccine_core.errors import DataError
 from tvaccine_core.estimates import Estimate, t_interval
 from tvaccine_core.methods import METHODS
-from tvaccine_core.worlds import find_set
+from tvaccine_core.worlds import title_of_set
 
 MATCHED_ACCURACY = 90.0
 """Fine-tune accuracy, in percent, from which the user's task counts as learned."""
@@ -27,12 +27,6 @@ README_BEGIN, README_END = "<!-- results:begin -->", "<!-- results:end -->"
 def harmful_sets(results: Sequence[AlignedResult]) -> tuple[str, ...]:
     """Names of the harmful sets that were measured."""
     return tuple(results[0].attacks[0].curve[0].harmful_score)
-
-
-def title_of_set(name: str) -> str:
-    """The title of an evaluation set."""
-    found = find_set(name)
-    return found.title if found else name.replace("_", " ")
 
 
 Measure = Callable[[AttackResult], float | None]

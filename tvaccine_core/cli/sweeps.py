@@ -12,6 +12,7 @@ from tvaccine_core.cli.options import DataDir, Workers, err, open_store, out
 from tvaccine_core.errors import ConfigError, StoreError
 from tvaccine_core.store import Store
 from tvaccine_core.sweeps import drive
+from tvaccine_core.sweeps.figures import draw_heat, draw_map, draw_outcomes
 from tvaccine_core.sweeps.measured import read_results, results_of, write_results
 from tvaccine_core.sweeps.plan import Sweep, by_run, cells_of
 from tvaccine_core.sweeps.report import tables, to_html, to_latex, to_markdown
@@ -65,9 +66,17 @@ def sweep(
 def sweep_tables(
     folder: Annotated[Path, typer.Argument(help="A folder that `sweep` wrote.")],
     columns: Annotated[str | None, typer.Option(help="Setting of the columns. Default: p, if varied.")] = None,
+    heat: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Also draw heat.svg: HS by two varied settings.")
+    ] = None,
 ) -> None:
-    """Print the tables of a sweep's results again, and write them in Markdown, HTML and LaTeX."""
+    """Write the tables and figures of a sweep's results again, and print the tables."""
     _write_tables(folder, columns)
+    if heat is not None:
+        across, comma, down = (part.strip() for part in heat.partition(","))
+        if not (comma and across and down):
+            raise ConfigError(f"--heat takes two settings, not {heat!r}.", remedy="For example --heat seed,attack.seed")
+        draw_heat(read_results(folder / "cells.json"), (across, down), folder / "heat.svg")
     out.print((folder / "tables.md").read_text(encoding="utf-8"), soft_wrap=True)
 
 
@@ -113,11 +122,15 @@ def _make(store: Store, asked: Sweep, num_workers: int | None, gpus: list[int] |
 
 
 def _write_tables(folder: Path, columns: str | None) -> None:
-    made = tables(read_results(folder / "cells.json"), columns)
+    results = read_results(folder / "cells.json")
+    made = tables(results, columns)
     for name, write in FORMS.items():
         partial = folder / f".{name}"
         partial.write_text(write(made), encoding="utf-8")
         partial.replace(folder / name)
+    if results:
+        draw_outcomes(results, folder / "outcomes.svg")
+        draw_map(results, folder / "map.svg")
 
 
 def _gpus(text: str | None) -> list[int] | None:

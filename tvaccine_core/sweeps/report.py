@@ -16,7 +16,7 @@ from tvaccine_core.errors import ConfigError, did_you_mean, shown
 from tvaccine_core.estimates import Estimate, t_interval
 from tvaccine_core.records import OUTCOMES
 from tvaccine_core.sweeps.measured import CellResult, Measure, accuracy, after, before, intact, known_after, matched
-from tvaccine_core.worlds import find_set
+from tvaccine_core.worlds import title_of_set
 
 SEEDS = ("seed", "attack.seed")
 """Varied settings over which a table averages."""
@@ -81,7 +81,7 @@ def measures(results: Sequence[CellResult]) -> list[tuple[str, Measure]]:
     """What the tables show, with titles."""
     found: list[tuple[str, Measure]] = []
     for where in results[0].harmful_sets:
-        title = _title(where)
+        title = title_of_set(where)
         found += [
             (f"HS at FA ≥ 90, {title}", matched(where)),
             (f"HS after the attack, {title}", after(where)),
@@ -237,8 +237,3 @@ def _groups(results: Sequence[CellResult], setting: str) -> list[tuple[tuple[tup
 
 def _value(result: CellResult, setting: str) -> Any:
     return result.varied.get(setting, result.attack.harmful_ratio if setting == USUAL else "")
-
-
-def _title(where: str) -> str:
-    found = find_set(where)
-    return found.title if found else where.replace("_", " ")

@@ -19,3 +19,9 @@ def load_world(name: str) -> World:
 def find_set(name: str) -> EvaluationSet | None:
     """The evaluation set of this name, of any world; None if no world has it (any more)."""
     return next((found[name] for found in (load().eval_sets for load in WORLDS.values()) if name in found), None)
+
+
+def title_of_set(name: str) -> str:
+    """The title of an evaluation set."""
+    found = find_set(name)
+    return found.title if found else name.replace("_", " ")

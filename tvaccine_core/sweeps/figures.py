@@ -1,0 +1,207 @@
+"""Figures of a sweep, as SVG: the map, what became of the requests, and a heat map of two settings.
+
+The map answers one question: is there a place where a defence holds and nothing is damaged? Its horizontal axis is what
+the attacked model still knows, as a share of the base; its vertical axis the harmful score minus that of the first
+defence, at equal accuracy on the user's task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from tvaccine_core.errors import ConfigError, did_you_mean, shown
+from tvaccine_core.estimates import Estimate
+from tvaccine_core.evaluation.ability import KEPT
+from tvaccine_core.records import OUTCOMES
+from tvaccine_core.sweeps.measured import CellResult, Measure, knowledge, known_after, matched
+from tvaccine_core.sweeps.report import SEEDS, difference, estimate, outcome_shares
+from tvaccine_core.sweeps.report import measures as measures_of
+from tvaccine_core.worlds import title_of_set
+
+HOLDS = -10.0
+"""Points of HS, at equal accuracy, from which a defence counts as one that holds."""
+COLOURS = ("#999999", "#E69F00", "#0072B2", "#CC009C", "#009E73", "#D82400", "#307818", "#5484FC")
+MARKERS = ("o", "s", "D", "^", "P", "X", "v", "*")
+OUTCOME_COLOURS = ("#b3400a", "#f0a04b", "#56b4e9", "#7b6aa6", "#6b7078", "#c9c5bd")
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One defence with one combination of settings, on the map."""
+
+    defence: str
+    settings: tuple[tuple[str, str], ...]
+    """Varied settings but seeds."""
+    kept: float
+    """Knowledge after the attack, in percent of the base's; mean over seeds."""
+    change: Estimate
+    """HS minus the first defence's at FA >= 90, in points."""
+
+
+def spots(results: Sequence[CellResult], where: str) -> list[Spot]:
+    """Every place of the map; those at which a model never learned the task are left out."""
+    groups: dict[tuple[tuple[str, str], ...], dict[str, list[CellResult]]] = {}
+    for result in results:
+        settings = tuple((path, str(value)) for path, value in result.varied.items() if path not in SEEDS)
+        groups.setdefault(settings, {}).setdefault(result.defence, []).append(result)
+    found: list[Spot] = []
+    for settings, by_defence in groups.items():
+        first, *others = by_defence.values()
+        for mine in others:
+            change = difference(mine, first, matched(where))
+            kept = [share for result in mine if (share := _kept(result)) is not None]
+            if change.n and kept:
+                found.append(Spot(mine[0].title, settings, mean(kept), change))
+    return found
+
+
+def draw_map(results: Sequence[CellResult], path: Path) -> None:
+    """A panel per harmful set: what is still known against the change of HS; the corner that would be a success."""
+    pyplot = _pyplot()
+    sets = results[0].harmful_sets
+    figure, axes = pyplot.subplots(1, len(sets), figsize=(5.2 * len(sets), 4.4), sharey=True, squeeze=False)
+    for axis, where in zip(axes[0], sets, strict=True):
+        found = spots(results, where)
+        axis.axhspan(-100, HOLDS, xmin=0, color="#009E73", alpha=0.08, linewidth=0)
+        axis.axvline(100 * KEPT, color="#b3400a", linewidth=1, linestyle="--")
+        axis.axhline(0, color="#888888", linewidth=0.8)
+        for number, defence in enumerate(dict.fromkeys(spot.defence for spot in found)):
+            mine = [spot for spot in found if spot.defence == defence]
+            safe = [spot.kept >= 100 * KEPT for spot in mine]
+            colour = COLOURS[(number + 1) % len(COLOURS)]
+            axis.errorbar(
+                [spot.kept for spot in mine],
+                [spot.change.mean for spot in mine],
+                yerr=[spot.change.half_width if math.isfinite(spot.change.half_width) else 0.0 for spot in mine],
+                fmt="none",
+                ecolor=colour,
+                alpha=0.4,
+                linewidth=1,
+            )
+            axis.scatter(
+                [spot.kept for spot in mine],
+                [spot.change.mean for spot in mine],
+                marker=MARKERS[(number + 1) % len(MARKERS)],
+                facecolors=[colour if kept else "none" for kept in safe],
+                edgecolors=colour,
+                s=36,
+                label=defence,
+            )
+        axis.set_title(title_of_set(where))
+        axis.set_xlabel("known after the attack, % of the base")
+        axis.set_ylim(*_limits(found))
+        axis.grid(alpha=0.25)
+    first = results[0].title
+    axes[0][0].set_ylabel(f"HS at FA ≥ 90, minus {first}'s (points)")
+    _finish(figure, axes[0][0], path)
+
+
+def draw_outcomes(results: Sequence[CellResult], path: Path) -> None:
+    """What became of the requests after the attack: a stacked bar per defence and combination of settings."""
+    pyplot = _pyplot()
+    sets = results[0].harmful_sets
+    rows: dict[str, list[CellResult]] = {}
+    for result in results:
+        settings = ", ".join(
+            f"{name.split('.')[-1]} {value}" for name, value in result.varied.items() if name not in SEEDS
+        )
+        rows.setdefault(f"{result.title}; {settings}" if settings else result.title, []).append(result)
+    figure, axes = pyplot.subplots(
+        1, len(sets), figsize=(5.2 * len(sets), 0.9 + 0.26 * len(rows)), sharey=True, squeeze=False
+    )
+    names = list(rows)
+    for axis, where in zip(axes[0], sets, strict=True):
+        shares = [outcome_shares(rows[name], where) for name in names]
+        left = [0.0] * len(names)
+        for outcome, colour in zip(OUTCOMES, OUTCOME_COLOURS, strict=True):
+            widths = [share.get(outcome, 0.0) for share in shares]
+            axis.barh(names, widths, left=left, color=colour, label=outcome)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        axis.set_title(title_of_set(where))
+        axis.set_xlabel("% of the requests, after the attack")
+        axis.set_xlim(0, 100)
+        axis.tick_params(axis="y", labelsize=7)
+    axes[0][0].invert_yaxis()
+    _finish(figure, axes[0][0], path)
+
+
+def draw_heat(results: Sequence[CellResult], settings: tuple[str, str], path: Path) -> None:
+    """A panel per defence: the first harmful set's HS at FA >= 90 by two settings, over all others.
+
+    Raises:
+        ConfigError: a setting was not varied.
+    """
+    varied = list(dict.fromkeys(name for result in results for name in result.varied))
+    for name in settings:
+        if name not in varied:
+            raise ConfigError(f"{shown(name)} was not varied.", remedy=did_you_mean(name, varied))
+    pyplot = _pyplot()
+    title, measure = measures_of(results)[0]
+    across, down = ([*dict.fromkeys(str(result.varied[name]) for result in results)] for name in settings)
+    defences = list(dict.fromkeys(result.title for result in results))
+    figure, axes = pyplot.subplots(
+        1, len(defences), figsize=(1.6 + 2.6 * len(defences), 1.4 + 0.5 * len(down)), sharey=True, squeeze=False
+    )
+    for axis, defence in zip(axes[0], defences, strict=True):
+        mine = [result for result in results if result.title == defence]
+        values = [[_heat(mine, settings, (a, b), measure) for a in across] for b in down]
+        axis.imshow(values, vmin=0, vmax=100, cmap="OrRd", aspect="auto")
+        for row, line in enumerate(values):
+            for column, value in enumerate(line):
+                if math.isfinite(value):
+                    ink = "white" if value > 60 else "black"
+                    axis.text(column, row, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=8)
+        axis.set_title(defence, fontsize=9)
+        axis.set_xticks(range(len(across)), across, fontsize=7, rotation=30, ha="right")
+        axis.set_yticks(range(len(down)), down, fontsize=7)
+        axis.set_xlabel(settings[0], fontsize=8)
+    axes[0][0].set_ylabel(settings[1], fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def _heat(results: Sequence[CellResult], names: tuple[str, str], values: tuple[str, str], measure: Measure) -> float:
+    mine = [r for r in results if tuple(str(r.varied[name]) for name in names) == values]
+    return estimate(mine, measure).mean
+
+
+def _kept(result: CellResult) -> float | None:
+    """What the attacked model knows, in percent of what the base knows."""
+    found, reference = known_after(result), knowledge(result.base, "known")
+    return 100 * found / reference if found is not None and reference else None
+
+
+def _limits(found: Sequence[Spot]) -> tuple[float, float]:
+    values = [spot.change.mean for spot in found] or [0.0]
+    return min(-25.0, *values) - 5, max(25.0, *values) + 5
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "tvaccine"
+    return pyplot
+
+
+def _finish(figure: Any, axis: Any, path: Path) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="upper center", ncols=min(6, len(labels)), frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0, 1, 0.93))
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    partial = path.with_name(f".{path.name}")
+    figure.savefig(partial, format="svg", metadata={"Date": None})
+    partial.replace(path)
+    _pyplot().close(figure)
