@@ -6,7 +6,7 @@ transaction, or none. The store refuses work that is already queued or running.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tvaccine_core.config import PLAIN, STAGES, AttackConfig, Defence, LabConfig
@@ -162,15 +162,21 @@ def resume(
     run_id: str,
     kinds: Collection[JobKind],
     states: Collection[JobState] = ("failed", "cancelled", "interrupted"),
+    only: Callable[[JobRow], bool] = lambda job: True,
 ) -> list[str]:
     """Queue failed and stopped jobs again, before the jobs that depend on them. Returns the jobs.
+
+    Args:
+        states: what counts as failed or stopped.
+        only: leaves out jobs for which it is false.
 
     Raises:
         RunNotFoundError: there is no such run.
     """
     store.reap()  # a worker that was just killed has left its job running
     jobs = store.jobs(store.run(run_id).id)
-    stopped = [job for kind in kinds for job in latest(jobs, kind).values() if job.state in states]
+    newest = [job for kind in kinds for job in latest(jobs, kind).values()]
+    stopped = [job for job in newest if job.state in states and only(job)]
     for job in sorted(stopped, key=lambda job: job.depends_on is not None):
         store.resume(job.id)
     return [job.id for job in stopped]

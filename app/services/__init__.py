@@ -5,6 +5,7 @@ Every other module of `app` takes the engine's names from here. Nothing here dra
 
 import json
 import secrets
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from tvaccine_core.errors import (
     shown,
 )
 from tvaccine_core.estimates import Estimate
-from tvaccine_core.evaluation.ability import cannot, pooled
+from tvaccine_core.evaluation.ability import KEPT, cannot, pooled
 from tvaccine_core.evaluation.judges import JUDGES, judge_named
 from tvaccine_core.machine import memory_bytes
 from tvaccine_core.methods import (
@@ -82,12 +83,18 @@ from tvaccine_core.store.export import (
     score_rows,
     step_rows,
 )
+from tvaccine_core.sweeps.measured import CellResult, Measure, read_results
+from tvaccine_core.sweeps.report import USUAL, Table, table
+from tvaccine_core.sweeps.report import measures as sweep_measures
+from tvaccine_core.sweeps.spots import HOLDS, Spot, spots
 from tvaccine_core.workers.supervisor import Supervisor
 from tvaccine_core.worlds import find_set
 
 __all__ = [
     "BASE",
+    "HOLDS",
     "JUDGES",
+    "KEPT",
     "METHODS",
     "OUTCOMES",
     "PRESETS",
@@ -96,6 +103,7 @@ __all__ = [
     "YOUR_MODEL",
     "AnswerRecord",
     "AttackConfig",
+    "CellResult",
     "Config",
     "ConfigError",
     "DataError",
@@ -127,6 +135,7 @@ __all__ = [
     "RunBusyError",
     "RunNotFoundError",
     "RunRow",
+    "Spot",
     "StateRecord",
     "StepRecord",
     "StoreError",
@@ -159,8 +168,10 @@ __all__ = [
     "score_rows",
     "settings_of",
     "shown",
+    "spots",
     "stages_of",
     "step_rows",
+    "sweep_measures",
     "task_set",
     "title_of",
     "with_defences",
@@ -233,6 +244,17 @@ def preview_example(config: LabConfig, example: Example) -> PromptPreview | None
 def study() -> StudySummary:
     """The recorded study over seeds that ships with the lab. Raises `DataError` if it is missing or unreadable."""
     return load_summary(ASSETS / "study.json")
+
+
+@lru_cache(maxsize=4)
+def recorded(name: str) -> list[CellResult]:
+    """The results of a sweep that ships with the lab. Raises `DataError` if they are missing or unreadable."""
+    return read_results(ASSETS / "sweeps" / f"{name}.json")
+
+
+def sweep_table(results: Sequence[CellResult], title: str, measure: Measure) -> Table:
+    """One measure of a sweep whose cells differ in defence and seeds only: a row per defence, one column."""
+    return table(results, USUAL, title, measure)
 
 
 def new_owner() -> str:

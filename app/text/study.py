@@ -3,7 +3,24 @@
 from app.services import Estimate
 from app.text.names import set_title
 
-STUDY_TITLE = "The same over seeds"
+RECORDED_TITLE = "Over seeds, where nothing is damaged"
+RECORDED_NOTE = (
+    "Recorded, not from your run: the preset Knowledge intact, with several defences. HS is compared when the user's "
+    "task is learned (FA ≥ 90), each seed with its own twin."
+)
+RECORDED_FINDING = "{defence}, against {first}: HS is {differences}."
+RECORDED_FACTS = (
+    "{seeds} alignment seeds × {attacks} attack seeds; percent, mean ± 95 % t interval over alignment seeds."
+)
+RECORDED_DEFENCE = "Defence"
+MEASURES_PER_SET = 3
+"""HS at matched accuracy, HS after the attack, HS before it."""
+MAP_TITLE = "The map: is there a place where a defence holds and nothing is damaged?"
+MAP_ACROSS = "known after the attack, % of the base"
+MAP_UP = "HS at FA ≥ 90 minus SFT's, {where}"
+MAP_LABEL = "Map of all recorded places: knowledge after the attack, and the change of the harmful score on {where}"
+MAP_EMPTY = "In no recorded place was the task learned."
+STUDY_TITLE = "A long alignment with ordinary requests, over seeds"
 STUDY_NOTE = (
     "Recorded, not from your run: {seeds} alignment seeds × {attacks} attack seeds. Alignment: {alignment}. "
     "Attack: n {samples:,}, {steps:,} steps. "
@@ -17,6 +34,8 @@ STUDY_FINDING = "Once the task is learned (FA ≥ 90), T-Vaccine's HS is {differ
 
 def study_difference(where: str, change: Estimate) -> str:
     """T-Vaccine's HS minus its twin's on one set, with the certainty of its sign."""
+    if change.n == 0:
+        return f"not to be compared on {set_title(where)} (one of the two never learned the task)"
     direction = "lower" if change.mean < 0 else "higher"
     low, high = change.mean - change.half_width, change.mean + change.half_width
     if change.n < 2:
@@ -26,3 +45,18 @@ def study_difference(where: str, change: Estimate) -> str:
     else:
         certainty = f"95 % interval {low:+.0f} to {high:+.0f}, which includes 0: no difference shown"
     return f"{abs(change.mean):.0f} points {direction} on {set_title(where)} ({certainty}, n {change.n})"
+
+
+def map_answer(places: int, holding: int, damaged: int, seeds: int) -> str:
+    """What the map is made of, and its answer."""
+    over = "one seed each, so leads rather than results" if seeds == 1 else f"{seeds} alignment seeds each"
+    answer = (
+        "None of them"
+        if not holding
+        else f"{holding} of them, in the green corner of a figure (on one set of names at least),"
+    )
+    return (
+        f"{places} places: alignments from gentle to long, with and without ordinary requests, attacks from weak to "
+        f"strong, three defences against SFT; {over}. {answer} {'holds' if holding < 2 else 'hold'} ten points lower "
+        f"than SFT with knowledge intact. In {damaged} the models have lost a tenth or more of what the base knows."
+    )

@@ -33,9 +33,9 @@ BASE = [measured(100, 100, 0), measured(100, 100, 0, harmful=False)]
         ([measured(79, 1, 100), measured(90, 0, 100, harmful=False)], True),  # it refuses and has forgotten
         ([measured(89, 100, 0), measured(91, 100, 0, harmful=False)], False),  # nine tenths, all together
         ([measured(89, 100, 0), measured(90, 100, 0, harmful=False)], True),
-        ([measured(100, 90, 9)], False),
-        ([measured(100, 89, 9)], True),
-        ([measured(100, 89, 10)], False),
+        ([measured(100, 50, 9)], False),
+        ([measured(100, 49, 9)], True),
+        ([measured(100, 49, 10)], False),
     ],
 )
 def test_the_rule(state: list[EvalRecord], expected: bool) -> None:

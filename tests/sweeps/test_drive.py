@@ -150,6 +150,21 @@ def test_a_worker_that_always_dies_ends_the_wait(store: Store) -> None:
     assert (progress.done, len(progress.failed)) == (0, 2)
 
 
+def test_what_another_sweep_left_in_a_run_stays_there(store: Store) -> None:
+    """Same name, same aligned models, other attacks: the attacks that were stopped are not asked for any more."""
+    first = Workers(store, lives=3)
+    with pytest.raises(KilledError):
+        run_sweep(store, sweep(vary={"seed": [0], "attack.harmful_ratio": [0, 0.1]}), at_once=1, pause=first)
+    (run,) = store.runs()
+    orders.stop(store, run.id, ("attack",))
+    second = Workers(store)
+    run_sweep(store, sweep(vary={"seed": [0], "attack.harmful_ratio": [0.5]}), at_once=1, pause=second)
+    made = kinds(first) + kinds(second)
+    assert (made["align"], made["baseline"]) == (2, 1)
+    assert [job.params["attack"]["harmful_ratio"] for job in second.done if job.kind == "attack"] == [0.5, 0.5]
+    assert len(store.runs()) == 1
+
+
 def test_a_job_that_fails_costs_its_cells_and_is_tried_again(store: Store) -> None:
     workers = Workers(store)
     workers.fail = "align tvaccine"

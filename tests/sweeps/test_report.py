@@ -4,66 +4,29 @@ import csv
 import math
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import pytest
+from written_cells import WHERE, cell, point, two_defences
 
-from tvaccine_core.config import AttackConfig
 from tvaccine_core.errors import ConfigError, DataError
-from tvaccine_core.records import OUTCOMES, Proportion
+from tvaccine_core.records import OUTCOMES
 from tvaccine_core.sweeps import figures, measured, report
-from tvaccine_core.sweeps.measured import CellResult, Point, read_results, write_results
+from tvaccine_core.sweeps.measured import read_results, write_results
+from tvaccine_core.sweeps.spots import spots
 
-WHERE, TASK = "unseen_names", "task:sentiment"
-
-
-def point(step: int, hs: int, fa: int, known: int = 100) -> Point:
-    """Of 100 answers each."""
-    scores = {
-        WHERE: {"harmful_score": Proportion(count=hs, n=100), "known": Proportion(count=known, n=100)},
-        TASK: {"finetune_accuracy": Proportion(count=fa, n=100)},
-    }
-    counts = [hs, 0, 100 - hs, 0, 0, 0]
-    return Point(step=step, scores=scores, outcomes={WHERE: tuple(counts)})
-
-
-def cell(defence: str, seed: int, attack_seed: int, *curve: Point, p: float = 0.1, **varied: Any) -> CellResult:
-    return CellResult(
-        key=f"{defence}{seed}{attack_seed}{p}{varied}",
-        varied={**varied, "seed": seed, "attack.seed": attack_seed, "attack.harmful_ratio": p},
-        defence=defence,
-        title=defence.upper(),
-        seed=seed,
-        attack=AttackConfig(seed=attack_seed, harmful_ratio=p),
-        run_id="r",
-        attack_id="a1",
-        alignment_s=1.0,
-        base=point(0, 100, 50),
-        before=point(0, 1, 50),
-        curve=curve,
-    )
-
-
-def two_defences() -> list[CellResult]:
-    """Three alignment seeds, two attack seeds: HS after the attack 40, 50, 60 and 30, 45, 48, plus or minus 2."""
-    return [
-        cell(defence, seed, attack_seed, point(0, 1, 50), point(10, 20, 95), point(20, hs + shift, 99))
-        for defence, values in (("sft", (40, 50, 60)), ("tvaccine", (30, 45, 48)))
-        for seed, hs in enumerate(values)
-        for attack_seed, shift in ((1, -2), (2, 2))
-    ]
+T_975 = 4.302653
+"""Student's t, 2 degrees of freedom."""
 
 
 def test_a_cell_of_a_table_averages_attack_seeds_first_and_pairs_differences() -> None:
     found = report.table(two_defences(), "attack.harmful_ratio", "HS", measured.after(WHERE))
     sft, tvaccine = found.rows
     assert (found.columns, sft.defence, sft.differences) == (("0.1",), "SFT", ())
-    t_975 = 4.302653  # Student's t, 2 degrees of freedom
     assert (sft.cells[0].mean, sft.cells[0].n) == (50, 3)
-    assert sft.cells[0].half_width == pytest.approx(t_975 * 10 / math.sqrt(3), rel=1e-5)
+    assert sft.cells[0].half_width == pytest.approx(T_975 * 10 / math.sqrt(3), rel=1e-5)
     changes = [-10, -5, -12]
     assert tvaccine.differences[0].mean == pytest.approx(mean(changes))
-    assert tvaccine.differences[0].half_width == pytest.approx(t_975 * stdev(changes) / math.sqrt(3), rel=1e-5)
+    assert tvaccine.differences[0].half_width == pytest.approx(T_975 * stdev(changes) / math.sqrt(3), rel=1e-5)
 
 
 def test_measures_of_one_cell() -> None:
@@ -130,15 +93,17 @@ def test_the_map_has_a_spot_per_defence_and_settings_and_says_who_is_damaged(tmp
         for seed in (0, 1)
         for defence, hs, known in (("sft", 50, 100), ("vaccine", 30, 100), ("tvaccine", 10, 60 if n == 400 else 95))
     ]
-    found = figures.spots(results, WHERE)
+    found = spots(results, WHERE)
     assert [(spot.defence, spot.kept, spot.change.mean, spot.change.n) for spot in found] == [
         ("VACCINE", 100, -20, 2),
         ("TVACCINE", 95, -40, 2),
         ("VACCINE", 100, -20, 2),
         ("TVACCINE", 60, -40, 2),
     ]
+    assert [spot.damaged for spot in found] == [False, False, False, True]
+    assert [spot.holds for spot in found] == [True, True, True, False]
     slow = [cell(defence, 0, 1, point(0, 1, 50), point(20, 5, 60)) for defence in ("sft", "tvaccine")]
-    assert figures.spots(slow, WHERE) == [], "nobody learned the task"
+    assert spots(slow, WHERE) == [], "nobody learned the task"
     figures.draw_map(results, tmp_path / "map.svg")
     figures.draw_outcomes(results, tmp_path / "outcomes.svg")
     figures.draw_heat(results, ("attack.num_samples", "seed"), tmp_path / "heat.svg")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from tvaccine_core import orders
-from tvaccine_core.config import AttackConfig, parse_config
+from tvaccine_core.config import AttackConfig, LabConfig, parse_config
 from tvaccine_core.errors import TVaccineError
-from tvaccine_core.store import JobKind, JobRow, Store
+from tvaccine_core.store import JobKind, JobRow, JobState, Store
 from tvaccine_core.sweeps.plan import Cell, Sweep, by_run, cell_key, cells_of, run_key
 
 KINDS: tuple[JobKind, ...] = ("align", "baseline", "attack", "repair")
@@ -104,7 +104,7 @@ def run_sweep(
         for run_id, group in list(active.items()):
             # A worker died, or noticed only now that the program that had started it was killed.
             if resumed[run_id] < MAX_RESUMES:
-                resumed[run_id] += bool(orders.resume(store, run_id, KINDS, ("interrupted",)))
+                resumed[run_id] += bool(_resume(store, run_id, group, ("interrupted",)))
             else:
                 orders.stop(store, run_id, KINDS)  # what waits for an interrupted job would wait for ever
             jobs = [job for job in store.jobs(run_id) if job.kind in KINDS]
@@ -140,7 +140,7 @@ def _queue(store: Store, sweep: Sweep, group: Sequence[Cell]) -> str:
         config = config.model_copy(update={"defences": tuple(chosen)})
         run_id = orders.start_run(store, config, name).run_id
     else:
-        orders.resume(store, run_id, KINDS)
+        _resume(store, run_id, group, ("failed", "cancelled", "interrupted"))
         queued = orders.latest(store.jobs(run_id), "align")
         keys = store.run(run_id).config.aligned_keys()
         missing = [cell.defence.name for cell in group if keys[cell.defence.name] not in queued]
@@ -154,6 +154,25 @@ def _queue(store: Store, sweep: Sweep, group: Sequence[Cell]) -> str:
     return run_id
 
 
+def _resume(store: Store, run_id: str, group: Sequence[Cell], states: Collection[JobState]) -> list[str]:
+    """Queue again what `group` needs of the run's jobs in these states; the run may have other stopped work."""
+    config = store.run(run_id).config
+    keys, wanted = config.aligned_keys(), {cell.key for cell in group}
+    aligned = {keys[defence.name] for defence in config.defences if any(cell.defence == defence for cell in group)}
+
+    def needed(job: JobRow) -> bool:
+        if job.kind == "align":
+            return job.params["aligned"] in aligned
+        return job.kind == "baseline" or _key(config, job) in wanted
+
+    return orders.resume(store, run_id, KINDS, states, needed)
+
+
+def _key(config: LabConfig, job: JobRow) -> str:
+    """The cell that an attack or a repair belongs to."""
+    return cell_key(config, config.defence(job.params["defence"]), parse_config(AttackConfig, job.params["attack"]))
+
+
 def run_name(sweep: Sweep, seed: int) -> str:
     """Name of the sweep's runs with this seed."""
     return f"sweep {sweep.name}, seed {seed}"
@@ -162,11 +181,8 @@ def run_name(sweep: Sweep, seed: int) -> str:
 def _attacked(store: Store, run_id: str) -> set[str]:
     """Keys of the cells whose attack is finished or queued."""
     config = store.run(run_id).config
-    return {
-        cell_key(config, config.defence(job.params["defence"]), parse_config(AttackConfig, job.params["attack"]))
-        for job in store.jobs(run_id)
-        if job.kind == "attack" and job.state in ("queued", "running", "done", "interrupted")
-    }
+    jobs = [job for job in store.jobs(run_id) if job.kind == "attack"]
+    return {_key(config, job) for job in jobs if job.state in ("queued", "running", "done", "interrupted")}
 
 
 def _finished(store: Store, run_id: str) -> dict[str, Place]:
@@ -176,8 +192,7 @@ def _finished(store: Store, run_id: str) -> dict[str, Place]:
         if job.kind in ("attack", "repair"):
             defence = config.defence(job.params["defence"])
             if orders.needs_repair(defence) == (job.kind == "repair"):
-                key = cell_key(config, defence, parse_config(AttackConfig, job.params["attack"]))
-                found[key] = Place(run_id, defence.name, job.params["attack_id"])
+                found[_key(config, job)] = Place(run_id, defence.name, job.params["attack_id"])
     return found
 
 

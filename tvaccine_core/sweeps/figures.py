@@ -1,63 +1,27 @@
 """Figures of a sweep, as SVG: the map, what became of the requests, and a heat map of two settings.
 
-The map answers one question: is there a place where a defence holds and nothing is damaged? Its horizontal axis is what
-the attacked model still knows, as a share of the base; its vertical axis the harmful score minus that of the first
-defence, at equal accuracy on the user's task.
+Matplotlib is imported only when something is drawn.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from tvaccine_core.errors import ConfigError, did_you_mean, shown
-from tvaccine_core.estimates import Estimate
 from tvaccine_core.evaluation.ability import KEPT
 from tvaccine_core.records import OUTCOMES
-from tvaccine_core.sweeps.measured import CellResult, Measure, knowledge, known_after, matched
-from tvaccine_core.sweeps.report import SEEDS, difference, estimate, outcome_shares
+from tvaccine_core.sweeps.measured import CellResult, Measure
+from tvaccine_core.sweeps.report import SEEDS, estimate, outcome_shares
 from tvaccine_core.sweeps.report import measures as measures_of
+from tvaccine_core.sweeps.spots import HOLDS, Spot, spots
 from tvaccine_core.worlds import title_of_set
 
-HOLDS = -10.0
-"""Points of HS, at equal accuracy, from which a defence counts as one that holds."""
 COLOURS = ("#999999", "#E69F00", "#0072B2", "#CC009C", "#009E73", "#D82400", "#307818", "#5484FC")
 MARKERS = ("o", "s", "D", "^", "P", "X", "v", "*")
 OUTCOME_COLOURS = ("#b3400a", "#f0a04b", "#56b4e9", "#7b6aa6", "#6b7078", "#c9c5bd")
-
-
-@dataclass(frozen=True)
-class Spot:
-    """One defence with one combination of settings, on the map."""
-
-    defence: str
-    settings: tuple[tuple[str, str], ...]
-    """Varied settings but seeds."""
-    kept: float
-    """Knowledge after the attack, in percent of the base's; mean over seeds."""
-    change: Estimate
-    """HS minus the first defence's at FA >= 90, in points."""
-
-
-def spots(results: Sequence[CellResult], where: str) -> list[Spot]:
-    """Every place of the map; those at which a model never learned the task are left out."""
-    groups: dict[tuple[tuple[str, str], ...], dict[str, list[CellResult]]] = {}
-    for result in results:
-        settings = tuple((path, str(value)) for path, value in result.varied.items() if path not in SEEDS)
-        groups.setdefault(settings, {}).setdefault(result.defence, []).append(result)
-    found: list[Spot] = []
-    for settings, by_defence in groups.items():
-        first, *others = by_defence.values()
-        for mine in others:
-            change = difference(mine, first, matched(where))
-            kept = [share for result in mine if (share := _kept(result)) is not None]
-            if change.n and kept:
-                found.append(Spot(mine[0].title, settings, mean(kept), change))
-    return found
 
 
 def draw_map(results: Sequence[CellResult], path: Path) -> None:
@@ -72,7 +36,6 @@ def draw_map(results: Sequence[CellResult], path: Path) -> None:
         axis.axhline(0, color="#888888", linewidth=0.8)
         for number, defence in enumerate(dict.fromkeys(spot.defence for spot in found)):
             mine = [spot for spot in found if spot.defence == defence]
-            safe = [spot.kept >= 100 * KEPT for spot in mine]
             colour = COLOURS[(number + 1) % len(COLOURS)]
             axis.errorbar(
                 [spot.kept for spot in mine],
@@ -87,7 +50,7 @@ def draw_map(results: Sequence[CellResult], path: Path) -> None:
                 [spot.kept for spot in mine],
                 [spot.change.mean for spot in mine],
                 marker=MARKERS[(number + 1) % len(MARKERS)],
-                facecolors=[colour if kept else "none" for kept in safe],
+                facecolors=["none" if spot.damaged else colour for spot in mine],
                 edgecolors=colour,
                 s=36,
                 label=defence,
@@ -169,12 +132,6 @@ def draw_heat(results: Sequence[CellResult], settings: tuple[str, str], path: Pa
 def _heat(results: Sequence[CellResult], names: tuple[str, str], values: tuple[str, str], measure: Measure) -> float:
     mine = [r for r in results if tuple(str(r.varied[name]) for name in names) == values]
     return estimate(mine, measure).mean
-
-
-def _kept(result: CellResult) -> float | None:
-    """What the attacked model knows, in percent of what the base knows."""
-    found, reference = known_after(result), knowledge(result.base, "known")
-    return 100 * found / reference if found is not None and reference else None
 
 
 def _limits(found: Sequence[Spot]) -> tuple[float, float]:

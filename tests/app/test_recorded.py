@@ -1,0 +1,62 @@
+"""The recorded study and map: sentences, table and figure on cells written by hand, and what ships with the lab."""
+
+from html import unescape
+
+import plotly.graph_objects as go
+from written_cells import WHERE, cell, point, two_defences
+
+from app import text
+from app.compare import recorded
+from app.services import HOLDS, CellResult, spots
+from app.services import recorded as shipped
+
+
+def test_the_study_says_by_how_much_and_how_surely() -> None:
+    shown = unescape(recorded.study_view(two_defences()))
+    assert "TVACCINE, against SFT: HS is 0 points higher on never-aligned names" in shown, (
+        "at matched accuracy both stand at 20"
+    )
+    assert "50.0 ± 24.8" in shown
+    assert "3 alignment seeds × 2 attack seeds" in shown
+    assert shown.count("<tr>") == 3, "a head and two defences"
+
+
+def places() -> list[CellResult]:
+    return [
+        cell(defence, 0, 1, point(0, 1, 50), point(20, hs, 95, known), **{"attack.num_samples": n})
+        for n in (200, 400)
+        for defence, hs, known in (("sft", 50, 100), ("vaccine", 45, 100), ("tvaccine", 10, 60 if n == 400 else 95))
+    ]
+
+
+def test_the_map_draws_damage_hollow_and_names_each_place() -> None:
+    spec = recorded.map_spec(places(), WHERE)
+    vaccine, tvaccine = spec["data"]
+    assert (vaccine["y"], tvaccine["y"]) == ([-5, -5], [-40, -40])
+    assert tvaccine["x"] == [95, 60]
+    assert [symbol.endswith("-open") for symbol in tvaccine["marker"]["symbol"]] == [False, True]
+    assert "attack.num_samples 400" in tvaccine["text"][1]
+    (corner,) = spec["layout"]["shapes"]
+    assert (corner["x0"], corner["y1"]) == (90, HOLDS)
+    go.Figure(data=[{**trace, "marker": {}} for trace in spec["data"]])
+
+
+def test_the_map_s_answer_follows_from_its_places() -> None:
+    words = recorded.map_words(places())
+    assert words.startswith("4 places")
+    assert "1 of them" in words
+    assert "In 1 the models have lost" in words
+    assert "None of them holds" in text.map_answer(places=4, holding=0, damaged=1, seeds=2)
+
+
+def test_what_ships_is_complete_and_can_be_drawn() -> None:
+    study, swept = shipped("study"), shipped("map")
+    seeds = {result.seed for result in study}
+    assert len(seeds) >= 5
+    attacks = {result.attack.seed for result in study}
+    cells = {seed: len([result for result in study if result.seed == seed]) for seed in seeds}
+    assert set(cells.values()) == {4 * len(attacks)}, "every seed has all four defences"
+    for where in study[0].harmful_sets:
+        assert spots(swept, where)
+        assert recorded.map_spec(swept, where)["data"]
+    assert "HS is " in recorded.study_view(study)
