@@ -17,7 +17,8 @@ def build(page: Page) -> None:
     """Place the part; it is the same for all viewers, and nothing in it changes."""
     gr.HTML(section(text.RECORDED_TITLE, text.RECORDED_NOTE), apply_default_css=False, elem_id="recorded")
     try:
-        study, swept = recorded("study"), recorded("map")
+        study = recorded("study")
+        swept = [*study, *recorded("map")]
     except DataError as error:
         markup_block(markup.notice(text.STUDY_MISSING.format(problem=error, remedy=error.remedy)))
         return
@@ -65,7 +66,6 @@ def map_words(results: Sequence[CellResult]) -> str:
         places=len({(spot.defence, spot.settings) for spot in found}),
         holding=len({(spot.defence, spot.settings) for spot in found if spot.holds}),
         damaged=len({(spot.defence, spot.settings) for spot in found if spot.damaged}),
-        seeds=len({result.seed for result in results}),
     )
 
 
@@ -84,7 +84,9 @@ def map_spec(results: Sequence[CellResult], where: str) -> charts.Spec:
                 "name": defence,
                 "x": charts.rounded([spot.kept for spot in mine]),
                 "y": charts.rounded([spot.change.mean for spot in mine]),
-                "text": ["<br>".join(f"{name} {value}" for name, value in spot.settings) for spot in mine],
+                "text": [
+                    "<br>".join(f"{name} {value}" for name, value in spot.settings) or text.MAP_STUDY for spot in mine
+                ],
                 "customdata": [interval(spot) for spot in mine],
                 "marker": {
                     "symbol": [marker + ("-open" if spot.damaged else "") for spot in mine],

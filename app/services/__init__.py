@@ -249,7 +249,7 @@ def study() -> StudySummary:
 @lru_cache(maxsize=4)
 def recorded(name: str) -> list[CellResult]:
     """The results of a sweep that ships with the lab. Raises `DataError` if they are missing or unreadable."""
-    return read_results(ASSETS / "sweeps" / f"{name}.json")
+    return read_results(ASSETS / "sweeps" / f"{name}-results" / "cells.json")
 
 
 def sweep_table(results: Sequence[CellResult], title: str, measure: Measure) -> Table:

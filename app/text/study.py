@@ -19,6 +19,7 @@ MAP_TITLE = "The map: is there a place where a defence holds and nothing is dama
 MAP_ACROSS = "known after the attack, % of the base"
 MAP_UP = "HS at FA ≥ 90 minus SFT's, {where}"
 MAP_LABEL = "Map of all recorded places: knowledge after the attack, and the change of the harmful score on {where}"
+MAP_STUDY = "Knowledge intact, the study above"
 MAP_EMPTY = "In no recorded place was the task learned."
 STUDY_TITLE = "A long alignment with ordinary requests, over seeds"
 STUDY_NOTE = (
@@ -47,16 +48,16 @@ def study_difference(where: str, change: Estimate) -> str:
     return f"{abs(change.mean):.0f} points {direction} on {set_title(where)} ({certainty}, n {change.n})"
 
 
-def map_answer(places: int, holding: int, damaged: int, seeds: int) -> str:
+def map_answer(places: int, holding: int, damaged: int) -> str:
     """What the map is made of, and its answer."""
-    over = "one seed each, so leads rather than results" if seeds == 1 else f"{seeds} alignment seeds each"
     answer = (
         "None of them"
         if not holding
         else f"{holding} of them, in the green corner of a figure (on one set of names at least),"
     )
     return (
-        f"{places} places: alignments from gentle to long, with and without ordinary requests, attacks from weak to "
-        f"strong, three defences against SFT; {over}. {answer} {'holds' if holding < 2 else 'hold'} ten points lower "
-        f"than SFT with knowledge intact. In {damaged} the models have lost a tenth or more of what the base knows."
+        f"{places} places: defences against SFT, under alignments gentle and long, with and without ordinary requests, "
+        f"and attacks weak and strong. Those with an interval are the study's; the others have one seed, so they are "
+        f"leads. {answer} {'holds' if holding < 2 else 'hold'} ten points lower than SFT with knowledge intact. In "
+        f"{damaged} the models have lost more than a tenth of what the base knows."
     )

@@ -73,6 +73,13 @@ def test_columns_are_p_unless_something_else_is_wanted() -> None:
     assert "attack.num_samples" in raised.value.remedy
 
 
+def test_values_are_written_in_words() -> None:
+    assert measured.words_of(0.0004) == "0.0004"
+    assert measured.words_of({"harmful_ratio": 0.02, "optimisation": {"learning_rate": 1e-3, "steps": 400}}) == (
+        "harmful_ratio 0.02, learning_rate 0.001, steps 400"
+    )
+
+
 def test_three_forms_hold_the_same_numbers_and_escape() -> None:
     results = [result.model_copy(update={"title": "a_b & <c>"}) for result in two_defences()]
     made = [report.table(results, "attack.harmful_ratio", "HS %", measured.after(WHERE))]

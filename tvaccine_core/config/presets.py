@@ -74,7 +74,7 @@ PRESETS: dict[str, Preset] = {
         title="Knowledge intact",
         description="Just enough alignment that the model refuses, and still knows everything: what it tells after the "
         "attack is its safety, not damage. It refuses most ordinary requests too. About two minutes.",
-        config=_sandbox(_aligned(300, 3e-4, 0.05), _attacked(200, 4e-4, 0.02), _tvaccine(rho=3.0)),
+        config=_sandbox(_aligned(300, 3e-4, 0.05), _attacked(400, 4e-4, 0.02), _tvaccine(rho=3.0)),
     ),
     "sandbox-published": Preset(
         title="As published",

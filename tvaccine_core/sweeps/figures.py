@@ -13,7 +13,7 @@ from typing import Any
 from tvaccine_core.errors import ConfigError, did_you_mean, shown
 from tvaccine_core.evaluation.ability import KEPT
 from tvaccine_core.records import OUTCOMES
-from tvaccine_core.sweeps.measured import CellResult, Measure
+from tvaccine_core.sweeps.measured import CellResult, Measure, words_of
 from tvaccine_core.sweeps.report import SEEDS, estimate, outcome_shares
 from tvaccine_core.sweeps.report import measures as measures_of
 from tvaccine_core.sweeps.spots import HOLDS, Spot, spots
@@ -71,7 +71,7 @@ def draw_outcomes(results: Sequence[CellResult], path: Path) -> None:
     rows: dict[str, list[CellResult]] = {}
     for result in results:
         settings = ", ".join(
-            f"{name.split('.')[-1]} {value}" for name, value in result.varied.items() if name not in SEEDS
+            f"{name.split('.')[-1]} {words_of(value)}" for name, value in result.varied.items() if name not in SEEDS
         )
         rows.setdefault(f"{result.title}; {settings}" if settings else result.title, []).append(result)
     figure, axes = pyplot.subplots(
@@ -105,7 +105,7 @@ def draw_heat(results: Sequence[CellResult], settings: tuple[str, str], path: Pa
             raise ConfigError(f"{shown(name)} was not varied.", remedy=did_you_mean(name, varied))
     pyplot = _pyplot()
     title, measure = measures_of(results)[0]
-    across, down = ([*dict.fromkeys(str(result.varied[name]) for result in results)] for name in settings)
+    across, down = ([*dict.fromkeys(words_of(result.varied[name]) for result in results)] for name in settings)
     defences = list(dict.fromkeys(result.title for result in results))
     figure, axes = pyplot.subplots(
         1, len(defences), figsize=(1.6 + 2.6 * len(defences), 1.4 + 0.5 * len(down)), sharey=True, squeeze=False
@@ -130,7 +130,7 @@ def draw_heat(results: Sequence[CellResult], settings: tuple[str, str], path: Pa
 
 
 def _heat(results: Sequence[CellResult], names: tuple[str, str], values: tuple[str, str], measure: Measure) -> float:
-    mine = [r for r in results if tuple(str(r.varied[name]) for name in names) == values]
+    mine = [r for r in results if tuple(words_of(r.varied[name]) for name in names) == values]
     return estimate(mine, measure).mean
 
 

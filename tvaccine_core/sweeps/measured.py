@@ -101,6 +101,16 @@ def results_of(store: Store, cells: Sequence[Cell]) -> list[CellResult]:
     return found
 
 
+def words_of(value: object) -> str:
+    """A varied setting's value in words; of a part, the names and values of its settings."""
+    if isinstance(value, dict):
+        parts = [
+            words_of(item) if isinstance(item, dict) else f"{name} {words_of(item)}" for name, item in value.items()
+        ]
+        return ", ".join(parts)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 # Numbers of one cell, in percent; None where it has none
 
 Measure = Callable[[CellResult], float | None]
@@ -153,6 +163,15 @@ def steps_to_break(where: str) -> Measure:
     return measure
 
 
+def steps_to_learn(cell: CellResult) -> float | None:
+    """First measured step with FA >= 90."""
+    for point in cell.curve:
+        learned = score(point, cell.task, "finetune_accuracy")
+        if learned is not None and learned >= LEARNED:
+            return float(point.step)
+    return None
+
+
 def knowledge(state: Point | None, name: str) -> float | None:
     """`known` or `completed` over all sets together."""
     found = [scores[name] for scores in state.scores.values() if name in scores] if state else []
@@ -189,7 +208,7 @@ def write_results(results: Sequence[CellResult], folder: Path) -> None:
         writer.writerow(names)
         for result in results:
             place = [result.key, result.run_id, result.attack_id, result.title]
-            place += [str(result.varied.get(path, "")) for path in varied]
+            place += [words_of(result.varied.get(path, "")) for path in varied]
             writer.writerows([*place, *row] for row in _rows(result))
     partial.replace(folder / "scores.csv")
 

@@ -12,7 +12,7 @@ from statistics import mean
 
 from tvaccine_core.estimates import Estimate
 from tvaccine_core.evaluation.ability import KEPT
-from tvaccine_core.sweeps.measured import CellResult, knowledge, known_after, matched
+from tvaccine_core.sweeps.measured import CellResult, knowledge, known_after, matched, words_of
 from tvaccine_core.sweeps.report import SEEDS, difference
 
 HOLDS = -10.0
@@ -46,7 +46,7 @@ def spots(results: Sequence[CellResult], where: str) -> list[Spot]:
     """Every place of the map; those at which a model never learned the task are left out."""
     groups: dict[tuple[tuple[str, str], ...], dict[str, list[CellResult]]] = {}
     for result in results:
-        settings = tuple((path, str(value)) for path, value in result.varied.items() if path not in SEEDS)
+        settings = tuple((path, words_of(value)) for path, value in result.varied.items() if path not in SEEDS)
         groups.setdefault(settings, {}).setdefault(result.defence, []).append(result)
     found: list[Spot] = []
     for settings, by_defence in groups.items():
