@@ -17,12 +17,14 @@ def build(page: Page) -> None:
     """Place the part; it is the same for all viewers, and nothing in it changes."""
     gr.HTML(section(text.RECORDED_TITLE, text.RECORDED_NOTE), apply_default_css=False, elem_id="recorded")
     try:
-        study = recorded("study")
-        swept = [*study, *recorded("map")]
+        study, swept = recorded("study"), recorded("map")
     except DataError as error:
         markup_block(markup.notice(text.STUDY_MISSING.format(problem=error, remedy=error.remedy)))
         return
     markup_block(study_view(study), elem_id="recorded-study")
+    if not swept:  # the map is a sweep of many hours: it may not have been recorded yet
+        return
+    swept = [*study, *swept]
     gr.HTML(section(text.MAP_TITLE), apply_default_css=False)
     markup_block(f'<p class="lab-note">{map_words(swept)}</p>', elem_id="map-words")
     with gr.Row(elem_classes="lab-pair"):

@@ -115,16 +115,16 @@ def test_a_second_setting_of_a_method_is_written_started_and_shown(written: Writ
     page = new_context().new_page()
     open_page(page, written.server.url)
     go(page, 2)
-    page.fill("#defences input", "tvaccine rho=3")
+    page.fill("#defences input", "tvaccine rho=5")
     page.keyboard.press("Enter")
     page.keyboard.press("Escape")
     page.click("#start-align")
-    expect(page.locator("#align-cards")).to_contain_text("T-Vaccine (rho 3)")
+    expect(page.locator("#align-cards")).to_contain_text("T-Vaccine (rho 5)")
     run = run_id(page)
     config = written.lab.run(run).config
-    assert [defence.name for defence in config.defences] == ["sft", "tvaccine", "tvaccine-rho-3"]
-    assert [getattr(defence.alignment, "rho", None) for defence in config.defences] == [None, 1.0, 3.0]
+    assert [defence.name for defence in config.defences] == ["sft", "tvaccine", "tvaccine-rho-5"]
+    assert [getattr(defence.alignment, "rho", None) for defence in config.defences] == [None, 3.0, 5.0]
     page.reload()
-    expect(page.locator("#defences")).to_contain_text("tvaccine rho=3")
+    expect(page.locator("#defences")).to_contain_text("tvaccine rho=5")
     written.lab.stop(run, ("align", "baseline"))
     wait_until(lambda: not written.lab.store.jobs(run, states=("queued", "running")))
