@@ -13,7 +13,7 @@ from tvaccine_core.errors import ConfigError, StoreError
 from tvaccine_core.store import Store
 from tvaccine_core.sweeps import drive
 from tvaccine_core.sweeps.figures import draw_heat, draw_map, draw_outcomes
-from tvaccine_core.sweeps.measured import read_results, results_of, write_results
+from tvaccine_core.sweeps.measured import read_results, results_of, write_results, write_whole
 from tvaccine_core.sweeps.plan import Sweep, by_run, cells_of
 from tvaccine_core.sweeps.report import tables, to_html, to_latex, to_markdown
 from tvaccine_core.workers.multi_process import started_together
@@ -125,9 +125,7 @@ def _write_tables(folder: Path, columns: str | None) -> None:
     results = read_results(folder / "cells.json")
     made = tables(results, columns)
     for name, write in FORMS.items():
-        partial = folder / f".{name}"
-        partial.write_text(write(made), encoding="utf-8")
-        partial.replace(folder / name)
+        write_whole(folder / name, write(made))
     if results:
         draw_outcomes(results, folder / "outcomes.svg")
         draw_map(results, folder / "map.svg")

@@ -12,7 +12,7 @@ from statistics import mean
 
 from tvaccine_core.estimates import Estimate
 from tvaccine_core.evaluation.ability import KEPT
-from tvaccine_core.sweeps.measured import CellResult, knowledge, known_after, matched, words_of
+from tvaccine_core.sweeps.measured import CellResult, kept, matched, words_of
 from tvaccine_core.sweeps.report import SEEDS, difference
 
 HOLDS = -10.0
@@ -53,13 +53,7 @@ def spots(results: Sequence[CellResult], where: str) -> list[Spot]:
         first, *others = by_defence.values()
         for mine in others:
             change = difference(mine, first, matched(where))
-            kept = [share for result in mine if (share := _kept(result)) is not None]
-            if change.n and kept:
-                found.append(Spot(mine[0].title, settings, mean(kept), change))
+            shares = [share for result in mine if (share := kept(result)) is not None]
+            if change.n and shares:
+                found.append(Spot(mine[0].title, settings, mean(shares), change))
     return found
-
-
-def _kept(result: CellResult) -> float | None:
-    """What the attacked model knows, in percent of what the base knows."""
-    found, reference = known_after(result), knowledge(result.base, "known")
-    return 100 * found / reference if found is not None and reference else None
