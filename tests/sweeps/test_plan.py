@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tvaccine_core import orders
 from tvaccine_core.config import PRESETS, AttackConfig, TVaccineConfig, parse_config
 from tvaccine_core.errors import ConfigError
 from tvaccine_core.sweeps.plan import Sweep, by_run, cell_key, cells_of, run_key
@@ -105,3 +106,21 @@ def test_a_file_that_is_no_sweep_is_refused(tmp_path: Path) -> None:
         Sweep.load(path)
     path.write_text("name: ok\nvary: {seed: [0, 1]}\n")
     assert len(cells_of(Sweep.load(path))) == 4
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "assets" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_sweep_that_ships_can_be_made(path: Path) -> None:
+    cells = cells_of(Sweep.load(path))
+    assert len({cell.key for cell in cells}) == len(cells) > 1
+    for group in by_run(cells):
+        orders.check(group[0].config)
+
+
+def test_the_documented_sweep_can_be_made(tmp_path: Path) -> None:
+    _, _, rest = (ROOT / "docs" / "SWEEPS.md").read_text(encoding="utf-8").partition("```yaml\n")
+    path = tmp_path / "documented.yaml"
+    path.write_text(rest.partition("```")[0], encoding="utf-8")
+    assert len(cells_of(Sweep.load(path))) == 3 * 3 * 3 * 2
