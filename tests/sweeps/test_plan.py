@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tvaccine_core import orders
+from tvaccine_core.__main__ import main
 from tvaccine_core.config import PRESETS, AttackConfig, TVaccineConfig, parse_config
 from tvaccine_core.errors import ConfigError
 from tvaccine_core.sweeps.plan import Sweep, by_run, cell_key, cells_of, run_key
@@ -124,3 +125,23 @@ def test_the_documented_sweep_can_be_made(tmp_path: Path) -> None:
     path = tmp_path / "documented.yaml"
     path.write_text(rest.partition("```")[0], encoding="utf-8")
     assert len(cells_of(Sweep.load(path))) == 3 * 3 * 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--columns", "attack.harmful_ration"), ("not varied", "attack.harmful_ratio")),
+        (("--output", "{file}"), ("cannot be written", "--output")),
+        (("--gpus", "0,one"), ("--gpus takes numbers", "--gpus 0,1")),
+    ],
+)
+def test_what_would_spoil_the_results_is_said_before_any_work(
+    arguments: tuple[str, ...], said: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, home = tmp_path / "sweep.yaml", tmp_path / "home"
+    file.write_text("name: test\npreset: sandbox-check\nvary: {attack.harmful_ratio: [0, 0.1]}\n")
+    words = [argument.format(file=file) for argument in arguments]
+    assert main(["sweep", str(file), "--data-dir", str(home), *words]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert all(each in error for each in said)
+    assert not home.exists()

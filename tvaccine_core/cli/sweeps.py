@@ -1,5 +1,6 @@
 """The command `sweep`: every combination of some settings, resumable, as one table."""
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -9,13 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tvaccine_core.cli.follow import CANCEL_MARGIN_S, HOPELESS_AFTER, cancel
 from tvaccine_core.cli.options import DataDir, Workers, err, open_store, out
-from tvaccine_core.errors import ConfigError, StoreError
+from tvaccine_core.errors import ConfigError, StoreError, cut
 from tvaccine_core.store import Store
 from tvaccine_core.sweeps import drive
 from tvaccine_core.sweeps.figures import draw_heat, draw_map, draw_outcomes
 from tvaccine_core.sweeps.measured import read_results, results_of, write_results, write_whole
 from tvaccine_core.sweeps.plan import Sweep, by_run, cells_of
-from tvaccine_core.sweeps.report import tables, to_html, to_latex, to_markdown
+from tvaccine_core.sweeps.report import check_setting, tables, to_html, to_latex, to_markdown
 from tvaccine_core.workers.multi_process import started_together
 from tvaccine_core.workers.supervisor import Supervisor
 
@@ -41,6 +42,10 @@ def sweep(
         raise ConfigError("A sweep starts its own workers.", remedy="Start it without a launcher; see --workers.")
     asked = Sweep.load(file)
     cells, numbers = cells_of(asked), _gpus(gpus)
+    folder = output or file.with_name(f"{file.stem}-results")
+    check_setting(asked.vary, columns)
+    if not plan:
+        _make_folder(folder)
     store = open_store(data_dir)
     ready = drive.places(store)
     made = sum(cell.key in ready for cell in cells)
@@ -50,7 +55,6 @@ def sweep(
     )
     if plan:
         return
-    folder = output or file.with_name(f"{file.stem}-results")
     progress = _make(store, asked, workers or (len(numbers) if numbers else None), numbers)
     results = results_of(store, cells)
     write_results(results, folder)
@@ -119,6 +123,18 @@ def _make(store: Store, asked: Sweep, num_workers: int | None, gpus: list[int] |
             jobs = [job.id for run_id in seen[0].active for job in store.jobs(run_id) if job.active]
             cancel(store, jobs, supervisor.cancel_within_s + CANCEL_MARGIN_S)
             raise typer.Exit(130) from None
+
+
+def _make_folder(folder: Path) -> None:
+    """Raise `ConfigError` before the work, not after it, if the results cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{cut(str(folder), 200)} cannot be written: {error.strerror or error}.", remedy="Give another --output."
+        ) from error
 
 
 def _write_tables(folder: Path, columns: str | None) -> None:

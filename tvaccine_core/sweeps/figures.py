@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tvaccine_core.errors import ConfigError, did_you_mean, shown
 from tvaccine_core.evaluation.ability import KEPT
 from tvaccine_core.records import OUTCOMES
 from tvaccine_core.sweeps.measured import CellResult, Measure, words_of
-from tvaccine_core.sweeps.report import SEEDS, estimate, outcome_shares
+from tvaccine_core.sweeps.report import SEEDS, check_setting, estimate, outcome_shares
 from tvaccine_core.sweeps.report import measures as measures_of
 from tvaccine_core.sweeps.spots import HOLDS, Spot, spots
 from tvaccine_core.worlds import title_of_set
@@ -101,8 +100,7 @@ def draw_heat(results: Sequence[CellResult], settings: tuple[str, str], path: Pa
     """
     varied = list(dict.fromkeys(name for result in results for name in result.varied))
     for name in settings:
-        if name not in varied:
-            raise ConfigError(f"{shown(name)} was not varied.", remedy=did_you_mean(name, varied))
+        check_setting(varied, name)
     pyplot = _pyplot()
     title, measure = measures_of(results)[0]
     across, down = ([*dict.fromkeys(words_of(result.varied[name]) for result in results)] for name in settings)

@@ -6,7 +6,7 @@ difference to the first defence is paired by alignment seed and attack seed. Tor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 from statistics import mean
@@ -58,6 +58,12 @@ class Table:
     rows: tuple[Row, ...]
 
 
+def check_setting(varied: Collection[str], wanted: str | None) -> None:
+    """Raise `ConfigError` if a setting is wanted that was not varied."""
+    if wanted is not None and wanted not in varied:
+        raise ConfigError(f"{shown(wanted)} was not varied.", remedy=did_you_mean(wanted, varied))
+
+
 def column_setting(results: Sequence[CellResult], wanted: str | None = None) -> str:
     """The setting of the columns: `wanted`, else p, else the first varied setting that is not a seed, else p.
 
@@ -65,9 +71,8 @@ def column_setting(results: Sequence[CellResult], wanted: str | None = None) -> 
         ConfigError: `wanted` was not varied.
     """
     varied = list(dict.fromkeys(path for result in results for path in result.varied))
+    check_setting(varied, wanted)
     if wanted is not None:
-        if wanted not in varied:
-            raise ConfigError(f"{shown(wanted)} was not varied.", remedy=did_you_mean(wanted, varied))
         return wanted
     if USUAL in varied:
         return USUAL
