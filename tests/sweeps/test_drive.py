@@ -193,3 +193,13 @@ def test_time_left_follows_from_the_cells_made_since_the_start() -> None:
     progress.done = 6
     progress.began -= 20
     assert progress.seconds_left == pytest.approx(40, rel=0.05)
+
+
+def test_cells_whose_results_are_in_hand_are_not_made(store: Store) -> None:
+    cells = cells_of(sweep())
+    known = {cell.key for cell in cells[:3]}
+    workers = Workers(store)
+    progress = run_sweep(store, sweep(), at_once=2, known=known, pause=workers)
+    assert (progress.total, progress.done_at_start, progress.done) == (12, 3, 12)
+    assert kinds(workers)["attack"] == 9
+    assert not known & set(places(store))

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tvaccine_core.cli.follow import CANCEL_MARGIN_S, HOPELESS_AFTER, cancel
 from tvaccine_core.cli.options import DataDir, Workers, err, open_store, out
-from tvaccine_core.errors import ConfigError, StoreError, cut
+from tvaccine_core.errors import ConfigError, DataError, StoreError, cut
 from tvaccine_core.store import Store
 from tvaccine_core.sweeps import drive
 from tvaccine_core.sweeps.figures import draw_heat, draw_map, draw_outcomes
-from tvaccine_core.sweeps.measured import read_results, results_of, write_results, write_whole
+from tvaccine_core.sweeps.measured import CellResult, read_results, results_of, write_results, write_whole
 from tvaccine_core.sweeps.plan import Sweep, by_run, cells_of
 from tvaccine_core.sweeps.report import check_setting, tables, to_html, to_latex, to_markdown
 from tvaccine_core.workers.multi_process import started_together
@@ -46,8 +47,9 @@ def sweep(
     check_setting(asked.vary, columns)
     if not plan:
         _make_folder(folder)
+    earlier = _earlier(folder)
     store = open_store(data_dir)
-    ready = drive.places(store)
+    ready = {*drive.places(store), *(result.key for result in earlier)}
     made = sum(cell.key in ready for cell in cells)
     out.print(
         f"Sweep {asked.name}: {len(cells):,} cells in {len(by_run(cells)):,} runs; {made:,} are there already.",
@@ -55,8 +57,8 @@ def sweep(
     )
     if plan:
         return
-    progress = _make(store, asked, workers or (len(numbers) if numbers else None), numbers)
-    results = results_of(store, cells)
+    progress = _make(store, asked, earlier, workers or (len(numbers) if numbers else None), numbers)
+    results = results_of(store, cells, earlier)
     write_results(results, folder)
     _write_tables(folder, columns)
     for words in dict.fromkeys(progress.failed.values()):
@@ -84,7 +86,9 @@ def sweep_tables(
     out.print((folder / "tables.md").read_text(encoding="utf-8"), soft_wrap=True)
 
 
-def _make(store: Store, asked: Sweep, num_workers: int | None, gpus: list[int] | None) -> drive.Progress:
+def _make(
+    store: Store, asked: Sweep, earlier: Sequence[CellResult], num_workers: int | None, gpus: list[int] | None
+) -> drive.Progress:
     supervisor = Supervisor(store.home, num_workers, gpus=gpus)
     bar = Progress(
         TextColumn("cells"),
@@ -117,12 +121,24 @@ def _make(store: Store, asked: Sweep, num_workers: int | None, gpus: list[int] |
         if supervisor.standing_by:
             err.print("Another program's workers serve this folder; they do the work.")
         try:
-            return drive.run_sweep(store, asked, at_once=2 * supervisor.num_workers, look=look, pause=pause)
+            known = {result.key for result in earlier}
+            return drive.run_sweep(
+                store, asked, at_once=2 * supervisor.num_workers, known=known, look=look, pause=pause
+            )
         except KeyboardInterrupt:
             err.print("Stopping after the current steps, with checkpoints. The same command goes on.")
             jobs = [job.id for run_id in seen[0].active for job in store.jobs(run_id) if job.active]
             cancel(store, jobs, supervisor.cancel_within_s + CANCEL_MARGIN_S)
             raise typer.Exit(130) from None
+
+
+def _earlier(folder: Path) -> list[CellResult]:
+    """Results that are in the folder already: their cells are not made again, whatever the store has."""
+    path = folder / "cells.json"
+    try:
+        return read_results(path) if path.exists() else []
+    except DataError as error:
+        raise DataError(str(error), remedy="Move that file away, or give another --output.") from error
 
 
 def _make_folder(folder: Path) -> None:

@@ -68,6 +68,7 @@ def run_sweep(
     sweep: Sweep,
     *,
     at_once: int,
+    known: Collection[str] = (),
     look: Callable[[Progress], None] = lambda progress: None,
     pause: Callable[[], None] = lambda: time.sleep(POLL_EVERY_S),
 ) -> Progress:
@@ -75,6 +76,7 @@ def run_sweep(
 
     Args:
         at_once: runs that are queued or running at the same time.
+        known: keys of cells whose results are in hand, although no run of the store has them.
         look: called after every look at the store.
         pause: waits for the next look; what it raises ends the sweep and leaves the queued work as it is.
 
@@ -89,9 +91,9 @@ def run_sweep(
     store.reap()
     ready = places(store)
     wanted = {cell.key for cell in cells}
-    progress = Progress(len(wanted))
-    progress.done = progress.done_at_start = len(wanted & set(ready))
-    waiting = [missing for group in groups if (missing := [cell for cell in group if cell.key not in ready])]
+    made = wanted & {*ready, *known}
+    progress = Progress(len(wanted), done=len(made), done_at_start=len(made))
+    waiting = [missing for group in groups if (missing := [cell for cell in group if cell.key not in made])]
     active: dict[str, list[Cell]] = {}
     resumed: Counter[str] = Counter()
     while waiting or active:
@@ -113,8 +115,8 @@ def run_sweep(
                 del active[run_id]
                 said = _why(jobs)
                 progress.failed |= {cell.key: said for cell in group if cell.key not in finished}
-            ready |= finished
-        progress.done = len(wanted & set(ready))
+            made |= wanted & set(finished)
+        progress.done = len(made)
         progress.active = tuple(active)
         look(progress)
         if active:

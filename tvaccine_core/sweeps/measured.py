@@ -72,12 +72,19 @@ class CellResult(Record):
         return tuple(name for name, scores in self.curve[-1].scores.items() if "harmful_score" in scores)
 
 
-def results_of(store: Store, cells: Sequence[Cell]) -> list[CellResult]:
-    """What the finished ones of `cells` measured, in their order."""
+def results_of(store: Store, cells: Sequence[Cell], known: Iterable[CellResult] = ()) -> list[CellResult]:
+    """What the finished ones of `cells` measured, in their order.
+
+    Args:
+        known: results from elsewhere, for cells that no run of the store has.
+    """
     ready, runs, found = places(store), {}, []
+    others = {result.key: result for result in known}
     for cell in cells:
         place = ready.get(cell.key)
         if place is None:
+            if cell.key in others:
+                found.append(others[cell.key].model_copy(update={"varied": dict(cell.varied)}))
             continue
         run: RunScores = runs.get(place.run_id) or runs.setdefault(place.run_id, collect(store, place.run_id))
         scores = run.defences[place.defence]
