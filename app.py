@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def serve() -> None:
     """Serve until Ctrl-C or SIGTERM, then end the workers."""
     from app import build_app, launch_options
     from app.security import access_for, host_name, is_loopback
-    from app.services import Supervisor, default_home
+    from app.services import Supervisor, SweepDriver, default_home
 
     parser = argparse.ArgumentParser(description=__doc__)
     host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")  # a Space sets it, and the port
@@ -153,7 +153,11 @@ def serve() -> None:
     options = launch_options(given.data_dir, blocks, access) | {"server_name": given.host, "server_port": given.port}
     _, url, _ = blocks.launch(prevent_thread_lock=True, share=given.share, **options)
     print(f"T-Vaccine Lab: {url}  (data: {given.data_dir}; Ctrl-C ends it)", flush=True)
-    with nullcontext() if given.no_worker else Supervisor(given.data_dir):
+    with ExitStack() as stack:
+        if not given.no_worker:
+            workers = stack.enter_context(Supervisor(given.data_dir))
+            at_once = 2 * workers.num_workers
+            stack.enter_context(SweepDriver(given.data_dir, at_once, lambda: not workers.standing_by))
         over.wait()
     blocks.close()
 

@@ -46,14 +46,14 @@ def news_block(elem_id: str) -> gr.HTML:
 
 
 def chooser(elem_id: str) -> gr.HTML:
-    """A choice among several values of the news below it: those made as `{"by": {id: value}}`, all with the same ids.
+    """A choice among several values of the news: those made as `{"of": elem_id, "by": {id: value}}`, with the same ids.
 
     The value has a `label` and `options` (`id`, `title`, `colour`); nothing is shown for fewer than two. The choice is
     the reader's own: their page keeps it and asks nobody.
     """
     return gr.HTML(
         html_template='<div class="lab-chooser" role="group"></div>',
-        js_on_load=scripted(f"lab.chooser(element, ...lab.live('{elem_id}'))"),
+        js_on_load=scripted(f"lab.chooser(element, '{elem_id}', ...lab.live('{elem_id}'))"),
         apply_default_css=False,
         elem_id=elem_id,
     )

@@ -2,19 +2,20 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from app import text
-from app.services import PRESETS, Lab, LabConfig, RunNotFoundError, new_owner
+from app.services import PRESETS, Lab, LabConfig, RunNotFoundError, SweepRow, new_owner
 from app.views import RunView
 
 Memory = dict[str, Any]
-"""A browser's memory: `run`, `attack` (the attack shown), `base` (the fifth pane) and `owner` (the visitor)."""
+"""A browser's memory: `run`, `attack` and `sweep` (those shown), `base` (the fifth pane) and `owner` (the visitor)."""
 
 LONGEST_NAME = 64
 """Characters of a name that a browser remembers."""
 
-NOTHING: Memory = {"run": None, "attack": None, "base": False, "owner": None}
+NOTHING: Memory = {"run": None, "attack": None, "sweep": None, "base": False, "owner": None}
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,20 @@ class Glance:
     memory: Memory
     """The memory of this viewer's browser; only drawings of their own may depend on it."""
     runs_revision: int = 0
-    """Changes with the list of runs; only set for news."""
+    """Changes with the lists of runs and sweeps; only set for news."""
+    wanted_sweep: str | None = None
+    """The sweep that the viewer chose."""
 
     @property
     def config(self) -> LabConfig:
         """The run's config; the first preset's while no run is open."""
         return self.view.config if self.view else next(iter(PRESETS.values())).config
+
+    @cached_property
+    def sweep(self) -> SweepRow | None:
+        """The sweep shown: the chosen one, else the newest; None if there is none."""
+        rows = self.lab.sweeps.rows()
+        return next((row for row in rows if row.id == self.wanted_sweep), rows[0] if rows else None)
 
     @property
     def missed(self) -> str | None:
@@ -48,7 +57,7 @@ class Glance:
 def remembered(memory: Memory | None, **changes: Any) -> Memory:
     """A browser's memory with `changes`; a browser without a name gets one. A malformed memory counts as empty."""
     found = (memory if isinstance(memory, dict) else {}) | changes
-    names = {key: name if _is_name(name := found.get(key)) else None for key in ("run", "attack", "owner")}
+    names = {key: name if _is_name(name := found.get(key)) else None for key in ("run", "attack", "sweep", "owner")}
     return names | {"base": found.get("base") is True, "owner": names["owner"] or new_owner()}
 
 

@@ -30,7 +30,7 @@ from app.services import Lab, Revisions, RunNotFoundError
 from app.views import Views
 
 MAX_BOARDS = 32
-"""Boards in memory; one per run and attack that somebody looks at."""
+"""Boards in memory; one per run, attack and sweep that somebody looks at."""
 MIN_AGE_S = 0.5
 """A board younger than this is shown again, whatever happened since."""
 
@@ -64,7 +64,7 @@ class _Part:
 
 @dataclass
 class _Board:
-    """All drawings of a run and an attack."""
+    """All drawings of a run, an attack and a sweep."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     id: str = field(default_factory=lambda: secrets.token_hex(4))
@@ -94,7 +94,7 @@ class News:
         self._views = views
         self._look = look
         self._drawings: list[Drawing] = []
-        self._boards: OrderedDict[tuple[str, str], _Board] = OrderedDict()
+        self._boards: OrderedDict[tuple[str, str, str], _Board] = OrderedDict()
         self._lock = threading.Lock()
 
     def add(self, drawing: Drawing) -> None:
@@ -106,7 +106,7 @@ class News:
         """All drawings, in the order in which they were added."""
         return tuple(self._drawings)
 
-    def poll(self, run_id: str, attack: str, seen: str) -> bytes | None:
+    def poll(self, run_id: str, attack: str, seen: str, sweep: str = "") -> bytes | None:
         """News as JSON, or None if there are none.
 
         `seen`: names this board's version; `more`: ask again in a second; `look`: see `News`; `values`: the changed
@@ -116,14 +116,15 @@ class News:
             run_id: "" while no run is open.
             attack: the attack shown; "" for the newest.
             seen: `seen` of the last news; "" asks for everything.
+            sweep: the sweep shown; "" for the newest.
         """
         try:
             revisions = self._lab.store.revisions(run_id or None)
-            board = self._board(run_id, attack)
+            board = self._board(run_id, attack, sweep)
             with board.lock:
                 now = time.monotonic()
                 if (_newer(revisions, board) or now >= board.due) and now - board.read_at >= MIN_AGE_S:
-                    self._draw(board, run_id, attack, revisions, now)
+                    self._draw(board, run_id, attack, sweep, revisions, now)
                 return _answer(board, seen, stale=_newer(revisions, board))
         except RunNotFoundError:
             self.forget(run_id)
@@ -136,19 +137,20 @@ class News:
             for key in [key for key in self._boards if key[0] == run_id]:
                 del self._boards[key]
 
-    def _board(self, run_id: str, attack: str) -> _Board:
+    def _board(self, *shown: *tuple[str, str, str]) -> _Board:
         with self._lock:
-            board = self._boards.setdefault((run_id, attack), _Board())
-            self._boards.move_to_end((run_id, attack))
+            board = self._boards.setdefault(shown, _Board())
+            self._boards.move_to_end(shown)
             while len(self._boards) > MAX_BOARDS:
                 self._boards.popitem(last=False)
             return board
 
-    def _draw(self, board: _Board, run_id: str, attack: str, revisions: Revisions, now: float) -> None:
+    def _draw(self, board: _Board, run_id: str, attack: str, sweep: str, revisions: Revisions, now: float) -> None:
         """Bring the board up to date, at least to `revisions`, which were read before."""
         view = self._views.view(run_id, fresh=True) if run_id else None
-        glance = Glance(self._lab, view, view.choose_attack(attack) if view else None, NOTHING, revisions.runs)
-        active = bool(view and view.active)
+        shown = view.choose_attack(attack) if view else None
+        glance = Glance(self._lab, view, shown, NOTHING, revisions.runs, sweep or None)
+        active = bool(view and view.active) or bool(glance.sweep and glance.sweep.state == "running")
         version = board.version + 1
         changed = False
         due = math.inf
@@ -178,8 +180,8 @@ def news_route(news: News, home: Path) -> BaseRoute:
     """The route `/lab/news` for the page's script; an answer without content if there are no news."""
 
     def tell(request: Request) -> Response:
-        run, attack, seen = (request.query_params.get(name, "") for name in ("run", "attack", "seen"))
-        body = news.poll(run, attack, seen)
+        run, attack, seen, sweep = (request.query_params.get(name, "") for name in ("run", "attack", "seen", "sweep"))
+        body = news.poll(run, attack, seen, sweep)
         fresh = {"Cache-Control": "no-store"}
         if body is None:
             return Response(status_code=204, headers=fresh)

@@ -113,7 +113,8 @@ class Page:
                 view = self.views.view(memory["run"], fresh=fresh)
             except RunNotFoundError:
                 self.news.forget(memory["run"])
-        return Glance(self.lab, view, view.choose_attack(memory["attack"]) if view else None, memory)
+        attack = view.choose_attack(memory["attack"]) if view else None
+        return Glance(self.lab, view, attack, memory, wanted_sweep=memory["sweep"])
 
     def finish(self, blocks: gr.Blocks, walkthrough: gr.Walkthrough, draft: Draft) -> None:
         """Wire the refresh to every action, to the rail and to the opening of the page."""
@@ -152,6 +153,7 @@ class Page:
         watched = {
             "run": glance.view.run.id if glance.view else "",
             "attack": glance.attack or "",
+            "sweep": glance.wanted_sweep or "",
             "look": self._look(glance),
         }
         now: dict[int, Hashable] = {_WATCHED: digest((watched, glance.missed))}

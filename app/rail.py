@@ -19,8 +19,8 @@ def build(page: Page) -> None:
 
 
 def rail_key(glance: Glance) -> Hashable:
-    """Changes with the run's name and with the state of its steps."""
-    return (glance.view.run.name if glance.view else "", glance.stamp("jobs", "state"))
+    """Changes with the run's name and with the state of its steps, and with the sweep's."""
+    return (glance.view.run.name if glance.view else "", glance.stamp("jobs", "state"), glance.sweep)
 
 
 def rail_value(glance: Glance) -> dict[str, Any]:
@@ -43,6 +43,7 @@ def rail_value(glance: Glance) -> dict[str, Any]:
         work_step(view, attacked),
         {"state": "ready" if view and view.states else "todo", "share": 0.0, "note": ""},
         {"state": "todo", "share": 0.0, "note": ""},
+        sweep_step(glance),
     ]
     for (number, name), step in zip(text.STEPS.items(), steps, strict=True):
         step |= {"id": number, "name": name}
@@ -60,6 +61,17 @@ def rail_value(glance: Glance) -> dict[str, Any]:
             "no_run": text.NO_RUN,
         },
     }
+
+
+def sweep_step(glance: Glance) -> dict[str, Any]:
+    """State of the sweep shown."""
+    row = glance.sweep
+    if row is None:
+        return {"state": "todo", "share": 0.0, "note": ""}
+    state = {"running": "running", "stopped": "cancelled", "done": "failed" if row.problems else "done"}[row.state]
+    share = row.done / max(1, row.total)
+    note = f"{100 * share:.0f} %" if state == "running" else text.STATE_WORDS[state]
+    return {"state": state, "share": share, "note": note}
 
 
 def work_step(view: RunView | None, jobs: list[JobRow]) -> dict[str, Any]:

@@ -61,36 +61,37 @@ window.lab = (() => {
     asking = true;
     askAgain = false;
     clearTimeout(timer);
-    const { run, attack } = watched;
+    const { run, attack, sweep } = watched;
     let news = null;
     try {
-      const answer = await fetch(`lab/news?${new URLSearchParams({ run, attack, seen })}`, { signal: AbortSignal.timeout(PATIENCE_MS) });
+      const answer = await fetch(`lab/news?${new URLSearchParams({ run, attack, sweep, seen })}`, { signal: AbortSignal.timeout(PATIENCE_MS) });
       if (!answer.ok) throw new Error(`lab/news: ${answer.status}`);
       if (answer.status !== 204) news = await answer.json();
       failures = 0;
     } catch { failures += 1; } // the server is busy, restarts or is gone; it is asked again, less and less often
     asking = false;
-    if (news && run === watched.run && attack === watched.attack) take(news);
+    if (news && run === watched.run && attack === watched.attack && sweep === watched.sweep) take(news);
     if (askAgain) { ask(); return; }
     if (!more && !failures) return;
     const pause = failures ? Math.min(10, 2 ** failures) * POLL_MS : document.hidden ? HIDDEN_POLL_MS : POLL_MS;
     timer = setTimeout(ask, pause * (0.85 + 0.3 * Math.random())); // a room that came at once must not ask at once for ever
   };
   const watchRun = (next) => {
-    const same = watched && watched.run === next.run && watched.attack === next.attack;
+    const same = watched && ["run", "attack", "sweep"].every((name) => watched[name] === next[name]);
     watched = next;
     if (same) return;
     seen = looked = "";
     ask();
   };
   // What a figure, block or rail draws itself from: the newest value, and a way to be told of the next. Of a value that
-  // is one for each of several things, `{ by: { id: value } }`, it is the chosen one.
-  let chosen = "";
+  // is one for each of several things, `{ of: chooser, by: { id: value } }`, it is the one chosen there.
+  const chosen = {};
+  const MANY_OPTIONS = 8; // more become a menu
   const live = (name) => {
     const source = {
       get value() {
         const value = values.get(name);
-        return value?.by ? value.by[chosen] ?? Object.values(value.by)[0] : value;
+        return value?.by ? value.by[chosen[value.of]] ?? Object.values(value.by)[0] : value;
       },
     };
     const onNews = (_, draw) => {
@@ -104,19 +105,26 @@ window.lab = (() => {
       try { draw(); } catch (error) { console.error(error); } // what cannot be drawn keeps nothing else from it
     }
   };
-  const chooser = (element, source, watch) => {
+  const chooser = (element, of, source, watch) => {
     const host = element.querySelector(".lab-chooser");
     const choose = (id) => {
-      chosen = id;
+      chosen[of] = id;
       draw();
-      for (const [name, value] of values) if (value?.by) redraw(name);
+      for (const [name, value] of values) if (value?.by && value.of === of) redraw(name);
     };
     const draw = () => {
       const { label, options } = source.value ?? { options: [] };
       host.hidden = options.length < 2;
       if (host.hidden) { host.replaceChildren(); return; }
       host.setAttribute("aria-label", label);
-      const shown = options.some(({ id }) => id === chosen) ? chosen : options[0].id;
+      const shown = options.some(({ id }) => id === chosen[of]) ? chosen[of] : options[0].id;
+      if (options.length > MANY_OPTIONS) {
+        const menu = host.querySelector("select") ?? el("select", { "aria-label": label, onchange: () => choose(menu.value) });
+        menu.replaceChildren(...options.map(({ id, title }) => el("option", { value: id, selected: id === shown }, title)));
+        menu.value = shown;
+        if (!menu.isConnected) host.replaceChildren(el("span", { class: "lab-dim" }, label), menu);
+        return;
+      }
       const focused = host.contains(document.activeElement) ? document.activeElement.dataset.option : null;
       host.replaceChildren(el("span", { class: "lab-dim" }, label), ...options.map(({ id, title, colour }) =>
         el("button", { class: "lab-chip", type: "button", "data-option": id, "aria-pressed": String(id === shown),

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from app.services.lab import Lab, Permissions
+from app.services.sweeps import SWEEP_FILES, SweepPlan, SweepView, settings_paths, sweep_files, sweep_text
 from tvaccine_core.bench.study_summary import StudySummary, load_summary
 from tvaccine_core.config import (
     PRESETS,
@@ -75,7 +76,8 @@ from tvaccine_core.records import (
     StepRecord,
     Verdict,
 )
-from tvaccine_core.store import JobKind, JobRow, Revisions, RunRow, StoredEvent, default_home
+from tvaccine_core.safe_yaml import read_yaml
+from tvaccine_core.store import JobKind, JobRow, Revisions, RunRow, StoredEvent, SweepRow, default_home
 from tvaccine_core.store.export import (
     SCORE_COLUMNS,
     STEP_COLUMNS,
@@ -83,8 +85,10 @@ from tvaccine_core.store.export import (
     score_rows,
     step_rows,
 )
-from tvaccine_core.sweeps.measured import CellResult, Measure, read_results
-from tvaccine_core.sweeps.report import USUAL, Table, table
+from tvaccine_core.sweeps.background import SweepDriver
+from tvaccine_core.sweeps.measured import CellResult, Measure, intact, read_results, words_of
+from tvaccine_core.sweeps.plan import Cell
+from tvaccine_core.sweeps.report import SEEDS, USUAL, Table, difference, estimate, setting_of_columns, table
 from tvaccine_core.sweeps.report import measures as sweep_measures
 from tvaccine_core.sweeps.spots import HOLDS, Spot, spots
 from tvaccine_core.workers.supervisor import Supervisor
@@ -99,10 +103,14 @@ __all__ = [
     "OUTCOMES",
     "PRESETS",
     "SCORE_COLUMNS",
+    "SEEDS",
     "STEP_COLUMNS",
+    "SWEEP_FILES",
+    "USUAL",
     "YOUR_MODEL",
     "AnswerRecord",
     "AttackConfig",
+    "Cell",
     "CellResult",
     "Config",
     "ConfigError",
@@ -142,6 +150,10 @@ __all__ = [
     "StoredEvent",
     "StudySummary",
     "Supervisor",
+    "SweepDriver",
+    "SweepPlan",
+    "SweepRow",
+    "SweepView",
     "TVaccineError",
     "Verdict",
     "advise",
@@ -153,8 +165,11 @@ __all__ = [
     "check_model",
     "default_home",
     "defence_of",
+    "difference",
+    "estimate",
     "export_run",
     "find_set",
+    "intact",
     "judge_named",
     "latest",
     "memory_bytes",
@@ -164,18 +179,24 @@ __all__ = [
     "parse_config",
     "parse_defence",
     "pooled",
+    "read_yaml",
     "repaired_state",
     "score_rows",
+    "setting_of_columns",
     "settings_of",
+    "settings_paths",
     "shown",
     "spots",
     "stages_of",
     "step_rows",
+    "sweep_files",
     "sweep_measures",
+    "sweep_text",
     "task_set",
     "title_of",
     "with_defences",
     "without_places",
+    "words_of",
 ]
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -249,7 +270,7 @@ def study() -> StudySummary:
 @lru_cache(maxsize=4)
 def recorded(name: str) -> list[CellResult]:
     """The results of a sweep that ships with the lab. Raises `DataError` if they are missing or unreadable."""
-    return read_results(ASSETS / "sweeps" / f"{name}-results" / "cells.json")
+    return read_results(SWEEP_FILES / f"{name}-results" / "cells.json")
 
 
 def sweep_table(results: Sequence[CellResult], title: str, measure: Measure) -> Table:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.services.sweeps import LabSweeps
 from tvaccine_core import orders
 from tvaccine_core.config import AttackConfig, LabConfig, ModelConfig
 from tvaccine_core.errors import ConfigError
@@ -33,6 +34,7 @@ class Lab:
     def __init__(self, home: Path, permissions: Permissions | None = None) -> None:
         self.store = Store(home)
         self.permissions = permissions or Permissions()
+        self.sweeps = LabSweeps(self.store, self.permit)
 
     def permit(self, model: ModelConfig) -> None:
         """Raise `ConfigError` if visitors may not load `model`."""

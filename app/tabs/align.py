@@ -15,6 +15,8 @@ from app.page import Glance, Memory, Page, remembered, run_of
 from app.services import LayerScoreRecord, RunBusyError, capabilities_of, method_info, scoring_keys
 from app.views import RunView, Track
 
+LAYERS_OF = "layers-of"
+"""The chooser of the method whose layers are shown."""
 DOMINANT_SHARE = 0.5
 """A layer with a larger share of the probability than this dominates."""
 LOSS_EVERY_S = 2.0
@@ -35,7 +37,7 @@ def build(page: Page, draft: Draft) -> None:
             cards = news_block("align-cards")
             said = news_block("align-messages")
             gr.HTML(section(text.HEATMAP_TITLE, text.HEATMAP_NOTE), apply_default_css=False)
-            which = chooser("layers-of")
+            which = chooser(LAYERS_OF)
             dominance = news_block("dominance")
             heatmap = figure("heatmap")
             with gr.Column(min_width=0, visible=False) as measured:
@@ -143,7 +145,7 @@ def has_values(glance: Glance) -> bool:
 
 def by_alignment(view: RunView, draw: Callable[[RunView, str], Any]) -> dict[str, Any]:
     """What `draw` makes of each alignment that has something to show per layer. The reader's page shows one of them."""
-    return {"by": {key: draw(view, key) for key in layer_keys(view)}}
+    return {"of": LAYERS_OF, "by": {key: draw(view, key) for key in layer_keys(view)}}
 
 
 def draw_choice(glance: Glance) -> dict[str, Any]:

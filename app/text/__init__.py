@@ -16,3 +16,4 @@ from app.text.own_model import *
 from app.text.page import *
 from app.text.runs import *
 from app.text.study import *
+from app.text.sweep import *

@@ -2,7 +2,7 @@
 
 TITLE = "T-Vaccine Lab"
 
-STEPS = {1: "Choose", 2: "Align", 3: "Attack", 4: "Compare", 5: "Runs"}
+STEPS = {1: "Choose", 2: "Align", 3: "Attack", 4: "Compare", 5: "Runs", 6: "Sweep"}
 
 WHY = {
     1: "A provider teaches a model to refuse. A user then fine-tunes it on their own data, and a few samples are "
@@ -15,6 +15,8 @@ WHY = {
     "and decoding are the same, so a difference comes from the models.",
     5: "Everything you start is kept here until you delete it. Reopen a run, compare two, download its data, or repeat "
     "it from the command line.",
+    6: "One run is one draw. A sweep makes one experiment for every combination of some settings, over several seeds, "
+    "and puts all of them in one table. It goes on while you look at other things.",
 }
 
 STATE_WORDS = {

@@ -5,7 +5,7 @@ import gradio as gr
 import app
 from app.page import Page
 from app.services import PRESETS, Lab
-from app.tabs import align, attack, choose, compare, runs
+from app.tabs import align, attack, choose, compare, runs, sweep
 
 
 def build_page(lab: Lab) -> Page:
@@ -18,5 +18,6 @@ def build_page(lab: Lab) -> Page:
         attack.build(page, draft)
         compare.build(page)
         runs.build(page, draft)
+        sweep.build(page, draft)
         app.rail.build(page)
     return page

@@ -2,6 +2,7 @@
 
 from tvaccine_core.store.schema import JobKind, JobRow, JobState, Revisions, RunRow, RunStatus, StoredEvent, Work
 from tvaccine_core.store.store import Store, default_home, expand_folder
+from tvaccine_core.store.sweep_list import SweepRow, SweepState
 
 __all__ = [
     "JobKind",
@@ -12,6 +13,8 @@ __all__ = [
     "RunStatus",
     "Store",
     "StoredEvent",
+    "SweepRow",
+    "SweepState",
     "Work",
     "default_home",
     "expand_folder",

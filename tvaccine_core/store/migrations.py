@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 
 from tvaccine_core.store.database import Migration
-from tvaccine_core.store.schema import ATTACK_NAMES, REVISIONS, VERDICTS, canonical_json, free_attack_id
+from tvaccine_core.store.schema import ATTACK_NAMES, REVISIONS, SWEEPS, VERDICTS, canonical_json, free_attack_id
 
 _TWICE = "Version 1 of the lab gave two attacks the name {name}, so the saved weights may be of either."
 _TWICE_REMEDY = "Resume it: it is done again from the start, under the name {name}."
@@ -85,5 +85,11 @@ def two_to_three(db: sqlite3.Connection) -> None:
     db.execute(VERDICTS)
 
 
-MIGRATIONS: Mapping[int, Migration] = {1: one_to_two, 2: two_to_three}
+def three_to_four(db: sqlite3.Connection) -> None:
+    """Sweeps."""
+    for statement in SWEEPS:
+        db.execute(statement)
+
+
+MIGRATIONS: Mapping[int, Migration] = {1: one_to_two, 2: two_to_three, 3: three_to_four}
 """By the version that they start from."""

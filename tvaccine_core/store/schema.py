@@ -94,8 +94,23 @@ VERDICTS = """CREATE TABLE verdicts (
     PRIMARY KEY (run_id, state, step, eval_set, example_id, judge)) WITHOUT ROWID"""
 """Verdicts on saved answers by judges other than the run's own."""
 
-SCHEMA_VERSION = 3
-SCHEMA: Sequence[str] = (*TABLES, ATTACK_NAMES, *REVISIONS, VERDICTS)
+_SEEN_OF_A_SWEEP = ("state", "total", "done", "problems", "seconds_left")
+_SWEEP_BEFORE, _SWEEP_AFTER = (", ".join(f"{row}.{name}" for name in _SEEN_OF_A_SWEEP) for row in ("OLD", "NEW"))
+SWEEPS: Sequence[str] = (
+    """CREATE TABLE sweeps (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL, spec TEXT NOT NULL, created_at REAL NOT NULL,
+        state TEXT NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'stopped', 'done')),
+        total INTEGER NOT NULL, done INTEGER NOT NULL DEFAULT 0, problems TEXT NOT NULL DEFAULT '[]',
+        seconds_left REAL)""",
+    f"CREATE TRIGGER sweep_made AFTER INSERT ON sweeps BEGIN {_CHANGE_LIST}; END",
+    f"CREATE TRIGGER sweep_deleted AFTER DELETE ON sweeps BEGIN {_CHANGE_LIST}; END",
+    f"""CREATE TRIGGER sweep_changed AFTER UPDATE ON sweeps WHEN ({_SWEEP_BEFORE}) IS NOT ({_SWEEP_AFTER})
+        BEGIN {_CHANGE_LIST}; END""",
+)
+"""Sweeps that the page's server makes in the background; their cells are in runs like any others."""
+
+SCHEMA_VERSION = 4
+SCHEMA: Sequence[str] = (*TABLES, ATTACK_NAMES, *REVISIONS, VERDICTS, *SWEEPS)
 
 # A run's status comes from the last attempt at each piece of work: a successful retry replaces the failure before.
 RUN_COLUMNS = """runs.*, (
@@ -172,7 +187,7 @@ class Revisions:
     """Counters that only grow: if they are equal, nothing that a viewer sees has changed."""
 
     runs: int
-    """Changes of the list of runs: names and states."""
+    """Changes of the list of runs, names and states, and of the sweeps."""
     run: int
     """Changes of one run: its name, jobs and events except answers to questions; 0 if no run was named."""
 

@@ -44,6 +44,7 @@ from tvaccine_core.store.schema import (
     run_row,
     stored_event,
 )
+from tvaccine_core.store.sweep_list import SweepList
 
 MAX_NAME = 120
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
@@ -72,6 +73,7 @@ class Store(JobQueue):
     def __init__(self, home: Path) -> None:
         self.home = expand_folder(home).absolute()
         super().__init__(Database(self.home / "lab.db", SCHEMA, SCHEMA_VERSION, MIGRATIONS))
+        self.sweeps = SweepList(self._db)
 
     def close(self) -> None:
         """Close this thread's connection; the next use opens a new one."""

@@ -6,10 +6,12 @@ A sweep that was killed goes on: its interrupted jobs are resumed from their che
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from tvaccine_core import orders
 from tvaccine_core.config import AttackConfig, LabConfig, parse_config
@@ -170,9 +172,29 @@ def _resume(store: Store, run_id: str, group: Sequence[Cell], states: Collection
     return orders.resume(store, run_id, KINDS, states, needed)
 
 
+def withdraw(store: Store, sweep: Sweep, run_ids: Collection[str]) -> None:
+    """Stop the sweep's work in these runs, but not the work of a reader there, nor what that waits for."""
+    wanted = {cell.key for cell in cells_of(sweep)}
+    for run_id in run_ids:
+        config = store.run(run_id).config
+        active = [job for job in store.jobs(run_id) if job.active]
+        others = {job.id for job in active if job.kind not in KINDS}
+        others |= {job.id for job in active if job.kind in ("attack", "repair") and _key(config, job) not in wanted}
+        kept = others | {job.depends_on for job in active if job.id in others and job.depends_on}
+        doomed = [job for job in active if job.id not in kept]
+        for job in sorted(doomed, key=lambda job: job.state == "running"):
+            store.cancel(job.id)
+
+
 def _key(config: LabConfig, job: JobRow) -> str:
     """The cell that an attack or a repair belongs to."""
-    return cell_key(config, config.defence(job.params["defence"]), parse_config(AttackConfig, job.params["attack"]))
+    return _key_of(config.model_dump_json(), job.params["defence"], json.dumps(job.params["attack"], sort_keys=True))
+
+
+@lru_cache(maxsize=4096)
+def _key_of(config_json: str, defence: str, attack_json: str) -> str:
+    config = parse_config(LabConfig, json.loads(config_json))
+    return cell_key(config, config.defence(defence), parse_config(AttackConfig, json.loads(attack_json)))
 
 
 def run_name(sweep: Sweep, seed: int) -> str:

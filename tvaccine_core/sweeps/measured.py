@@ -72,11 +72,17 @@ class CellResult(Record):
         return tuple(name for name, scores in self.curve[-1].scores.items() if "harmful_score" in scores)
 
 
-def results_of(store: Store, cells: Sequence[Cell], known: Iterable[CellResult] = ()) -> list[CellResult]:
+def results_of(
+    store: Store,
+    cells: Sequence[Cell],
+    known: Iterable[CellResult] = (),
+    scores_of: Callable[[Store, str], RunScores] = collect,
+) -> list[CellResult]:
     """What the finished ones of `cells` measured, in their order.
 
     Args:
         known: results from elsewhere, for cells that no run of the store has.
+        scores_of: what a run measured, from the store and the run's id.
     """
     ready, runs, found = places(store), {}, []
     others = {result.key: result for result in known}
@@ -86,7 +92,7 @@ def results_of(store: Store, cells: Sequence[Cell], known: Iterable[CellResult] 
             if cell.key in others:
                 found.append(others[cell.key].model_copy(update={"varied": dict(cell.varied)}))
             continue
-        run: RunScores = runs.get(place.run_id) or runs.setdefault(place.run_id, collect(store, place.run_id))
+        run: RunScores = runs.get(place.run_id) or runs.setdefault(place.run_id, scores_of(store, place.run_id))
         scores = run.defences[place.defence]
         attack = scores.attacks[place.attack_id]
         found.append(

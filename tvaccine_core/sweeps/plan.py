@@ -57,8 +57,12 @@ class Sweep(Config):
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a sweep's YAML file. Raises `ConfigError` if it cannot be read or is not a sweep."""
-        what = cut(str(path), 200)
-        data = read_yaml(read_file(path, remedy="Give the path of a sweep's YAML file."), what, remedy=REMEDY)
+        return cls.read(read_file(path, remedy="Give the path of a sweep's YAML file."), cut(str(path), 200))
+
+    @classmethod
+    def read(cls, text: str, what: str = "The sweep") -> Self:
+        """Read a sweep from YAML. Raises `ConfigError`; `what` begins its message."""
+        data = read_yaml(text, what, remedy=REMEDY)
         if not isinstance(data, dict):
             raise ConfigError(f"{what} must be a mapping of settings.", remedy=REMEDY)
         return parse_config(cls, data)

@@ -70,7 +70,11 @@ def column_setting(results: Sequence[CellResult], wanted: str | None = None) -> 
     Raises:
         ConfigError: `wanted` was not varied.
     """
-    varied = list(dict.fromkeys(path for result in results for path in result.varied))
+    return setting_of_columns(list(dict.fromkeys(path for result in results for path in result.varied)), wanted)
+
+
+def setting_of_columns(varied: Collection[str], wanted: str | None = None) -> str:
+    """As `column_setting`, from the paths of the varied settings."""
     check_setting(varied, wanted)
     if wanted is not None:
         return wanted

@@ -1,0 +1,73 @@
+"""Sweeps: settings to vary, a sweep's file, its progress and its table."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from app.services import SweepPlan, words_of
+from app.text.names import duration
+
+SWEEP_NEW = "New sweep"
+SWEEP_SOURCE = "Begin with"
+SWEEP_FROM_RUN = "the settings on Choose, Align and Attack"
+SWEEP_PATH = "Setting to vary"
+SWEEP_SECOND_PATH = "A second setting"
+SWEEP_NO_PATH = "none"
+SWEEP_VALUES = "Values"
+SWEEP_VALUES_HINT = "Divided by commas, such as 0, 0.05, 0.1"
+SWEEP_SEEDS = "Alignment seeds"
+SWEEP_WRITE = "Write the file"
+SWEEP_FILE = "The sweep's file"
+SWEEP_FILE_HINT = "It also works on the command line: python -m tvaccine_core sweep FILE.yaml"
+SWEEP_CHECK = "Check"
+SWEEP_START = "Start"
+SWEEP_STARTED = "The sweep is queued. Its cells appear as they are made."
+SWEEP_LIST = "Sweeps"
+SWEEP_NONE = "No sweep yet. Choose what to vary, write the file, and start it."
+SWEEP_STOP = "Stop"
+SWEEP_GO_ON = "Go on"
+SWEEP_FORGET = "Take off the list"
+SWEEP_STOPPING = "The sweep stops after the current steps. Go on whenever you like: nothing is made twice."
+SWEEP_GOES_ON = "The sweep goes on."
+SWEEP_FORGOTTEN = "The sweep is off the list. Its runs are kept."
+SWEEP_TABLE = "Table"
+SWEEP_TABLE_NOTE = (
+    "A row per defence, a column per value: mean over alignment seeds ± 95 % t interval, and in brackets the paired "
+    "difference to the first defence. Hollow: the models know less than nine tenths of what the base knows. "
+    "Click a cell to open it as a run."
+)
+SWEEP_SHOWN = "Shown"
+SWEEP_EMPTY = "No cell is made yet."
+SWEEP_MADE_OF = "{done} of {total}"
+SWEEP_OUTCOMES = "Outcomes after the attack, {where}"
+SWEEP_CELLS = "All cells"
+SWEEP_CELL_HEAD = ("Defence", "Settings", "HS at FA ≥ 90", "HS", "FA", "Knows", "")
+SWEEP_CELL_OPEN = "Open"
+SWEEP_CELL_TODO = "not made yet"
+SWEEP_CELL_GONE = "This cell's run is gone."
+SWEEP_CELL_REMEDY = "Let the sweep go on: it makes the cell again."
+SWEEP_OPENED = "Opened {cell}."
+SWEEP_WORDS = {"running": "running", "stopped": "stopped", "done": "done"}
+SWEEP_PATH_MISSING = "Choose a setting to vary, or a sweep that ships with the lab."
+SWEEP_VALUES_MISSING = "{path} has no values."
+SWEEP_TWICE = "The same setting is varied twice."
+SWEEP_TWICE_REMEDY = "Choose two different settings, or none as the second."
+
+
+def sweep_plan(plan: SweepPlan) -> str:
+    """What a sweep would make."""
+    there = f" {plan.made:,} are there already." if plan.made else ""
+    runs = "1 run" if plan.runs == 1 else f"{plan.runs:,} runs"
+    return f"“{plan.name}”: {plan.cells:,} cells in {runs}.{there}"
+
+
+def sweep_progress(done: int, total: int, left: float | None, state: str) -> str:
+    """`12 of 24 cells, running, 5 min left`."""
+    parts = [f"{done:,} of {total:,} cells", SWEEP_WORDS[state]]
+    if left is not None and state == "running":
+        parts.append(f"{duration(left)} left")
+    return ", ".join(parts)
+
+
+def settings_words(varied: Mapping[str, Any], leave_out: Sequence[str] = ()) -> str:
+    """Varied settings with their values: `alignment.mix.ordinary 0, seed 1`."""
+    return ", ".join(f"{path} {words_of(value)}" for path, value in varied.items() if path not in leave_out)
