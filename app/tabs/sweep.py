@@ -36,7 +36,8 @@ def build(page: Page, draft: Draft) -> None:
     """Place and wire the screen."""
     gr.HTML(heading(text.STEPS[6], text.WHY[6]), apply_default_css=False)
     files = sweep_files()
-    paths = [(f"{title} ({path})", path) for title, path in settings_paths(page.glance(None).config)]
+    begin = page.glance(None).config
+    paths = [(f"{title} ({path})", path) for title, path in settings_paths(begin)]
     with gr.Row(elem_classes="lab-split"):
         with gr.Column(elem_classes=["lab-controls", "lab-begin"], min_width=0):
             gr.HTML(section(text.SWEEP_NEW), apply_default_css=False)
@@ -56,6 +57,7 @@ def build(page: Page, draft: Draft) -> None:
                 seeds = gr.Textbox("0, 1", label=text.SWEEP_SEEDS, elem_id="sweep-seeds")
                 write = gr.Button(text.SWEEP_WRITE, elem_id="sweep-write")
             file = gr.Textbox(
+                sweep_text(begin, name_of(begin), {"seed": [0, 1], "attack.harmful_ratio": [0, 0.05, 0.1]}),
                 label=text.SWEEP_FILE,
                 info=text.SWEEP_FILE_HINT,
                 lines=12,
@@ -145,12 +147,18 @@ def build(page: Page, draft: Draft) -> None:
     page.show(cells, sweep_key, drawn.cells, every_s=TABLE_EVERY_S)
     page.show(buttons, state_of, lambda glance: gr.Row(visible=glance.sweep is not None))
     page.show(stop, state_of, lambda glance: gr.Button(interactive=state_of(glance) == "running"))
-    page.show(go_on, state_of, lambda glance: gr.Button(interactive=state_of(glance) in ("stopped", "done")))
+    page.show(go_on, can_go_on, lambda glance: gr.Button(interactive=can_go_on(glance)))
 
 
 def state_of(glance: Glance) -> str:
     """State of the sweep shown; empty if there is none."""
     return glance.sweep.state if glance.sweep else ""
+
+
+def can_go_on(glance: Glance) -> bool:
+    """True if the sweep shown was stopped, or has cells that failed."""
+    row = glance.sweep
+    return row is not None and row.state != "running" and (row.state == "stopped" or bool(row.problems))
 
 
 def shown_sweep(page: Page, memory: Memory) -> SweepRow:

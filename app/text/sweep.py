@@ -8,7 +8,7 @@ from app.text.names import duration
 
 SWEEP_NEW = "New sweep"
 SWEEP_SOURCE = "Begin with"
-SWEEP_FROM_RUN = "the settings on Choose, Align and Attack"
+SWEEP_FROM_RUN = "the page's settings"
 SWEEP_PATH = "Setting to vary"
 SWEEP_SECOND_PATH = "A second setting"
 SWEEP_NO_PATH = "none"

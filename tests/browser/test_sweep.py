@@ -1,5 +1,6 @@
 """A sweep in a real browser, with real workers: written, started, watched, opened, stopped, gone on with."""
 
+import re
 from collections.abc import Callable
 
 from browser_steps import Server, choose_check, go, open_page, wait_until
@@ -20,7 +21,7 @@ def write(page: Page, values: str, seeds: str) -> None:
     page.get_by_label("Values").first.fill(values)
     page.fill("#sweep-seeds :is(input, textarea)", seeds)
     page.click("#sweep-write")
-    expect(page.locator("#sweep-file textarea")).not_to_be_empty()
+    expect(page.locator("#sweep-file textarea")).to_have_value(re.compile("0.5"))
 
 
 def test_a_sweep_written_on_the_page_fills_its_table_and_opens_its_cells(page: Page, server: Server) -> None:
