@@ -8,14 +8,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tvaccine_core import orders
 from tvaccine_core.config import PRESETS, Config, Defence, LabConfig, ModelConfig, parse_config
 from tvaccine_core.errors import ConfigError
 from tvaccine_core.methods import defence_of
 from tvaccine_core.results import RunScores, collect
 from tvaccine_core.safe_yaml import read_yaml, write_yaml
 from tvaccine_core.store import Store, SweepRow
-from tvaccine_core.sweeps.drive import places
+from tvaccine_core.sweeps.drive import check_cells, places
 from tvaccine_core.sweeps.measured import CellResult, results_of
 from tvaccine_core.sweeps.plan import Cell, Sweep, by_run, cells_of
 
@@ -128,8 +127,7 @@ class LabSweeps:
             )
         for model in {cell.config.model.model_dump_json(): cell.config.model for cell in cells}.values():
             self._permit(model)
-        for config in {cell.config.model_dump_json(): cell.config for cell in cells}.values():
-            orders.check(config)
+        check_cells(cells)
         return sweep, cells
 
 

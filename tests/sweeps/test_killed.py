@@ -82,6 +82,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
         "cells.json",
         "scores.csv",
+        "scores.parquet",
         "tables.md",
         "tables.html",
         "tables.tex",

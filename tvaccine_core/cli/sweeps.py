@@ -4,16 +4,17 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tvaccine_core.cli.follow import CANCEL_MARGIN_S, HOPELESS_AFTER, cancel
 from tvaccine_core.cli.options import DataDir, Workers, err, open_store, out
-from tvaccine_core.errors import ConfigError, DataError, StoreError, cut
+from tvaccine_core.errors import ConfigError, DataError, StoreError, cut, shown
 from tvaccine_core.store import Store
 from tvaccine_core.sweeps import drive
+from tvaccine_core.sweeps.cluster import results_in, run_on_cluster
 from tvaccine_core.sweeps.figures import draw_heat, draw_map, draw_outcomes
 from tvaccine_core.sweeps.measured import CellResult, read_results, results_of, write_results, write_whole
 from tvaccine_core.sweeps.plan import Sweep, by_run, cells_of
@@ -33,6 +34,13 @@ def sweep(
     gpus: Annotated[
         str | None, typer.Option(help="One worker for each of these GPUs, as CUDA numbers them: 0,1.")
     ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Make the cells as jobs: slurm, or local for processes of this machine.")
+    ] = None,
+    cluster_set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A job's setting, as submitit names it: timeout_min=600."),
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Make every cell of a sweep that no run has yet, then write its results and tables.
@@ -47,6 +55,7 @@ def sweep(
     check_setting(asked.vary, columns)
     if not plan:
         _make_folder(folder)
+    settings = _job_settings(cluster, cluster_set or [])
     earlier = _earlier(folder)
     store = open_store(data_dir)
     ready = {*drive.places(store), *(result.key for result in earlier)}
@@ -57,7 +66,10 @@ def sweep(
     )
     if plan:
         return
-    progress = _make(store, asked, earlier, workers or (len(numbers) if numbers else None), numbers)
+    if cluster is not None:
+        progress, earlier = _submit(asked, folder, cluster, settings, results_of(store, cells, earlier))
+    else:
+        progress = _make(store, asked, earlier, workers or (len(numbers) if numbers else None), numbers)
     results = results_of(store, cells, earlier)
     write_results(results, folder)
     _write_tables(folder, columns)
@@ -86,50 +98,84 @@ def sweep_tables(
     out.print((folder / "tables.md").read_text(encoding="utf-8"), soft_wrap=True)
 
 
+class _Bar:
+    """A sweep's progress: a bar on a terminal, else a line for each change."""
+
+    def __init__(self) -> None:
+        self.seen = drive.Progress(0)
+        self._told = -1
+        self.bar = Progress(
+            TextColumn("cells"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=err,
+            disable=not err.is_terminal,
+        )
+        self._task = self.bar.add_task("", total=None, left="")
+
+    def look(self, progress: drive.Progress) -> None:
+        """Show how far the sweep is."""
+        self.seen = progress
+        left = progress.seconds_left
+        words = "" if left is None else f"{left / 60:.0f} min left"
+        self.bar.update(self._task, total=progress.total, completed=progress.done, left=words)
+        if not err.is_terminal and progress.done != self._told:
+            err.print(f"{progress.done} of {progress.total} cells. {words}", soft_wrap=True)
+            self._told = progress.done
+
+
 def _make(
     store: Store, asked: Sweep, earlier: Sequence[CellResult], num_workers: int | None, gpus: list[int] | None
 ) -> drive.Progress:
     supervisor = Supervisor(store.home, num_workers, gpus=gpus)
-    bar = Progress(
-        TextColumn("cells"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-        console=err,
-        disable=not err.is_terminal,
-    )
-    seen = [drive.Progress(0)]
-    told = [-1]
-
-    def look(progress: drive.Progress) -> None:
-        seen[0] = progress
-        left = progress.seconds_left
-        words = "" if left is None else f"{left / 60:.0f} min left"
-        bar.update(task, total=progress.total, completed=progress.done, left=words)
-        if not err.is_terminal and progress.done != told[0]:
-            err.print(f"{progress.done} of {progress.total} cells. {words}", soft_wrap=True)
-            told[0] = progress.done
+    progress, known = _Bar(), {result.key for result in earlier}
 
     def pause() -> None:
         if not supervisor.standing_by and supervisor.deaths_in_a_row() >= HOPELESS_AFTER:
             raise StoreError(" ".join(supervisor.last_deaths()), remedy="Look at the worker's log.")
         time.sleep(drive.POLL_EVERY_S)
 
-    with supervisor, bar:
-        task = bar.add_task("", total=None, left="")
+    with supervisor, progress.bar:
         if supervisor.standing_by:
             err.print("Another program's workers serve this folder; they do the work.")
         try:
-            known = {result.key for result in earlier}
-            return drive.run_sweep(
-                store, asked, at_once=2 * supervisor.num_workers, known=known, look=look, pause=pause
-            )
+            at_once = 2 * supervisor.num_workers
+            return drive.run_sweep(store, asked, at_once=at_once, known=known, look=progress.look, pause=pause)
         except KeyboardInterrupt:
             err.print("Stopping after the current steps, with checkpoints. The same command goes on.")
-            jobs = [job.id for run_id in seen[0].active for job in store.jobs(run_id) if job.active]
+            jobs = [job.id for run_id in progress.seen.active for job in store.jobs(run_id) if job.active]
             cancel(store, jobs, supervisor.cancel_within_s + CANCEL_MARGIN_S)
             raise typer.Exit(130) from None
+
+
+def _submit(
+    asked: Sweep, folder: Path, cluster: str, settings: dict[str, Any], earlier: Sequence[CellResult]
+) -> tuple[drive.Progress, list[CellResult]]:
+    progress = _Bar()
+    known = [*earlier, *results_in(folder)]
+    with progress.bar:
+        try:
+            return run_on_cluster(asked, folder, cluster, settings, known=known, look=progress.look)
+        except KeyboardInterrupt:
+            jobs = ", ".join(progress.seen.active)
+            err.print(f"The cluster's jobs go on: {jobs}. The same command waits for them.", soft_wrap=True)
+            raise typer.Exit(130) from None
+
+
+def _job_settings(cluster: str | None, assignments: Sequence[str]) -> dict[str, Any]:
+    """`timeout_min=600` -> a number, else text. Raises `ConfigError`."""
+    found: dict[str, Any] = {}
+    for assignment in assignments:
+        name, is_setting, value = assignment.partition("=")
+        if not (name and is_setting and cluster):
+            raise ConfigError(
+                f"--cluster-set takes NAME=VALUE, with --cluster, not {shown(assignment)}.",
+                remedy="For example --cluster slurm --cluster-set timeout_min=600",
+            )
+        found[name] = int(value) if value.isdecimal() else value
+    return found
 
 
 def _earlier(folder: Path) -> list[CellResult]:

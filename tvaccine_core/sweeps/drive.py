@@ -65,6 +65,12 @@ def places(store: Store) -> dict[str, Place]:
     return found
 
 
+def check_cells(cells: Sequence[Cell]) -> None:
+    """Find errors before anything is queued. Raises `ConfigError`, `DataError`, `ModelError`: see `orders.check`."""
+    for config in {cell.config.model_dump_json(): cell.config for cell in cells}.values():
+        orders.check(config)
+
+
 def run_sweep(
     store: Store,
     sweep: Sweep,
@@ -87,9 +93,7 @@ def run_sweep(
     """
     cells = cells_of(sweep)
     groups = by_run(cells)
-    for group in groups:
-        for cell in {cell.attack: cell for cell in group}.values():
-            orders.check(cell.config)
+    check_cells(cells)
     store.reap()
     ready = places(store)
     wanted = {cell.key for cell in cells}

@@ -215,18 +215,48 @@ COLUMNS = ("state", "step", "set", "score", "count", "n", "percent")
 
 
 def write_results(results: Sequence[CellResult], folder: Path) -> None:
-    """`cells.json`, which `read_results` reads, and the tidy `scores.csv`: one row per state, step, set and score."""
+    """`cells.json`, which `read_results` reads, and a tidy table: one row per cell, state, step, set and score.
+
+    The table is `scores.csv`, and `scores.parquet` with the same columns, where numbers are numbers.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "cells.json", _RESULTS.dump_json(list(results)).decode())
     varied = list(dict.fromkeys(path for result in results for path in result.varied))
+    head = ["cell", "run", "attack", "defence", *varied, *COLUMNS]
+    rows: list[list[Any]] = []
+    for result in results:
+        place: list[Any] = [result.key, result.run_id, result.attack_id, result.title]
+        place += [_plain(result.varied.get(path)) for path in varied]
+        rows += ([*place, *row] for row in _rows(result))
     table = io.StringIO(newline="")
     writer = csv.writer(table)
-    writer.writerow(["cell", "run", "attack", "defence", *varied, *COLUMNS])
-    for result in results:
-        place = [result.key, result.run_id, result.attack_id, result.title]
-        place += [words_of(result.varied.get(path, "")) for path in varied]
-        writer.writerows([*place, *row] for row in _rows(result))
+    writer.writerow(head)
+    writer.writerows([words_of(value) if value is not None else "" for value in row] for row in rows)
     write_whole(folder / "scores.csv", table.getvalue())
+    _write_parquet(head, rows, folder / "scores.parquet")
+
+
+def _plain(value: Any) -> Any:
+    """A setting's value as a table holds it: a part becomes words."""
+    return value if isinstance(value, bool | int | float | str | None) else words_of(value)
+
+
+def _write_parquet(head: Sequence[str], rows: Sequence[Sequence[Any]], path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    columns: dict[str, list[Any]] = {}
+    for number, name in enumerate(head):
+        values = [row[number] for row in rows]
+        kinds = {type(value) for value in values if value is not None}
+        if kinds == {int, float}:
+            values = [None if value is None else float(value) for value in values]
+        elif len(kinds) > 1:
+            values = [None if value is None else str(value) for value in values]
+        columns[name] = values
+    partial = path.with_name(f".{path.name}")
+    parquet.write_table(pyarrow.table(columns), partial)
+    partial.replace(path)
 
 
 def read_results(path: Path) -> list[CellResult]:
@@ -240,7 +270,7 @@ def read_results(path: Path) -> list[CellResult]:
         raise DataError(f"{path} is not the result of a sweep that this version reads.", remedy=remedy) from error
 
 
-def _rows(result: CellResult) -> Iterator[list[str]]:
+def _rows(result: CellResult) -> Iterator[list[Any]]:
     states = [("base", result.base), ("before", result.before)]
     states += [("attacked", point) for point in result.curve]
     states += [("repaired", result.repaired)]
@@ -252,15 +282,7 @@ def _rows(result: CellResult) -> Iterator[list[str]]:
         for where, counts in state.outcomes.items():
             total = sum(counts)
             for outcome, count in zip(OUTCOMES, counts, strict=True):
-                yield [
-                    name,
-                    str(state.step),
-                    where,
-                    f"outcome: {outcome}",
-                    str(count),
-                    str(total),
-                    _percent(count, total),
-                ]
+                yield [name, state.step, where, f"outcome: {outcome}", count, total, _percent(count, total)]
 
 
 def _point(state: StateScores | None) -> Point | None:
@@ -276,13 +298,13 @@ def _point(state: StateScores | None) -> Point | None:
     )
 
 
-def _lines(state: str, step: int, where: str, scores: Iterable[tuple[str, Proportion]]) -> Iterator[list[str]]:
+def _lines(state: str, step: int, where: str, scores: Iterable[tuple[str, Proportion]]) -> Iterator[list[Any]]:
     for name, value in scores:
-        yield [state, str(step), where, name, str(value.count), str(value.n), _percent(value.count, value.n)]
+        yield [state, step, where, name, value.count, value.n, _percent(value.count, value.n)]
 
 
-def _percent(count: int, total: int) -> str:
-    return f"{100 * count / total:.4g}" if total else ""
+def _percent(count: int, total: int) -> float | None:
+    return float(f"{100 * count / total:.4g}") if total else None
 
 
 def write_whole(path: Path, text: str) -> None:

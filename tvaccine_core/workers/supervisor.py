@@ -176,7 +176,7 @@ class Supervisor:
     def _tend(self) -> bool:
         """Start missing workers; True if a worker was found dead."""
         if self._lock is None:
-            self._lock = _try_lock(self.store.home / "supervisor.lock")
+            self._lock = try_lock(self.store.home / "supervisor.lock")
             if self._lock is None:
                 return False
         died = False
@@ -303,7 +303,7 @@ def default_num_workers() -> int:
     return 1 if has_gpu or num_cores() < 2 else 2
 
 
-def _try_lock(path: Path) -> IO[bytes] | None:
+def try_lock(path: Path) -> IO[bytes] | None:
     """An open file that holds the lock until it is closed or its process ends; None if another process has it."""
     try:
         file = path.open("ab")
