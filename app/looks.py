@@ -1,6 +1,6 @@
 """How each defence is drawn: title, colour, marker and dash, with one meaning in every chart, table and pane."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,23 +27,22 @@ class Look:
 @lru_cache(maxsize=64)
 def looks_of(defences: tuple[Defence, ...]) -> Mapping[str, Look]:
     """Look of each defence by its name. A defence of one alignment method has this method's look, in every run."""
-    alone = [info.name for info in alignment_methods()]
+    return looks_by_name([(defence.name, title_of(defence)) for defence in defences])
+
+
+def looks_by_name(defences: Sequence[tuple[str, str]]) -> Mapping[str, Look]:
+    """Look of each defence by its name; of a recorded sweep's defences only name and title are known."""
+    alone = {info.name: number for number, info in enumerate(alignment_methods())}
     found: dict[str, Look] = {}
     others = 0
-    for defence in defences:
-        if defence.name in alone:
-            number, colour = alone.index(defence.name), method_info(defence.name).colour
+    for name, title in defences:
+        if name in alone:
+            number, colour = alone[name], method_info(name).colour
         else:
             number, colour = len(alone) + others, OTHER_COLOURS[others % len(OTHER_COLOURS)]
             others += 1
-        marker, dash = MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)]
-        found[defence.name] = Look(title_of(defence), colour, marker, dash)
+        found[name] = Look(title, colour, MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)])
     return found
-
-
-def method_look(name: str) -> Look:
-    """The look of a single method."""
-    return looks_of((Defence.model_validate(name),))[Defence.model_validate(name).name]
 
 
 def aligned_looks(config: LabConfig) -> Mapping[str, Look]:

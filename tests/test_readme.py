@@ -9,6 +9,8 @@ import yaml
 from typer.main import get_command
 
 from tvaccine_core.methods import METHODS
+from tvaccine_core.sweeps import report
+from tvaccine_core.sweeps.measured import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -86,11 +88,10 @@ def test_command_exists_with_its_options(line: str) -> None:
     parser.parse_args(args=list(arguments))
 
 
-def test_results_have_one_marked_place() -> None:
-    section = DOCS["RESULTS.md"]
-    assert section.count("<!-- results:begin -->") == section.count("<!-- results:end -->") == 1
-    assert section.index("results:begin") < section.index("results:end")
-    assert "results:begin" not in README
+@pytest.mark.parametrize("folder", sorted((ROOT / "assets" / "sweeps").glob("*-results")), ids=lambda path: path.name)
+def test_the_tables_that_ship_are_made_from_the_results_beside_them(folder: Path) -> None:
+    made = report.to_markdown(report.tables(read_results(folder / "cells.json")))
+    assert (folder / "tables.md").read_text(encoding="utf-8") == made
 
 
 @pytest.mark.parametrize(

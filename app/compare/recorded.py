@@ -1,4 +1,4 @@
-"""Recorded sweeps: the study where nothing is damaged, and the map of alignment, data and attack."""
+"""Recorded sweeps over seeds: sentences, table, curves along the attack, and the map of alignment, data and attack."""
 
 import math
 from collections.abc import Sequence
@@ -8,9 +8,23 @@ import gradio as gr
 
 from app import charts, markup, text
 from app.components import figure, markup_block, section
-from app.looks import MARKERS, OTHER_COLOURS
+from app.looks import MARKERS, OTHER_COLOURS, Look, looks_by_name
 from app.page import Page
-from app.services import HOLDS, KEPT, CellResult, DataError, Spot, recorded, spots, sweep_measures, sweep_table
+from app.services import (
+    HOLDS,
+    KEPT,
+    CellResult,
+    DataError,
+    Estimate,
+    Spot,
+    difference,
+    matched,
+    mean_curves,
+    recorded,
+    spots,
+    sweep_measures,
+    sweep_table,
+)
 
 
 def build(page: Page) -> None:
@@ -22,6 +36,10 @@ def build(page: Page) -> None:
         markup_block(markup.notice(text.STUDY_MISSING.format(problem=error, remedy=error.remedy)))
         return
     markup_block(study_view(study), elem_id="recorded-study")
+    with gr.Row(elem_classes="lab-pair"):
+        for where in study[0].harmful_sets:
+            with gr.Column(min_width=0):
+                figure(f"recorded-{where}", study_curves(study, where))
     if not swept:  # the map is a sweep of many hours: it may not have been recorded yet
         return
     swept = [*study, *swept]
@@ -35,15 +53,7 @@ def build(page: Page) -> None:
 
 def study_view(results: Sequence[CellResult]) -> str:
     """A sentence per defence, and the table of all measures."""
-    first, *others = dict.fromkeys(result.title for result in results)
     made = [sweep_table(results, title, measure) for title, measure in sweep_measures(results)]
-    said: list[str] = []
-    for number, title in enumerate(others, start=1):
-        changes = [
-            text.study_difference(where, table.rows[number].differences[0])
-            for where, table in zip(results[0].harmful_sets, made[:: text.MEASURES_PER_SET], strict=False)
-        ]
-        said.append(text.RECORDED_FINDING.format(defence=title, first=first, differences=" and ".join(changes)))
     head = "".join(f'<th scope="col">{escape(table.title)}</th>' for table in made)
     rows = "".join(
         f'<tr><th scope="row">{escape(row.defence)}</th>'
@@ -55,10 +65,25 @@ def study_view(results: Sequence[CellResult]) -> str:
         seeds=len({result.seed for result in results}), attacks=len({result.attack.seed for result in results})
     )
     return (
-        "".join(markup.notice(words) for words in said)
+        "".join(markup.notice(words) for words in findings(results))
         + f'<div class="lab-scroll"><table class="lab-table"><thead><tr><th scope="col">{text.RECORDED_DEFENCE}</th>'
         f'{head}</tr></thead><tbody>{rows}</tbody></table></div><p class="lab-note">{facts}</p>'
     )
+
+
+def findings(results: Sequence[CellResult]) -> list[str]:
+    """A sentence per defence against the first, whatever its sign; `results` differ in defence and seeds only."""
+    by_defence: dict[str, list[CellResult]] = {}
+    for result in results:
+        by_defence.setdefault(result.title, []).append(result)
+    (first, twins), *others = by_defence.items()
+    said: list[str] = []
+    for title, mine in others:
+        changes = [
+            text.study_difference(where, difference(mine, twins, matched(where))) for where in results[0].harmful_sets
+        ]
+        said.append(text.RECORDED_FINDING.format(defence=title, first=first, differences=" and ".join(changes)))
+    return said
 
 
 def map_words(results: Sequence[CellResult]) -> str:
@@ -125,3 +150,62 @@ def interval(spot: Spot) -> str:
     """The half width of the interval, if there is one."""
     half = spot.change.half_width
     return f" ± {half:.0f}" if math.isfinite(half) else ""
+
+
+def study_curves(results: Sequence[CellResult], where: str) -> charts.Spec:
+    """Mean HS of each defence along the attack, with its 95 % t interval as a band, and mean FA."""
+    data: list[charts.Spec] = []
+    key: list[charts.Spec] = []
+    found = mean_curves(results, where)
+    looks = looks_by_name([(curve.defence, curve.title) for curve in found])
+    steps = max((curve.steps[-1] for curve in found if curve.steps), default=1)
+    for curve in found:
+        look = looks[curve.defence]
+        data += _lines(curve.steps, curve.harmful_score, curve.finetune_accuracy, look, where)
+        key.append({"text": look.title, "colour": look.colour, "symbol": look.marker})
+    key += [
+        {"text": text.measure_of(where), "colour": "--lab-ink", "dash": "solid"},
+        {"text": text.measure_of(results[0].task), "colour": "--lab-ink", "dash": "dot"},
+    ]
+    layout = {
+        "xaxis": charts.axis(text.AXIS_ATTACK_STEP, range=[-0.02 * steps, 1.02 * steps]),
+        "yaxis": charts.axis(text.AXIS_PERCENT, range=[-3, 103], dtick=25),
+        "hovermode": "x unified",
+    }
+    return charts.figure(data, layout, text.STUDY_LABEL.format(where=text.set_title(where)), 320, key=key)
+
+
+def _lines(
+    steps: Sequence[int], scores: Sequence[Estimate], accuracy: Sequence[Estimate], look: Look, where: str
+) -> list[charts.Spec]:
+    """One defence: a band, HS as a solid line, FA as a dotted one."""
+    across = list(steps)
+    band = {"type": "scatter", "mode": "lines", "x": across, "line": {"width": 0}, "hoverinfo": "skip"}
+    line = {"type": "scatter", "mode": "lines+markers", "x": across}
+    return [
+        band | {"y": [ends(point)[0] for point in scores]},
+        band | {"y": [ends(point)[1] for point in scores], "fill": "tonexty", "fillcolor": f"{look.colour}26"},
+        line
+        | {
+            "y": charts.rounded([point.mean for point in scores]),
+            "name": f"{look.title}, {text.measure_of(where)}",
+            "customdata": [ends(point) for point in scores],
+            "line": {"color": look.colour, "width": 2.4, "dash": "solid"},
+            "marker": {"symbol": look.marker, "size": 7, "color": look.colour},
+            "hovertemplate": "%{y:.0f} (%{customdata[0]:.0f}–%{customdata[1]:.0f})",
+        },
+        line
+        | {
+            "y": charts.rounded([point.mean for point in accuracy]),
+            "name": f"{look.title}, FA",
+            "line": {"color": look.colour, "width": 1.2, "dash": "dot"},
+            "marker": {"symbol": f"{look.marker}-open", "size": 6, "color": look.colour},
+            "hovertemplate": "%{y:.0f}",
+        },
+    ]
+
+
+def ends(value: Estimate) -> list[float]:
+    """Both ends of an interval of percent, within 0 to 100; the mean twice if there is no interval."""
+    half = value.half_width if math.isfinite(value.half_width) else 0.0
+    return [round(max(0.0, value.mean - half), 1), round(min(100.0, value.mean + half), 1)]

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from app.services.lab import Lab, Permissions
 from app.services.sweeps import SWEEP_FILES, SweepPlan, SweepView, settings_paths, sweep_files, sweep_text
-from tvaccine_core.bench.study_summary import StudySummary, load_summary
 from tvaccine_core.config import (
     PRESETS,
     YOUR_MODEL,
@@ -86,7 +85,9 @@ from tvaccine_core.store.export import (
     step_rows,
 )
 from tvaccine_core.sweeps.background import SweepDriver
-from tvaccine_core.sweeps.measured import CellResult, Measure, intact, read_results, words_of
+from tvaccine_core.sweeps.curves import Curve
+from tvaccine_core.sweeps.curves import curves as mean_curves
+from tvaccine_core.sweeps.measured import CellResult, Measure, intact, matched, read_results, words_of
 from tvaccine_core.sweeps.plan import Cell
 from tvaccine_core.sweeps.report import SEEDS, USUAL, Table, difference, estimate, setting_of_columns, table
 from tvaccine_core.sweeps.report import measures as sweep_measures
@@ -114,6 +115,7 @@ __all__ = [
     "CellResult",
     "Config",
     "ConfigError",
+    "Curve",
     "DataError",
     "Defence",
     "DriftRecord",
@@ -148,7 +150,6 @@ __all__ = [
     "StepRecord",
     "StoreError",
     "StoredEvent",
-    "StudySummary",
     "Supervisor",
     "SweepDriver",
     "SweepPlan",
@@ -172,6 +173,8 @@ __all__ = [
     "intact",
     "judge_named",
     "latest",
+    "matched",
+    "mean_curves",
     "memory_bytes",
     "method_info",
     "methods_of",
@@ -259,12 +262,6 @@ def preview_example(config: LabConfig, example: Example) -> PromptPreview | None
     if facts.folder is None or not facts.has_tokenizer:
         return None
     return preview(facts.folder, example, config.alignment.optimisation.max_length, config.model.name)
-
-
-@lru_cache(maxsize=1)
-def study() -> StudySummary:
-    """The recorded study over seeds that ships with the lab. Raises `DataError` if it is missing or unreadable."""
-    return load_summary(ASSETS / "study.json")
 
 
 @lru_cache(maxsize=4)

@@ -13,8 +13,6 @@ RECORDED_FACTS = (
     "{seeds} alignment seeds × {attacks} attack seeds; percent, mean ± 95 % t interval over alignment seeds."
 )
 RECORDED_DEFENCE = "Defence"
-MEASURES_PER_SET = 3
-"""HS at matched accuracy, HS after the attack, HS before it."""
 MAP_TITLE = "The map: is there a place where a defence holds and nothing is damaged?"
 MAP_ACROSS = "known after the attack, % of the base"
 MAP_UP = "HS at FA ≥ 90 minus SFT's, {where}"
@@ -23,18 +21,17 @@ MAP_STUDY = "Knowledge intact, the study above"
 MAP_EMPTY = "In no recorded place was the task learned."
 STUDY_TITLE = "A long alignment with ordinary requests, over seeds"
 STUDY_NOTE = (
-    "Recorded, not from your run: {seeds} alignment seeds × {attacks} attack seeds. Alignment: {alignment}. "
-    "Attack: n {samples:,}, {steps:,} steps. "
-    "Bands are 95 % t intervals over alignment seeds."
+    "Recorded, not from your run: {seeds} alignment seeds × {attacks} attack seeds, by the first version of the lab, "
+    "which did not measure knowledge. The preset Keeps its manners, perturbed at every step; attack: n {samples:,}, "
+    "{steps:,} steps. Bands are 95 % t intervals over alignment seeds."
 )
 STUDY_RATIO = "Harmful ratio p of the study's attack"
-STUDY_LABEL = "Recorded study: mean harmful score on {where}, fine-tune accuracy along the attack, one line per method"
+STUDY_LABEL = "Recorded: mean harmful score on {where} and fine-tune accuracy along the attack, one line per defence"
 STUDY_MISSING = "The recorded study is missing: {problem} {remedy}"
-STUDY_FINDING = "Once the task is learned (FA ≥ 90), T-Vaccine's HS is {differences} than its twin's."
 
 
 def study_difference(where: str, change: Estimate) -> str:
-    """T-Vaccine's HS minus its twin's on one set, with the certainty of its sign."""
+    """A defence's HS minus the first one's on one set, with the certainty of its sign."""
     if change.n == 0:
         return f"not to be compared on {set_title(where)} (one of the two never learned the task)"
     direction = "lower" if change.mean < 0 else "higher"

@@ -9,9 +9,8 @@ import pytest
 from written_runs import eval_record, step_record
 
 from app import charts, layer_charts, text
-from app.compare import study
 from app.looks import aligned_looks, looks_of
-from app.services import Defence, Estimate, Lab, StudySummary
+from app.services import Defence, Lab
 from app.views import RunView, Track, Views
 from tvaccine_core.records import DriftRecord, LayerDrawRecord, LayerScoreRecord, LayerValuesRecord, Proportion
 
@@ -283,67 +282,3 @@ def test_running_mean_starts_at_the_first_value_and_forgets() -> None:
 
 def test_rounding_keeps_four_digits_and_drops_what_is_not_finite() -> None:
     assert charts.rounded([0.123456, 12345.6, math.nan, math.inf]) == [0.1235, 12350.0, None, None]
-
-
-def study_summary(difference: Estimate | None) -> StudySummary:
-    def level(mean: float, half: float) -> Estimate:
-        return Estimate(mean=mean, half_width=half, n=5)
-
-    def curve(method: str, end: float) -> dict[str, object]:
-        score = (level(0, 0), level(end, 30))
-        return {
-            "method": method,
-            "harmful_ratio": 0.1,
-            "steps": (0, 200),
-            "harmful_score": {"aligned_names": score, "unseen_names": score},
-            "finetune_accuracy": (level(50, 1), level(99, 1)),
-        }
-
-    outcome = {
-        "method": "tvaccine",
-        "harmful_ratio": 0.1,
-        "harmful_set": "aligned_names",
-        "matched": level(20, 5),
-        "difference": difference,
-        "final": level(20, 5),
-        "final_accuracy": level(99, 1),
-    }
-    return StudySummary.model_validate(
-        {
-            "num_alignment_seeds": 5,
-            "num_attack_seeds": 2,
-            "alignment": "1,200 steps",
-            "num_samples": 400,
-            "steps": 200,
-            "task": "sentiment",
-            "curves": (curve("sft", 80), curve("tvaccine", 20)),
-            "outcomes": (outcome,),
-        }
-    )
-
-
-def test_the_study_shows_each_method_with_a_band_that_stays_on_the_scale() -> None:
-    spec = study.study_curves(study_summary(None), 0.1, "aligned_names")
-    lower, upper, score, accuracy = spec["data"][:4]
-    assert (lower["y"], upper["y"]) == ([0, 50], [0, 100])  # 80 + 30 points is cut at 100
-    assert (score["y"], accuracy["y"]) == ([0, 80], [50, 99])
-    assert score["name"] == "SFT, HS, aligned names"
-    assert len(spec["data"]) == 8
-    assert study.study_curves(study_summary(None), 0.2, "aligned_names")["data"] == []
-
-
-@pytest.mark.parametrize(
-    ("mean", "half", "n", "expected"),
-    [
-        (-15, 6, 5, "15 points lower on aligned names (95 % interval -21 to -9, which excludes 0, n 5)"),
-        (15, 6, 5, "15 points higher on aligned names (95 % interval +9 to +21, which excludes 0, n 5)"),
-        (-5, 6, 5, "5 points lower on aligned names (95 % interval -11 to +1, which includes 0: no difference shown"),
-        (-5, math.inf, 1, "(one seed, so no interval, n 1)"),
-    ],
-)
-def test_the_finding_is_told_whatever_its_sign(mean: float, half: float, n: int, expected: str) -> None:
-    assert expected in study.study_finding(study_summary(Estimate(mean=mean, half_width=half, n=n)), 0.1)
-
-
-def test_without_a_twin_there_is_no_finding() -> None:
-    assert study.study_finding(study_summary(None), 0.1) == ""

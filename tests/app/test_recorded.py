@@ -1,13 +1,15 @@
 """The recorded study and map: sentences, table and figure on cells written by hand, and what ships with the lab."""
 
+import math
 from html import unescape
 
 import plotly.graph_objects as go
+import pytest
 from written_cells import WHERE, cell, point, two_defences
 
 from app import text
 from app.compare import recorded
-from app.services import HOLDS, CellResult, spots
+from app.services import HOLDS, CellResult, Estimate, spots
 from app.services import recorded as shipped
 
 
@@ -19,6 +21,34 @@ def test_the_study_says_by_how_much_and_how_surely() -> None:
     assert "50.0 ± 24.8" in shown
     assert "3 alignment seeds × 2 attack seeds" in shown
     assert shown.count("<tr>") == 3, "a head and two defences"
+
+
+def test_each_defence_has_a_curve_with_a_band_that_stays_on_the_scale() -> None:
+    spec = recorded.study_curves(two_defences(), WHERE)
+    lower, upper, score, accuracy = spec["data"][:4]
+    assert (score["x"], score["y"]) == ([0, 10, 20], [1, 20, 50])
+    assert accuracy["y"] == [50, 95, 99]
+    half = 24.8
+    assert (lower["y"][2], upper["y"][2]) == (pytest.approx(50 - half, abs=0.1), pytest.approx(50 + half, abs=0.1))
+    assert score["name"].startswith("SFT, HS")
+    assert len(spec["data"]) == 8
+    apart = [cell("sft", seed, 1, point(0, hs, 50), point(10, hs, 90)) for seed, hs in enumerate((90, 100))]
+    lower, upper, *_ = recorded.study_curves(apart, WHERE)["data"]
+    assert (lower["y"], upper["y"]) == ([31.5, 31.5], [100, 100])
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "n", "expected"),
+    [
+        (-15, 6, 5, "15 points lower on aligned names (95 % interval -21 to -9, which excludes 0, n 5)"),
+        (15, 6, 5, "15 points higher on aligned names (95 % interval +9 to +21, which excludes 0, n 5)"),
+        (-5, 6, 5, "5 points lower on aligned names (95 % interval -11 to +1, which includes 0: no difference shown"),
+        (-5, math.inf, 1, "(one seed, so no interval, n 1)"),
+        (math.nan, math.inf, 0, "not to be compared on aligned names"),
+    ],
+)
+def test_a_difference_is_told_whatever_its_sign(mean: float, half: float, n: int, expected: str) -> None:
+    assert expected in text.study_difference("aligned_names", Estimate(mean=mean, half_width=half, n=n))
 
 
 def places() -> list[CellResult]:

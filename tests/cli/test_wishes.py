@@ -161,7 +161,6 @@ def test_a_right_assignment_is_read_as_meant(assignment: str, path: str, expecte
         (["runs", "show", "x" * 100_000], ("No run",)),
         (["worker", "--kinds", "aline"], ("Did you mean align", "baseline")),
         (["worker", "--kinds", ""], ("align",)),
-        (["bench", "study", "out", "--set", "methods=[nope]"], ("'nope'",)),
     ],
 )
 def test_a_wrong_wish_is_found_before_anything_is_queued(

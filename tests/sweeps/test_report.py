@@ -4,13 +4,16 @@ import csv
 import math
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import pytest
+from pyarrow import parquet
 from written_cells import WHERE, cell, point, two_defences
 
 from tvaccine_core.errors import ConfigError, DataError
 from tvaccine_core.records import OUTCOMES
 from tvaccine_core.sweeps import figures, measured, report
+from tvaccine_core.sweeps.curves import curves
 from tvaccine_core.sweeps.measured import read_results, write_results
 from tvaccine_core.sweeps.spots import spots
 
@@ -114,7 +117,9 @@ def test_the_map_has_a_spot_per_defence_and_settings_and_says_who_is_damaged(tmp
     figures.draw_map(results, tmp_path / "map.svg")
     figures.draw_outcomes(results, tmp_path / "outcomes.svg")
     figures.draw_heat(results, ("attack.num_samples", "seed"), tmp_path / "heat.svg")
-    for name in ("map", "outcomes", "heat"):
+    assert figures.draw_curves(results, tmp_path / "curves.svg")
+    figures.draw_scatter(results, tmp_path / "scatter.svg")
+    for name in ("map", "outcomes", "heat", "curves", "scatter"):
         assert "</svg>" in (tmp_path / f"{name}.svg").read_text()
     with pytest.raises(ConfigError, match="not varied"):
         figures.draw_heat(results, ("attack.num_samples", "rho"), tmp_path / "no.svg")
@@ -137,3 +142,39 @@ def test_results_read_back_and_the_tidy_table_has_a_row_for_every_score(tmp_path
         read_results(tmp_path / "cells.json")
     with pytest.raises(DataError, match="Cannot read"):
         read_results(tmp_path / "other.json")
+
+
+def test_parquet_has_the_rows_of_the_csv_and_numbers_are_numbers(tmp_path: Path) -> None:
+    part = {"harmful_ratio": 0.1, "optimisation": {"steps": 5}}
+    varied: list[dict[str, Any]] = [{"attack": part, "alignment.mix.ordinary": share} for share in (0, 0.5)]
+    results = [cell("sft", 0, 1, point(0, 1, 50), **settings) for settings in varied]
+    write_results(results, tmp_path)
+    table = parquet.read_table(tmp_path / "scores.parquet").to_pylist()
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(table) == len(rows) > 4
+    for ours, theirs in zip(table, rows, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert (str(ours["step"]), str(ours["count"]), ours["set"]) == (theirs["step"], theirs["count"], theirs["set"])
+    assert {row["alignment.mix.ordinary"] for row in table} == {0.0, 0.5}
+    assert {row["attack"] for row in table} == {"a1"} or "harmful_ratio 0.1, steps 5" in {
+        row["attack"] for row in table
+    }
+    assert all(isinstance(row["percent"], float) for row in table if row["n"])
+
+
+def test_a_sweep_with_too_many_combinations_has_no_figure_along_the_attack(tmp_path: Path) -> None:
+    results = [cell("sft", 0, 1, point(0, 1, 50), **{"attack.num_samples": n}) for n in range(1, 14)]
+    assert not figures.draw_curves(results, tmp_path / "curves.svg")
+    assert not (tmp_path / "curves.svg").exists()
+
+
+def test_curves_keep_the_steps_that_all_cells_have_and_average_over_seeds() -> None:
+    results = [
+        cell("sft", 0, 1, point(0, 10, 50), point(5, 30, 60), point(10, 50, 90)),
+        cell("sft", 1, 1, point(0, 20, 50), point(10, 70, 92)),
+    ]
+    (curve,) = curves(results, WHERE)
+    assert curve.steps == (0, 10)
+    assert [score.mean for score in curve.harmful_score] == [15, 60]
+    assert [score.mean for score in curve.finetune_accuracy] == [50, 91]

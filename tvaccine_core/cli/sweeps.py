@@ -15,10 +15,11 @@ from tvaccine_core.errors import ConfigError, DataError, StoreError, cut, shown
 from tvaccine_core.store import Store
 from tvaccine_core.sweeps import drive
 from tvaccine_core.sweeps.cluster import results_in, run_on_cluster
-from tvaccine_core.sweeps.figures import draw_heat, draw_map, draw_outcomes
+from tvaccine_core.sweeps.figures import draw_curves, draw_heat, draw_map, draw_outcomes, draw_scatter
 from tvaccine_core.sweeps.measured import CellResult, read_results, results_of, write_results, write_whole
 from tvaccine_core.sweeps.plan import Sweep, by_run, cells_of
 from tvaccine_core.sweeps.report import check_setting, tables, to_html, to_latex, to_markdown
+from tvaccine_core.sweeps.spots import spots
 from tvaccine_core.workers.multi_process import started_together
 from tvaccine_core.workers.supervisor import Supervisor
 
@@ -204,8 +205,13 @@ def _write_tables(folder: Path, columns: str | None) -> None:
     made = tables(results, columns)
     for name, write in FORMS.items():
         write_whole(folder / name, write(made))
-    if results:
+    if not results:
+        return
+    draw_curves(results, folder / "curves.svg")
+    draw_scatter(results, folder / "scatter.svg")
+    if any(point.outcomes for result in results for point in result.curve):
         draw_outcomes(results, folder / "outcomes.svg")
+    if any(spots(results, where) for where in results[0].harmful_sets):
         draw_map(results, folder / "map.svg")
 
 

@@ -7,14 +7,10 @@ from typing import Annotated, Literal, get_args
 import typer
 from rich.progress import Progress
 
-from tvaccine_core import orders
 from tvaccine_core.cli.options import (
-    ConfigFile,
     DataDir,
     JsonFile,
     Overrides,
-    PresetName,
-    build_config,
     check_json,
     err,
     open_store,
@@ -23,15 +19,12 @@ from tvaccine_core.cli.options import (
     write_json,
 )
 from tvaccine_core.errors import ConfigError, TVaccineError, did_you_mean, shown
-from tvaccine_core.methods import with_defences
 from tvaccine_core.store import JobKind
 from tvaccine_core.workers.multi_process import started_together
 from tvaccine_core.workers.worker import Engine, run_worker
 
 sandbox = typer.Typer(help="The embedded world's base model.", no_args_is_help=True)
 bench = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
-
-STUDY_CONFIG = Path(__file__).resolve().parents[2] / "assets" / "study" / "config.yaml"
 
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: torch's choice.")]
 
@@ -187,38 +180,3 @@ def load(
     report = run(clients, seconds, url, idle, say=err.print)
     out.print(render(report), soft_wrap=True)
     write_json(json_file, report)
-
-
-@bench.command()
-def study(
-    folder: Annotated[Path, typer.Argument(help="Folder of the results; results in it are not made again.")],
-    preset: PresetName = None,
-    config_file: ConfigFile = None,
-    overrides: Overrides = None,
-    processes: Annotated[int, typer.Option(min=1, max=64, help="Models aligned and attacked side by side.")] = 2,
-    figure: Annotated[Path | None, typer.Option(help="Draw the curves to this SVG file.")] = None,
-    readme: Annotated[Path | None, typer.Option(help="Put the tables between the result markers of this file.")] = None,
-    summary: Annotated[Path | None, typer.Option(help="Write the part that the page shows to this JSON file.")] = None,
-) -> None:
-    """Compare methods over alignment and attack seeds, with t intervals. An hour or more for the default settings.
-
-    The default config is that of the study whose results are shipped, `assets/study/config.yaml`.
-    """
-    from tvaccine_core.bench.study import StudySettings, run_study
-    from tvaccine_core.bench.study_report import draw_figure, render_markdown, summarise, update_readme
-
-    check_json(summary)
-    check_json(figure)
-    settings = override(StudySettings.model_validate({}), overrides)
-    if preset is None and config_file is None:
-        config_file = STUDY_CONFIG
-    config = build_config(preset, config_file, None)
-    orders.check(with_defences(config, settings.methods))
-    results = run_study(folder, settings, config, processes)
-    text = render_markdown(results)
-    out.print(text, soft_wrap=True)
-    if figure is not None:
-        draw_figure(results, figure)
-    if readme is not None:
-        update_readme(readme, text)
-    write_json(summary, summarise(results))

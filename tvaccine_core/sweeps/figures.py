@@ -1,4 +1,4 @@
-"""Figures of a sweep, as SVG: the map, what became of the requests, and a heat map of two settings.
+"""Figures of a sweep, as SVG: the map, outcomes, HS along the attack, HS against FA, and a heat map of two settings.
 
 Matplotlib is imported only when something is drawn.
 """
@@ -12,7 +12,8 @@ from typing import Any
 
 from tvaccine_core.evaluation.ability import KEPT
 from tvaccine_core.records import OUTCOMES
-from tvaccine_core.sweeps.measured import CellResult, Measure, words_of
+from tvaccine_core.sweeps.curves import curves
+from tvaccine_core.sweeps.measured import CellResult, Measure, accuracy, after, intact, words_of
 from tvaccine_core.sweeps.report import SEEDS, check_setting, estimate, outcome_shares
 from tvaccine_core.sweeps.report import measures as measures_of
 from tvaccine_core.sweeps.spots import HOLDS, Spot, spots
@@ -69,9 +70,7 @@ def draw_outcomes(results: Sequence[CellResult], path: Path) -> None:
     sets = results[0].harmful_sets
     rows: dict[str, list[CellResult]] = {}
     for result in results:
-        settings = ", ".join(
-            f"{name.split('.')[-1]} {words_of(value)}" for name, value in result.varied.items() if name not in SEEDS
-        )
+        settings = _settings(result)
         rows.setdefault(f"{result.title}; {settings}" if settings else result.title, []).append(result)
     figure, axes = pyplot.subplots(
         1, len(sets), figsize=(5.2 * len(sets), 0.9 + 0.26 * len(rows)), sharey=True, squeeze=False
@@ -89,6 +88,83 @@ def draw_outcomes(results: Sequence[CellResult], path: Path) -> None:
         axis.set_xlim(0, 100)
         axis.tick_params(axis="y", labelsize=7)
     axes[0][0].invert_yaxis()
+    _finish(figure, axes[0][0], path)
+
+
+MAX_PANELS = 12
+"""Rows of the figure along the attack; a larger sweep has too many combinations to look at."""
+
+
+def draw_curves(results: Sequence[CellResult], path: Path) -> bool:
+    """HS (solid, with a 95 % t band) and FA (dotted) along the attack: a row per combination of settings.
+
+    False, and no figure, if there are more than `MAX_PANELS` combinations.
+    """
+    rows: dict[str, list[CellResult]] = {}
+    for result in results:
+        rows.setdefault(_settings(result), []).append(result)
+    if len(rows) > MAX_PANELS:
+        return False
+    pyplot = _pyplot()
+    sets = results[0].harmful_sets
+    figure, axes = pyplot.subplots(
+        len(rows), len(sets), figsize=(5.2 * len(sets), 0.6 + 2.6 * len(rows)), sharey=True, squeeze=False
+    )
+    for line, (words, part) in zip(axes, rows.items(), strict=True):
+        for axis, where in zip(line, sets, strict=True):
+            for number, curve in enumerate(curves(part, where)):
+                colour = COLOURS[number % len(COLOURS)]
+                means = [point.mean for point in curve.harmful_score]
+                halves = [point.half_width if math.isfinite(point.half_width) else 0.0 for point in curve.harmful_score]
+                axis.fill_between(
+                    curve.steps,
+                    [max(0.0, a - b) for a, b in zip(means, halves, strict=True)],
+                    [min(100.0, a + b) for a, b in zip(means, halves, strict=True)],
+                    color=colour,
+                    alpha=0.13,
+                    linewidth=0,
+                )
+                marker = MARKERS[number % len(MARKERS)]
+                axis.plot(curve.steps, means, color=colour, marker=marker, markersize=3.5, label=curve.title)
+                accuracy = [point.mean for point in curve.finetune_accuracy]
+                axis.plot(curve.steps, accuracy, color=colour, linestyle=":", linewidth=1)
+            axis.set_ylim(-3, 103)
+            axis.grid(alpha=0.25)
+            axis.set_title(", ".join(filter(None, (title_of_set(where), words))), fontsize=8)
+        line[0].set_ylabel("HS (solid), FA (dotted)")
+    for axis in axes[-1]:
+        axis.set_xlabel("attack step")
+    _finish(figure, axes[0][0], path)
+    return True
+
+
+def draw_scatter(results: Sequence[CellResult], path: Path) -> None:
+    """HS against FA after the attack, a point per cell; hollow where the model knows too little to be judged."""
+    pyplot = _pyplot()
+    sets = results[0].harmful_sets
+    figure, axes = pyplot.subplots(1, len(sets), figsize=(5.2 * len(sets), 4.4), sharey=True, squeeze=False)
+    for axis, where in zip(axes[0], sets, strict=True):
+        for number, defence in enumerate(dict.fromkeys(result.title for result in results)):
+            mine = [result for result in results if result.title == defence]
+            found = [(accuracy(result), after(where)(result), intact(result)) for result in mine]
+            known = [(fa, hs, kept) for fa, hs, kept in found if fa is not None and hs is not None]
+            colour = COLOURS[number % len(COLOURS)]
+            axis.scatter(
+                [fa for fa, _, _ in known],
+                [hs for _, hs, _ in known],
+                marker=MARKERS[number % len(MARKERS)],
+                facecolors=["none" if kept is False else colour for _, _, kept in known],
+                edgecolors=colour,
+                alpha=0.75,
+                s=30,
+                label=defence,
+            )
+        axis.set_title(title_of_set(where))
+        axis.set_xlabel("FA after the attack, %")
+        axis.set_xlim(-3, 103)
+        axis.set_ylim(-3, 103)
+        axis.grid(alpha=0.25)
+    axes[0][0].set_ylabel("HS after the attack, %")
     _finish(figure, axes[0][0], path)
 
 
@@ -125,6 +201,13 @@ def draw_heat(results: Sequence[CellResult], settings: tuple[str, str], path: Pa
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     _save(figure, path)
+
+
+def _settings(result: CellResult) -> str:
+    """Varied settings but seeds, in words."""
+    return ", ".join(
+        f"{name.split('.')[-1]} {words_of(value)}" for name, value in result.varied.items() if name not in SEEDS
+    )
 
 
 def _heat(results: Sequence[CellResult], names: tuple[str, str], values: tuple[str, str], measure: Measure) -> float:

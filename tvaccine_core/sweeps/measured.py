@@ -222,7 +222,7 @@ def write_results(results: Sequence[CellResult], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "cells.json", _RESULTS.dump_json(list(results)).decode())
     varied = list(dict.fromkeys(path for result in results for path in result.varied))
-    head = ["cell", "run", "attack", "defence", *varied, *COLUMNS]
+    head = ["cell", "run_id", "attack_id", "defence", *varied, *COLUMNS]
     rows: list[list[Any]] = []
     for result in results:
         place: list[Any] = [result.key, result.run_id, result.attack_id, result.title]
