@@ -19,6 +19,19 @@ MAP_UP = "HS at FA ≥ 90 minus SFT's, {where}"
 MAP_LABEL = "Map of all recorded places: knowledge after the attack, and the change of the harmful score on {where}"
 MAP_STUDY = "Knowledge intact, the study above"
 MAP_EMPTY = "In no recorded place was the task learned."
+ATTACK_MAP_TITLE = "How strong is an attack?"
+ATTACK_MAP_NOTE = (
+    "Recorded: HS after the preset Knowledge intact, by learning rate (a multiple of the alignment's) and step, under "
+    "mixed and purely harmful data, with a new adapter and with the aligned one trained further. Schedules are cosine "
+    "over 200 steps, so a column is not a shorter attack. Published: the lr of the papers' attack, 0.01 of their "
+    "alignment's, and its 20 epochs."
+)
+ATTACK_MAP_LABEL = "Map of recorded attacks: harmful score on {where} by learning rate and attack step"
+ATTACK_MAP_PANEL = "{data}, {mode}"
+ATTACK_MAP_PUBLISHED = "published attack"
+ATTACK_MAP_OWN = "the attack you look at"
+ATTACK_MAP_BEYOND = "ends at step {step:,}, beyond this map"
+ADAPTER_SHORT = {"new": "new adapter on the aligned one", "single": "the aligned adapter, trained further"}
 STUDY_TITLE = "A long alignment with ordinary requests, over seeds"
 STUDY_NOTE = (
     "Recorded, not from your run: {seeds} alignment seeds × {attacks} attack seeds, by the first version of the lab, "
@@ -43,6 +56,11 @@ def study_difference(where: str, change: Estimate) -> str:
     else:
         certainty = f"95 % interval {low:+.0f} to {high:+.0f}, which includes 0: no difference shown"
     return f"{abs(change.mean):.0f} points {direction} on {set_title(where)} ({certainty}, n {change.n})"
+
+
+def attack_data_words(ratio: float) -> str:
+    """The user's data in short."""
+    return "only harmful samples" if ratio >= 1 else f"p {ratio:g}"
 
 
 def map_answer(places: int, holding: int, damaged: int) -> str:

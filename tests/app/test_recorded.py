@@ -8,8 +8,8 @@ import pytest
 from written_cells import WHERE, cell, point, two_defences
 
 from app import text
-from app.compare import recorded
-from app.services import HOLDS, CellResult, Estimate, spots
+from app.compare import attack_map, recorded
+from app.services import HOLDS, PRESETS, CellResult, Estimate, spots
 from app.services import recorded as shipped
 
 
@@ -91,3 +91,46 @@ def test_what_ships_is_complete_and_can_be_drawn() -> None:
         assert spots(swept, where)
         assert recorded.map_spec(swept, where)["data"]
     assert "HS is " in recorded.study_view(study)
+
+
+def attacked(rate: float, ratio: float, mode: str, *scores: int) -> CellResult:
+    made = cell("sft", 0, 1, *(point(25 * number, hs, 50) for number, hs in enumerate(scores)), p=ratio)
+    optimisation = made.attack.optimisation.model_copy(update={"learning_rate": rate})
+    attack = made.attack.model_copy(update={"optimisation": optimisation, "adapter_mode": mode})
+    return made.model_copy(update={"attack": attack})
+
+
+def test_the_map_of_attacks_has_a_row_per_learning_rate_and_marks_attacks_where_they_lie() -> None:
+    rates = (3e-6, 3e-4, 3e-3)
+    results = [
+        attacked(rate, ratio, mode, 0, 10 * number, 20 * number)
+        for ratio in (0.1, 1.0)
+        for mode in ("new", "single")
+        for number, rate in enumerate(rates)
+    ]
+    config = PRESETS["sandbox-intact"].config
+    own = config.attack.model_copy(
+        update={
+            "harmful_ratio": 0.9,
+            "adapter_mode": "single",
+            "optimisation": config.attack.optimisation.model_copy(
+                update={"learning_rate": 3e-5, "steps": 30, "batch_size": 10}
+            ),
+        }
+    )
+    spec = attack_map.attack_map(results, WHERE, (config, own))
+    heats = [trace for trace in spec["data"] if trace["type"] == "heatmap"]
+    assert len(heats) == 4
+    assert heats[0]["z"] == [[0, 0, 0], [0, 10, 20], [0, 20, 40]]
+    assert heats[0]["x"] == [0, 25, 50]
+    assert spec["layout"]["yaxis"]["ticktext"] == ["0.01×", "1×", "10×"]
+    marks = [trace for trace in spec["data"] if trace["type"] == "scatter"]
+    published = [mark for mark in marks if mark["name"] == text.ATTACK_MAP_PUBLISHED]
+    assert len(published) == 4
+    assert all((mark["y"], mark["x"]) == ([0.0], [52.5]) for mark in published), "at the right edge: 20 epochs"
+    (mine,) = [mark for mark in marks if mark["name"] == text.ATTACK_MAP_OWN]
+    assert (mine["x"], mine["y"]) == ([30], [0.5]), "half way between 0.01 and 1 in the logarithm"
+    titles = [note["text"] for note in spec["layout"]["annotations"]]
+    assert titles[2].startswith("only harmful samples")
+    assert mine["yaxis"] == "y4", "only harmful samples, the aligned adapter"
+    go.Figure(data=[{**trace, "marker": {}} if "marker" in trace else trace for trace in spec["data"]])
