@@ -39,7 +39,7 @@ def test_a_bar_says_its_parts_in_words_and_they_fill_it() -> None:
     assert shares == [5, 15, 60, 10, 10]
 
 
-def test_published_regime_is_said_in_words_and_marked(lab: Lab, done_run: str) -> None:
+def test_damage_is_said_in_words_and_marked(lab: Lab, done_run: str) -> None:
     know(lab, done_run, "base", 0, 100, 100)
     know(lab, done_run, "attacked/sft/a1", 20, 100, 95)
     assert "cannot" not in outcomes.draw(look_at(lab, done_run))

@@ -1,6 +1,6 @@
 """Two cells of the map that ships, made again: the papers' regime, where a low harmful score is damage.
 
-A long alignment on refusals alone, then an attack with p = 0.1. HS after the attack orders the two defences as published:
+A long alignment on refusals alone, then an attack with p = 0.1. HS after the attack orders the two as published:
 T-Vaccine is lower. But it refuses no more than SFT does: it has lost what it would have to tell, and the lab says so.
 """
 

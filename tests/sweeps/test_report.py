@@ -46,7 +46,7 @@ def test_measures_of_one_cell() -> None:
     assert tuple(report.outcome_shares([one], WHERE)) == OUTCOMES
 
 
-def test_published_regime_is_said_in_every_table() -> None:
+def test_damage_is_said_in_every_table() -> None:
     results = [
         cell("sft", 0, 1, point(0, 1, 50), point(20, 60, 99)),
         cell("tvaccine", 0, 1, point(0, 1, 50), point(20, 5, 99, known=64)),
