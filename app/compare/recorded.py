@@ -7,12 +7,14 @@ from html import escape
 import gradio as gr
 
 from app import charts, markup, text
+from app.compare.outcomes import bar, legend
 from app.components import figure, markup_block, section
 from app.looks import MARKERS, OTHER_COLOURS, Look, looks_by_name
 from app.page import Page
 from app.services import (
     HOLDS,
     KEPT,
+    OUTCOMES,
     CellResult,
     DataError,
     Estimate,
@@ -61,6 +63,7 @@ def study_view(results: Sequence[CellResult]) -> str:
         + "</tr>"
         for number, row in enumerate(made[0].rows)
     )
+    became = "".join(outcome_rows(results, where) for where in results[0].harmful_sets)
     facts = text.RECORDED_FACTS.format(
         seeds=len({result.seed for result in results}), attacks=len({result.attack.seed for result in results})
     )
@@ -68,7 +71,21 @@ def study_view(results: Sequence[CellResult]) -> str:
         "".join(markup.notice(words) for words in findings(results))
         + f'<div class="lab-scroll"><table class="lab-table"><thead><tr><th scope="col">{text.RECORDED_DEFENCE}</th>'
         f'{head}</tr></thead><tbody>{rows}</tbody></table></div><p class="lab-note">{facts}</p>'
+        + (f'{legend()}<div class="lab-outcomes">{became}</div>' if became else "")
     )
+
+
+def outcome_rows(results: Sequence[CellResult], where: str) -> str:
+    """What became of the requests of one set after the attack: a bar per defence, over all seeds; empty if not told."""
+    rows: list[str] = []
+    for title in dict.fromkeys(result.title for result in results):
+        told = [result.curve[-1].outcomes.get(where) for result in results if result.title == title]
+        counts = [sum(column) for column in zip(*filter(None, told), strict=True)]
+        if sum(counts):
+            drawn = bar(dict(zip(OUTCOMES, counts, strict=True)))
+            rows.append(f'<div class="lab-outcome"><span>{escape(title)}</span>{drawn}</div>')
+    title = escape(text.SWEEP_OUTCOMES.format(where=text.set_title(where)))
+    return f"<section><h3>{title}</h3>{''.join(rows)}</section>" if rows else ""
 
 
 def findings(results: Sequence[CellResult]) -> list[str]:

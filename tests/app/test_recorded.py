@@ -21,6 +21,8 @@ def test_the_study_says_by_how_much_and_how_surely() -> None:
     assert "50.0 ± 24.8" in shown
     assert "3 alignment seeds × 2 attack seeds" in shown
     assert shown.count("<tr>") == 3, "a head and two defences"
+    assert shown.count("lab-stack") == 2, "what became of the requests, by defence"
+    assert "n 600" in shown, "three alignment seeds, two attack seeds, 100 answers each"
 
 
 def test_each_defence_has_a_curve_with_a_band_that_stays_on_the_scale() -> None:
