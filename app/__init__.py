@@ -15,7 +15,7 @@ from app.news import News, news_route
 from app.page import Page
 from app.security import Access, Gate, access_for, outermost
 from app.services import PRESETS, Lab, Permissions
-from app.tabs import align, attack, choose, compare, runs, sweep
+from app.tabs import align, attack, choose, compare, findings, runs, sweep
 
 FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 FONT_MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
@@ -60,6 +60,8 @@ def build_app(data_dir: Path, *, own_models: bool = True, remote_code: bool = Fa
                     runs.build(page, draft)
                 with gr.Step(text.STEPS[6], id=6):
                     sweep.build(page, draft)
+                with gr.Step(text.STEPS[7], id=7):
+                    findings.build(page)
         rail.build(page)
         page.finish(blocks, walkthrough, draft)
         blocks.news = page.news

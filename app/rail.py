@@ -44,6 +44,7 @@ def rail_value(glance: Glance) -> dict[str, Any]:
         {"state": "ready" if view and view.states else "todo", "share": 0.0, "note": ""},
         {"state": "todo", "share": 0.0, "note": ""},
         sweep_step(glance),
+        {"state": "ready", "share": 0.0, "note": ""},
     ]
     for (number, name), step in zip(text.STEPS.items(), steps, strict=True):
         step |= {"id": number, "name": name}

@@ -3,7 +3,7 @@
 import gradio as gr
 
 from app import text
-from app.compare import asking, attack_map, drift, outcomes, recorded, scores, study
+from app.compare import asking, drift, outcomes, scores
 from app.components import heading, news_block
 from app.draft import is_own
 from app.page import Glance, Page
@@ -21,9 +21,6 @@ def build(page: Page) -> None:
         with gr.Column(min_width=0):
             drift.build(page)
     page.show(news_block("not-shown"), lambda glance: glance.stamp(), draw_not_shown)
-    recorded.build(page)
-    attack_map.build(page)
-    study.build(page)
 
 
 def draw_not_shown(glance: Glance) -> str:

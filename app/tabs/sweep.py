@@ -8,9 +8,9 @@ import gradio as gr
 
 from app import markup, text
 from app.arguments import choice_of, text_of
-from app.compare import grid
 from app.components import chooser, go_js, heading, markup_block, news_block, section
 from app.draft import Draft
+from app.findings import grid
 from app.page import Glance, Memory, Page, remembered
 from app.services import (
     ConfigError,

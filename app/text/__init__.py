@@ -10,10 +10,10 @@ from app.text.choose import *
 from app.text.compare import *
 from app.text.errors import *
 from app.text.figures import *
+from app.text.findings import *
 from app.text.fit import *
 from app.text.names import *
 from app.text.own_model import *
 from app.text.page import *
 from app.text.runs import *
-from app.text.study import *
 from app.text.sweep import *

@@ -73,7 +73,7 @@ JUDGE_WAITS = "{judge} waits for a worker."
 JUDGE_ENDED = "{judge}: {state}. {error} {remedy}"
 JUDGE_QUEUED = "The judge reads all answers saved so far; its table appears below this one."
 NOT_SHOWN = (
-    "Not shown: results of other seeds (a difference here is one draw; the study below has several), "
+    "Not shown: results of other seeds (a difference here is one draw; Findings has several), "
     "a larger model's behaviour (this model {size}), and attacks tuned against the defence."
 )
 SANDBOX_SIZE = "has 1.7 million parameters and an invented world"

@@ -2,7 +2,7 @@
 
 TITLE = "T-Vaccine Lab"
 
-STEPS = {1: "Choose", 2: "Align", 3: "Attack", 4: "Compare", 5: "Runs", 6: "Sweep"}
+STEPS = {1: "Choose", 2: "Align", 3: "Attack", 4: "Compare", 5: "Runs", 6: "Sweep", 7: "Findings"}
 
 WHY = {
     1: "A provider teaches a model to refuse. A user then fine-tunes it on their own data, and a few samples are "
@@ -17,6 +17,8 @@ WHY = {
     "it from the command line.",
     6: "One run is one draw. A sweep makes one experiment for every combination of some settings, over several seeds, "
     "and puts all of them in one table. It goes on while you look at other things.",
+    7: "What many runs together say: recorded sweeps that ship with the lab. Each is a file under Sweep, and can be made "
+    "again.",
 }
 
 STATE_WORDS = {

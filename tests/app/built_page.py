@@ -5,7 +5,7 @@ import gradio as gr
 import app
 from app.page import Page
 from app.services import PRESETS, Lab
-from app.tabs import align, attack, choose, compare, runs, sweep
+from app.tabs import align, attack, choose, compare, findings, runs, sweep
 
 
 def build_page(lab: Lab) -> Page:
@@ -19,5 +19,6 @@ def build_page(lab: Lab) -> Page:
         compare.build(page)
         runs.build(page, draft)
         sweep.build(page, draft)
+        findings.build(page)
         app.rail.build(page)
     return page

@@ -8,7 +8,7 @@ import pytest
 from written_cells import WHERE, cell, point, two_defences
 
 from app import text
-from app.compare import attack_map, recorded
+from app.findings import attack_map, recorded
 from app.services import HOLDS, PRESETS, CellResult, Estimate, spots
 from app.services import recorded as shipped
 

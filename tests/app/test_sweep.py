@@ -7,7 +7,7 @@ import pytest
 from written_runs import finish_alignments, finish_attacks
 
 from app import text
-from app.compare import grid
+from app.findings import grid
 from app.services import PRESETS, ConfigError, Lab, StoreError, sweep_files, sweep_text
 from app.tabs.sweep import varied
 from tvaccine_core.config import parse_config

@@ -60,7 +60,7 @@ def sideways(page: Page) -> int:
 def test_no_screen_scrolls_sideways_on_a_phone(written: Written, new_context: NewContext) -> None:
     page = new_context(width=390, height=844, dark=True).new_page()
     open_run(written, page, 2)
-    for step in (2, 3, 4, 5, 1):
+    for step in (2, 3, 4, 5, 6, 7, 1):
         go(page, step)
         wait_for_figures(page, step)
         assert sideways(page) == 0, step

@@ -29,11 +29,29 @@ from app.services import (
 )
 
 
-def build(page: Page) -> None:
-    """Place the part; it is the same for all viewers, and nothing in it changes."""
+def build_map(page: Page) -> None:
+    """Place the map; it is the same for all viewers, and nothing in it changes."""
+    try:
+        swept = recorded("map")
+    except DataError as error:
+        markup_block(markup.notice(text.STUDY_MISSING.format(problem=error, remedy=error.remedy)))
+        return
+    swept = [*recorded_study(), *swept]
+    if not swept:
+        return
+    gr.HTML(section(text.MAP_TITLE), apply_default_css=False)
+    markup_block(f'<p class="lab-note">{map_words(swept)}</p>', elem_id="map-words")
+    with gr.Row(elem_classes="lab-pair"):
+        for where in swept[0].harmful_sets:
+            with gr.Column(min_width=0):
+                figure(f"map-{where}", map_spec(swept, where))
+
+
+def build_study(page: Page) -> None:
+    """Place the study: sentences, table, outcomes and curves."""
     gr.HTML(section(text.RECORDED_TITLE, text.RECORDED_NOTE), apply_default_css=False, elem_id="recorded")
     try:
-        study, swept = recorded("study"), recorded("map")
+        study = recorded("study")
     except DataError as error:
         markup_block(markup.notice(text.STUDY_MISSING.format(problem=error, remedy=error.remedy)))
         return
@@ -42,15 +60,14 @@ def build(page: Page) -> None:
         for where in study[0].harmful_sets:
             with gr.Column(min_width=0):
                 figure(f"recorded-{where}", study_curves(study, where))
-    if not swept:  # the map is a sweep of many hours: it may not have been recorded yet
-        return
-    swept = [*study, *swept]
-    gr.HTML(section(text.MAP_TITLE), apply_default_css=False)
-    markup_block(f'<p class="lab-note">{map_words(swept)}</p>', elem_id="map-words")
-    with gr.Row(elem_classes="lab-pair"):
-        for where in swept[0].harmful_sets:
-            with gr.Column(min_width=0):
-                figure(f"map-{where}", map_spec(swept, where))
+
+
+def recorded_study() -> list[CellResult]:
+    """The study's cells, which are places of the map, too; none if they are missing."""
+    try:
+        return recorded("study")
+    except DataError:
+        return []
 
 
 def study_view(results: Sequence[CellResult]) -> str:

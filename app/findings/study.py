@@ -7,8 +7,8 @@ import gradio as gr
 
 from app import markup, text
 from app.arguments import one_of
-from app.compare.recorded import findings, study_curves
 from app.components import figure, markup_block, section
+from app.findings.recorded import findings, study_curves
 from app.page import Page
 from app.services import CellResult, DataError, recorded
 

@@ -1,4 +1,4 @@
-"""Compare, the recorded study over seeds."""
+"""Findings: the recorded sweeps."""
 
 from app.services import Estimate
 from app.text.names import set_title
@@ -17,7 +17,7 @@ MAP_TITLE = "The map: is there a place where a defence holds and nothing is dama
 MAP_ACROSS = "known after the attack, % of the base"
 MAP_UP = "HS at FA ≥ 90 minus SFT's, {where}"
 MAP_LABEL = "Map of all recorded places: knowledge after the attack, and the change of the harmful score on {where}"
-MAP_STUDY = "Knowledge intact, the study above"
+MAP_STUDY = "Knowledge intact, the study below"
 MAP_EMPTY = "In no recorded place was the task learned."
 ATTACK_MAP_TITLE = "How strong is an attack?"
 ATTACK_MAP_NOTE = (
@@ -76,3 +76,7 @@ def map_answer(places: int, holding: int, damaged: int) -> str:
         f"leads. {answer} {'holds' if holding < 2 else 'hold'} ten points lower than SFT with knowledge intact. In "
         f"{damaged} the models have lost more than a tenth of what the base knows."
     )
+
+
+FINDINGS = ("A few harmful samples are enough: 8 of 400 undo an alignment that refused everything, in 400 steps.",)
+"""The lines that README and page begin with; tests hold their numbers to the recorded cells."""

@@ -1,0 +1,1 @@
+"""Recorded sweeps and the table of a sweep: what many runs together say."""
