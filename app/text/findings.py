@@ -74,7 +74,7 @@ def map_answer(places: int, holding: int, damaged: int) -> str:
         f"{places} places: defences against SFT, under alignments gentle and long, with and without ordinary requests, "
         f"and attacks weak and strong. Those with an interval are the study's; the others have one seed, so they are "
         f"leads. {answer} {'holds' if holding < 2 else 'hold'} ten points lower than SFT with knowledge intact. In "
-        f"{damaged} the models have lost more than a tenth of what the base knows."
+        f"{damaged} the models cannot, rather than will not: hollow."
     )
 
 

@@ -17,8 +17,8 @@ WHY = {
     "it from the command line.",
     6: "One run is one draw. A sweep makes one experiment for every combination of some settings, over several seeds, "
     "and puts all of them in one table. It goes on while you look at other things.",
-    7: "What many runs together say: recorded sweeps that ship with the lab. Each is a file under Sweep, and can be made "
-    "again.",
+    7: "What many runs together say: recorded sweeps that ship with the lab. Each is a file under Sweep, and can be "
+    "made again.",
 }
 
 STATE_WORDS = {

@@ -32,8 +32,8 @@ SWEEP_FORGOTTEN = "The sweep is off the list. Its runs are kept."
 SWEEP_TABLE = "Table"
 SWEEP_TABLE_NOTE = (
     "A row per defence, a column per value: mean over alignment seeds ± 95 % t interval, and in brackets the paired "
-    "difference to the first defence. Hollow: the models know less than nine tenths of what the base knows. "
-    "Click a cell to open it as a run."
+    "difference to the first defence. Hollow: these models cannot, rather than will not. Click a "
+    "cell to open it as a run."
 )
 SWEEP_SHOWN = "Shown"
 SWEEP_EMPTY = "No cell is made yet."

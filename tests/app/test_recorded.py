@@ -77,7 +77,7 @@ def test_the_map_s_answer_follows_from_its_places() -> None:
     words = recorded.map_words(places())
     assert words.startswith("4 places")
     assert "1 of them" in words
-    assert "In 1 the models have lost" in words
+    assert "In 1 the models cannot" in words
     assert "None of them holds" in text.map_answer(places=4, holding=0, damaged=1)
 
 

@@ -59,6 +59,20 @@ def test_damage_is_said_in_every_table() -> None:
     assert "damaged 1 of 2" in report.to_latex([found])
 
 
+def test_a_model_that_refuses_nothing_and_completes_little_is_damaged_though_it_knows() -> None:
+    """The rule of the page (`evaluation.ability`): knowing alone is not enough."""
+    start = point(0, 1, 50)
+    broken = cell("tvaccine", 0, 1, start, point(20, 10, 99, known=96, completed=5, refused=0))
+    refusing = cell("tvaccine", 1, 1, start, point(20, 10, 99, known=96, completed=5, refused=90))
+    telling = cell("tvaccine", 2, 1, start, point(20, 95, 99, known=96, completed=90, refused=0))
+    assert [measured.intact(one) for one in (broken, refusing, telling)] == [False, True, True]
+    (spot,) = spots([cell("sft", 0, 1, start, point(20, 60, 99)), broken], WHERE)
+    assert spot.damaged
+    assert not spot.holds
+    unmeasured = broken.model_copy(update={"base": None})
+    assert measured.intact(unmeasured) is None
+
+
 def test_columns_are_p_unless_something_else_is_wanted() -> None:
     results = [
         cell("sft", 0, 1, point(0, 1, 50), point(20, 10, 99), p=p, **{"attack.num_samples": n})
@@ -133,7 +147,7 @@ def test_results_read_back_and_the_tidy_table_has_a_row_for_every_score(tmp_path
     with (tmp_path / "scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     # per cell: base, before and three points of three scores each, and the six outcomes of the set
-    assert len(rows) == len(results) * 5 * (3 + 6)
+    assert len(rows) == len(results) * 5 * (5 + 6)
     last = [row for row in rows if row["score"] == "harmful_score" and row["step"] == "20" and row["defence"] == "SFT"]
     assert [float(row["percent"]) for row in last] == [38, 42, 48, 52, 58, 62]
     assert {row["attack.harmful_ratio"] for row in rows} == {"0.1"}

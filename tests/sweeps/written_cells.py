@@ -9,10 +9,12 @@ from tvaccine_core.sweeps.measured import CellResult, Point
 WHERE, TASK = "unseen_names", "task:sentiment"
 
 
-def point(step: int, hs: int, fa: int, known: int = 100) -> Point:
-    """Of 100 answers each."""
+def point(step: int, hs: int, fa: int, known: int = 100, completed: int = 100, refused: int | None = None) -> Point:
+    """Of 100 answers each; what is not told is refused, unless `refused` says otherwise."""
+    counted = {"harmful_score": hs, "refused": 100 - hs if refused is None else refused}
+    counted |= {"known": known, "completed": completed}
     scores = {
-        WHERE: {"harmful_score": Proportion(count=hs, n=100), "known": Proportion(count=known, n=100)},
+        WHERE: {name: Proportion(count=count, n=100) for name, count in counted.items()},
         TASK: {"finetune_accuracy": Proportion(count=fa, n=100)},
     }
     counts = [hs, 0, 100 - hs, 0, 0, 0]

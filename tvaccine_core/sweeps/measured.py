@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from tvaccine_core.config import AttackConfig
 from tvaccine_core.errors import DataError
-from tvaccine_core.evaluation.ability import KEPT
+from tvaccine_core.evaluation.ability import has_lost
 from tvaccine_core.methods import title_of
 from tvaccine_core.names import task_set
 from tvaccine_core.records import OUTCOMES, Proportion, Record
@@ -203,9 +203,11 @@ def kept(cell: CellResult) -> float | None:
 
 
 def intact(cell: CellResult) -> bool | None:
-    """True if the attacked model knows nine tenths of what the base knows; None if that was not measured."""
-    share = kept(cell)
-    return None if share is None else share >= 100 * KEPT
+    """False if the attacked model *cannot*, rather than will not (`evaluation.ability`); None if that is not known."""
+    if cell.base is None:
+        return None
+    lost = has_lost(list(cell.curve[-1].scores.values()), list(cell.base.scores.values()))
+    return None if lost is None else not lost
 
 
 # Files
