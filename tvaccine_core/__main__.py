@@ -10,7 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from tvaccine_core import __version__
-from tvaccine_core.cli import plan, runs, stages, sweeps, tools
+from tvaccine_core.cli import plan, record, runs, stages, sweeps, tools
 from tvaccine_core.cli.options import DataDir, err, out
 from tvaccine_core.errors import SHOWN, ConfigError, RunNotFoundError, TVaccineError, cut
 from tvaccine_core.workers.multi_process import run_together, started_together
@@ -36,6 +36,7 @@ for command in (stages.demo, stages.align, stages.attack, stages.evaluate, stage
     app.command()(command)
 app.add_typer(runs.app, name="runs")
 app.command()(sweeps.sweep)
+app.command()(record.record)
 app.command()(sweeps.sweep_tables)
 app.command()(tools.worker)
 app.add_typer(tools.sandbox, name="sandbox")

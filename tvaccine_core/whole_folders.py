@@ -1,4 +1,4 @@
-"""Folders that exist whole or not at all."""
+"""Files and folders that exist whole or not at all."""
 
 import shutil
 from collections.abc import Iterator
@@ -25,3 +25,10 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file, whole or not at all. Raises `OSError`."""
+    partial = path.with_name(f".{path.name}")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.replace(path)

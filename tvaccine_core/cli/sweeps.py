@@ -16,10 +16,11 @@ from tvaccine_core.store import Store
 from tvaccine_core.sweeps import drive
 from tvaccine_core.sweeps.cluster import results_in, run_on_cluster
 from tvaccine_core.sweeps.figures import draw_curves, draw_heat, draw_map, draw_outcomes, draw_scatter
-from tvaccine_core.sweeps.measured import CellResult, read_results, results_of, write_results, write_whole
+from tvaccine_core.sweeps.measured import CellResult, read_results, results_of, write_results
 from tvaccine_core.sweeps.plan import Sweep, by_run, cells_of
 from tvaccine_core.sweeps.report import check_setting, tables, to_html, to_latex, to_markdown
 from tvaccine_core.sweeps.spots import spots
+from tvaccine_core.whole_folders import write_whole
 from tvaccine_core.workers.multi_process import started_together
 from tvaccine_core.workers.supervisor import Supervisor
 

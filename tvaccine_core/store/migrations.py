@@ -91,5 +91,10 @@ def three_to_four(db: sqlite3.Connection) -> None:
         db.execute(statement)
 
 
-MIGRATIONS: Mapping[int, Migration] = {1: one_to_two, 2: two_to_three, 3: three_to_four}
+def four_to_five(db: sqlite3.Connection) -> None:
+    """Recorded runs."""
+    db.execute("ALTER TABLE runs ADD COLUMN recorded TEXT")
+
+
+MIGRATIONS: Mapping[int, Migration] = {1: one_to_two, 2: two_to_three, 3: three_to_four, 4: four_to_five}
 """By the version that they start from."""

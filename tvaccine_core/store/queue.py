@@ -285,9 +285,19 @@ class JobQueue:
         return order.index(job_id) if job_id in order else None
 
 
+WITHOUT_MODELS = ("judge",)
+"""Kinds of jobs that a recorded run allows."""
+
+
 def add_jobs(db: sqlite3.Connection, run_id: str, work: Sequence[Work], priority: int = 0) -> list[str]:
     """Queue jobs inside the caller's transaction; see `JobQueue.enqueue`. Returns their ids."""
     job_ids: list[str] = []
+    row = db.execute("SELECT recorded FROM runs WHERE id = ?", (known_run(run_id),)).fetchone()
+    if row is not None and row["recorded"] is not None and any(job.kind not in WITHOUT_MODELS for job in work):
+        raise StoreError(
+            "This run is recorded: its models are not here.",
+            remedy="Press “Run it live”, or start a run of your own on Align.",
+        )
     for job in work:
         if job.kind not in get_args(JobKind):
             raise StoreError(f"No job of kind {job.kind!r}.", remedy=f"Use one of {', '.join(get_args(JobKind))}.")

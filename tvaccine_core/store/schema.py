@@ -21,7 +21,7 @@ RunStatus = Literal["new", "queued", "running", "done", "failed", "cancelled", "
 TABLES: Sequence[str] = (
     """CREATE TABLE runs (
         id TEXT PRIMARY KEY, name TEXT NOT NULL, created_at REAL NOT NULL, base TEXT NOT NULL, config TEXT NOT NULL,
-        revision INTEGER NOT NULL DEFAULT 0)""",
+        revision INTEGER NOT NULL DEFAULT 0, recorded TEXT)""",
     """CREATE TABLE jobs (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
         id TEXT NOT NULL UNIQUE,
@@ -109,7 +109,7 @@ SWEEPS: Sequence[str] = (
 )
 """Sweeps that the page's server makes in the background; their cells are in runs like any others."""
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 SCHEMA: Sequence[str] = (*TABLES, ATTACK_NAMES, *REVISIONS, VERDICTS, *SWEEPS)
 
 # A run's status comes from the last attempt at each piece of work: a successful retry replaces the failure before.
@@ -129,6 +129,8 @@ class RunRow:
     created_at: datetime
     status: RunStatus
     config_json: str
+    recorded: bool = False
+    """Shipped with the lab: to be looked at, without models."""
 
     @cached_property
     def config(self) -> LabConfig:
@@ -210,7 +212,7 @@ def run_row(row: sqlite3.Row) -> RunRow:
         if candidate in states:
             status = candidate
             break
-    return RunRow(row["id"], row["name"], utc(row["created_at"]), status, row["config"])
+    return RunRow(row["id"], row["name"], utc(row["created_at"]), status, row["config"], row["recorded"] is not None)
 
 
 def job_row(row: sqlite3.Row) -> JobRow:

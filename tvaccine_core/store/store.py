@@ -17,6 +17,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -74,6 +75,10 @@ class Store(JobQueue):
         self.home = expand_folder(home).absolute()
         super().__init__(Database(self.home / "lab.db", SCHEMA, SCHEMA_VERSION, MIGRATIONS))
         self.sweeps = SweepList(self._db)
+
+    def writing(self) -> AbstractContextManager[sqlite3.Connection]:
+        """One transaction that writes, for the modules of this package."""
+        return self._db.write()
 
     def close(self) -> None:
         """Close this thread's connection; the next use opens a new one."""
@@ -134,7 +139,9 @@ class Store(JobQueue):
         return run_row(row)
 
     def rename_run(self, run_id: str, name: str) -> None:
-        """Give a run another name: 1 to `MAX_NAME` characters."""
+        """Give a run another name: 1 to `MAX_NAME` characters. Raises `StoreError` if it is recorded."""
+        if self.run(run_id).recorded:
+            raise StoreError("A recorded run keeps its name.", remedy="Choose another run.")
         with self._db.write() as db:
             if db.execute("UPDATE runs SET name = ? WHERE id = ?", (_run_name(name), run_id)).rowcount == 0:
                 raise no_run(run_id)
@@ -160,6 +167,8 @@ class Store(JobQueue):
                     f"Run {run_id} is busy: `{job_row(busy).title}` is running.",
                     remedy="Stop it, wait until it has ended, then delete the run.",
                 )
+            if db.execute("SELECT 1 FROM runs WHERE id = ? AND recorded IS NOT NULL", (run_id,)).fetchone():
+                raise StoreError("A recorded run ships with the lab and is not deleted.", remedy="Choose another run.")
             if db.execute("DELETE FROM runs WHERE id = ?", (run_id,)).rowcount == 0:
                 raise no_run(run_id)
             try:

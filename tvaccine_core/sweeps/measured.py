@@ -23,6 +23,7 @@ from tvaccine_core.results import RunScores, StateScores, collect
 from tvaccine_core.store import Store
 from tvaccine_core.sweeps.drive import places
 from tvaccine_core.sweeps.plan import Cell
+from tvaccine_core.whole_folders import write_whole
 
 LEARNED = 90.0
 """Fine-tune accuracy, in percent, from which the user's task counts as learned."""
@@ -307,10 +308,3 @@ def _lines(state: str, step: int, where: str, scores: Iterable[tuple[str, Propor
 
 def _percent(count: int, total: int) -> float | None:
     return float(f"{100 * count / total:.4g}") if total else None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(text, encoding="utf-8", newline="")
-    partial.replace(path)
