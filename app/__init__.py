@@ -7,7 +7,7 @@ import gradio as gr
 from gradio import themes
 from starlette.middleware import Middleware
 
-from app import rail, text
+from app import rail, recorded_bar, text
 from app.api import add_endpoints
 from app.draft import Draft
 from app.exports import routes
@@ -47,21 +47,23 @@ def build_app(data_dir: Path, *, own_models: bool = True, remote_code: bool = Fa
         with gr.Row(elem_id="shell"):
             with gr.Column(elem_id="rail-column", min_width=0):
                 page.rail.render()
-            with gr.Column(elem_id="stage", min_width=0), gr.Walkthrough(selected=1, elem_id="steps") as walkthrough:
-                with gr.Step(text.STEPS[1], id=1):
-                    choose.build(page, draft)
-                with gr.Step(text.STEPS[2], id=2):
-                    align.build(page, draft)
-                with gr.Step(text.STEPS[3], id=3):
-                    attack.build(page, draft)
-                with gr.Step(text.STEPS[4], id=4):
-                    compare.build(page)
-                with gr.Step(text.STEPS[5], id=5):
-                    runs.build(page, draft)
-                with gr.Step(text.STEPS[6], id=6):
-                    sweep.build(page, draft)
-                with gr.Step(text.STEPS[7], id=7):
-                    findings.build(page)
+            with gr.Column(elem_id="stage", min_width=0):
+                recorded_bar.build(page)
+                with gr.Walkthrough(selected=1, elem_id="steps") as walkthrough:
+                    with gr.Step(text.STEPS[1], id=1):
+                        choose.build(page, draft)
+                    with gr.Step(text.STEPS[2], id=2):
+                        align.build(page, draft)
+                    with gr.Step(text.STEPS[3], id=3):
+                        attack.build(page, draft)
+                    with gr.Step(text.STEPS[4], id=4):
+                        compare.build(page)
+                    with gr.Step(text.STEPS[5], id=5):
+                        runs.build(page, draft)
+                    with gr.Step(text.STEPS[6], id=6):
+                        sweep.build(page, draft)
+                    with gr.Step(text.STEPS[7], id=7):
+                        findings.build(page)
         rail.build(page)
         page.finish(blocks, walkthrough, draft)
         blocks.news = page.news

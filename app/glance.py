@@ -45,6 +45,11 @@ class Glance:
         return next((row for row in rows if row.id == self.wanted_sweep), rows[0] if rows else None)
 
     @property
+    def recorded(self) -> bool:
+        """True if the run shown is a recorded one: there are no models to ask or to attack."""
+        return self.view is not None and self.view.run.recorded
+
+    @property
     def missed(self) -> str | None:
         """The run that the viewer's browser remembers but that no longer exists."""
         return self.memory["run"] if self.view is None else None

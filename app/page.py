@@ -22,7 +22,7 @@ from app.draft import Draft
 from app.glance import NOTHING, Glance, Memory, remembered, run_of
 from app.guard import guarded
 from app.news import Drawing, News, digest
-from app.services import Lab, RunNotFoundError
+from app.services import FIRST_SHOWN, Lab, RunNotFoundError
 from app.views import Views
 
 __all__ = ["Glance", "Memory", "Page", "remembered", "run_of"]
@@ -108,11 +108,11 @@ class Page:
         """The glance of the browser with this memory; without a run if the run is gone."""
         memory = remembered(memory)
         view = None
-        if memory["run"]:
-            try:
-                view = self.views.view(memory["run"], fresh=fresh)
-            except RunNotFoundError:
-                self.news.forget(memory["run"])
+        wanted = memory["run"] or FIRST_SHOWN
+        try:
+            view = self.views.view(wanted, fresh=fresh)
+        except RunNotFoundError:
+            self.news.forget(wanted)
         attack = view.choose_attack(memory["attack"]) if view else None
         return Glance(self.lab, view, attack, memory, wanted_sweep=memory["sweep"])
 
@@ -141,7 +141,8 @@ class Page:
                 if wanted:
                     gr.Warning(f"{text.RUN_GONE} {text.RUN_GONE_REMEDY}")
                 memory = remembered(memory, run=None, attack=None)
-            return [memory, *(draft.fill(glance.view.config) if glance.view else [gr.skip()] * len(draft.outputs))]
+            chosen = glance.view is not None and memory["run"] is not None
+            return [memory, *(draft.fill(glance.config) if chosen else [gr.skip()] * len(draft.outputs))]
 
         queued: dict[str, Any] = {**options, "queue": True}  # only events in the queue can show a message
         shown = blocks.load(guarded(load, self.lab.store.home), [self.memory], [self.memory, *draft.outputs], **queued)

@@ -1,7 +1,10 @@
 """One prompt to every model: the question, the streaming answers side by side, and prompts to try."""
 
+import contextlib
 import time
+import zlib
 from collections.abc import Hashable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -36,6 +39,10 @@ def build(page: Page) -> None:
 
     def ask_all(memory: Memory, question: str) -> Iterator[Any]:
         memory, question = remembered(memory), text_of(question, "The prompt")
+        glance = page.glance(memory, fresh=True)
+        if glance.recorded:
+            yield memory, recorded_value(page.lab, glance, question)
+            return
         view = page.views.view(run_of(memory), fresh=True)
         states = panes.states_of(view, view.choose_attack(memory["attack"]), memory["base"])
         if not any(state != panes.BASE for state in states):
@@ -99,8 +106,36 @@ def pane_value(lab: Lab, glance: Glance) -> dict[str, Any]:
     )
 
 
+def recorded_value(lab: Lab, glance: Glance, prompt: str) -> dict[str, Any]:
+    """The panes of a recorded run, with its saved answers to an evaluation prompt.
+
+    Raises:
+        StoreError: it was never asked this.
+    """
+    assert glance.view is not None
+    answers = lab.recorded_answers(glance.view.run.id, prompt.strip())
+    if not answers:
+        raise StoreError(text.RECORDED_UNASKED, remedy=text.RECORDED_REMEDY)
+    question = replace(
+        glance.view.jobs[0],
+        id=f"recorded-{zlib.crc32(prompt.encode()):08x}",
+        kind="generate",
+        params={"prompt": prompt, "states": [answer.state for answer in answers]},
+        state="done",
+    )
+    harmless = is_harmless(glance.config, prompt.strip())
+    base = bool(glance.memory["base"])
+    return panes.panes_value(glance.view, glance.attack, base, question, panes.by_state(answers), harmless)
+
+
 def refreshed(lab: Lab, glance: Glance) -> dict[str, Any]:
-    """The panes, which ask to be followed if the visitor's question is not answered yet: the page was reloaded."""
+    """The panes, which ask to be followed if the visitor's question is not answered yet: the page was reloaded.
+
+    Those of a recorded run show the answers to the first prompt to try.
+    """
+    if glance.recorded:
+        with contextlib.suppress(StoreError):
+            return recorded_value(lab, glance, suggestions(glance.config)[0][1])
     question = own_question(glance)
     return pane_value(lab, glance) | {"follow": bool(question and question.active)}
 

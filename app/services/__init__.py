@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from app.services.lab import Lab, Permissions
+from app.services.lab import FIRST_SHOWN, Lab, Permissions
 from app.services.sweeps import SWEEP_FILES, SweepPlan, SweepView, settings_paths, sweep_files, sweep_text
 from tvaccine_core.config import (
     PRESETS,
@@ -97,6 +97,7 @@ from tvaccine_core.worlds import find_set
 
 __all__ = [
     "BASE",
+    "FIRST_SHOWN",
     "HOLDS",
     "JUDGES",
     "KEPT",

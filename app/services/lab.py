@@ -1,5 +1,6 @@
 """One lab: its runs, its work, questions to its models, and its permissions. Torch-free."""
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +8,19 @@ from pathlib import Path
 from app.services.sweeps import LabSweeps
 from tvaccine_core import orders
 from tvaccine_core.config import AttackConfig, LabConfig, ModelConfig
-from tvaccine_core.errors import ConfigError
+from tvaccine_core.errors import ConfigError, DataError
 from tvaccine_core.orders import latest
 from tvaccine_core.plain_text import check_prompt
-from tvaccine_core.records import AnswerRecord, StateRecord, StepRecord
+from tvaccine_core.records import AnswerRecord, GeneratedAnswer, StateRecord, StepRecord
 from tvaccine_core.store import JobKind, JobRow, RunRow, Store
 from tvaccine_core.store.export import changed_settings, repeatable
+from tvaccine_core.store.recorded import SUFFIX, recorded_id, take
+
+RECORDINGS = Path(__file__).parents[2] / "assets" / "recorded"
+FIRST_SHOWN = recorded_id(RECORDINGS / f"sandbox-intact{SUFFIX}")
+"""The recorded run that visitors see before they open one."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,16 @@ class Lab:
         return any(uses(run) for run in self.runs())
 
     # Runs
+
+    def take_recordings(self, folder: Path = RECORDINGS) -> list[str]:
+        """Put the recorded runs that ship with the lab into the store; what cannot be read is left out and logged."""
+        taken: list[str] = []
+        for path in sorted(folder.glob(f"*{SUFFIX}")):
+            try:
+                taken.append(take(self.store, path))
+            except DataError as error:
+                log.warning("%s %s", error, error.remedy)
+        return taken
 
     def runs(self) -> list[RunRow]:
         """Every run, newest first."""
@@ -135,6 +153,27 @@ class Lab:
                 self.store.cancel(job.id)
         params = {"prompt": prompt, "states": list(states), "max_new_tokens": max_new_tokens, "owner": owner}
         return self.store.enqueue(run_id, "generate", params)
+
+    def recorded_answers(self, run_id: str, prompt: str) -> list[AnswerRecord]:
+        """The saved answers to an evaluation prompt, one per model, each after its last step."""
+        found: dict[str, GeneratedAnswer] = {}
+        page = 0
+        while batch := self.store.answers(run_id, limit=2000, offset=page):
+            page += len(batch)
+            for answer in batch:
+                if answer.prompt == prompt and (answer.state not in found or answer.step >= found[answer.state].step):
+                    found[answer.state] = answer
+        return [
+            AnswerRecord(
+                state=answer.state,
+                state_hash=answer.state_hash,
+                prompt=prompt,
+                text=answer.text,
+                done=True,
+                verdict=answer.verdict,
+            )
+            for answer in found.values()
+        ]
 
     def answer_records(self, question: JobRow) -> list[AnswerRecord]:
         """The answers to a question so far, in the order in which they changed."""

@@ -94,7 +94,7 @@ def build(page: Page, draft: Draft) -> None:
 def can_start(glance: Glance) -> bool:
     """True if there is, or will be, an aligned model to attack."""
     view = glance.view
-    jobs = [view.align_job(key) for key in view.config.alignments()] if view else []
+    jobs = [view.align_job(key) for key in view.config.alignments()] if view and not glance.recorded else []
     return bool(jobs) and all(
         job is not None and job.state in ("queued", "running", "interrupted", "done") for job in jobs
     )
@@ -132,7 +132,7 @@ def attack_title(view: RunView, attack_id: str) -> str:
 def draw_cards(glance: Glance) -> str:
     """One card per attacked defence: state, time left, and the newest HS and FA; those of its repair in the note."""
     view = glance.view
-    if view is None or not can_start(glance):
+    if view is None or not (can_start(glance) or glance.recorded):
         return markup.notice(text.NO_ALIGNED)
     if glance.attack is None:
         return ""

@@ -134,7 +134,8 @@ def draw_runs(glance: Glance) -> str:
 
 def run_row(run: RunRow, is_open: bool) -> str:
     """A row of the table; its name picks it."""
-    mark = f' <span class="lab-mark">{text.IS_OPEN}</span>' if is_open else ""
+    marks = [text.IS_RECORDED] * run.recorded + [text.IS_OPEN] * is_open
+    mark = "".join(f' <span class="lab-mark">{words}</span>' for words in marks)
     return (
         f'<tr{" class=lab-chosen" if is_open else ""}><td><button type="button" class="lab-row" '
         f'data-choice="{escape(run.id)}">{escape(run.name)}</button>{mark}</td>'

@@ -6,6 +6,8 @@ from app.services import JobRow
 from app.text.page import STATE_WORDS
 
 ASK = "Ask"
+RECORDED_UNASKED = "This run is recorded, and nobody asked it this."
+RECORDED_REMEDY = "Take one of the prompts below, or run it live and ask what you like."
 PROMPT = "One prompt, all models"
 PROMPT_HINT = "Harmful or not"
 SUGGESTED = "From the evaluation split"

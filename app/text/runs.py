@@ -32,6 +32,7 @@ EXPORT_NONE = "no model saved yet"
 COMMAND_TITLE = "Repeat it without a browser"
 COMMAND_NOTE = "Save the config file above, then run this where the lab is installed:"
 IS_OPEN = "open"
+IS_RECORDED = "recorded"
 
 
 def commands(run_id: str, later_attacks: Sequence[Mapping[str, str]]) -> str:

@@ -110,13 +110,13 @@ def test_a_row_chosen_in_longer_data_does_not_outlive_them() -> None:
 
 
 def test_what_a_browser_remembers_is_taken_for_no_more_than_it_is() -> None:
-    fresh = {"run": None, "attack": None, "base": False}
+    fresh = {"run": None, "attack": None, "sweep": None, "base": False}
     for rubbish in (None, 1, "x", [], [["run", "x"]], {"run": 3, "attack": [], "base": "yes", "owner": {}, "x": 1}):
         found = remembered(rubbish)  # pyright: ignore[reportArgumentType]
         assert {key: found[key] for key in fresh} == fresh
         assert set(found) == {*fresh, "owner"}
         assert len(found["owner"]) == 24
-    known = {"run": "20260101-000000-abcdef", "attack": "a1", "base": True, "owner": "0" * 24}
+    known = {"run": "20260101-000000-abcdef", "attack": "a1", "sweep": "s1", "base": True, "owner": "0" * 24}
     assert remembered(known) == known
     assert remembered(known, attack="x" * 100)["attack"] is None
 
