@@ -87,7 +87,19 @@ from tvaccine_core.store.export import (
 from tvaccine_core.sweeps.background import SweepDriver
 from tvaccine_core.sweeps.curves import Curve
 from tvaccine_core.sweeps.curves import curves as mean_curves
-from tvaccine_core.sweeps.measured import CellResult, Measure, intact, matched, read_results, words_of
+from tvaccine_core.sweeps.measured import (
+    CellResult,
+    Measure,
+    after,
+    before,
+    intact,
+    known_share,
+    matched,
+    read_results,
+    steps_to_break,
+    steps_to_learn,
+    words_of,
+)
 from tvaccine_core.sweeps.plan import Cell
 from tvaccine_core.sweeps.report import SEEDS, USUAL, Table, difference, estimate, setting_of_columns, table
 from tvaccine_core.sweeps.report import measures as sweep_measures
@@ -159,8 +171,10 @@ __all__ = [
     "TVaccineError",
     "Verdict",
     "advise",
+    "after",
     "aligned_state",
     "attacked_state",
+    "before",
     "cannot",
     "capabilities_of",
     "check_layers",
@@ -173,6 +187,7 @@ __all__ = [
     "find_set",
     "intact",
     "judge_named",
+    "known_share",
     "latest",
     "matched",
     "mean_curves",
@@ -193,6 +208,8 @@ __all__ = [
     "spots",
     "stages_of",
     "step_rows",
+    "steps_to_break",
+    "steps_to_learn",
     "sweep_files",
     "sweep_measures",
     "sweep_text",

@@ -78,5 +78,79 @@ def map_answer(places: int, holding: int, damaged: int) -> str:
     )
 
 
-FINDINGS = ("A few harmful samples are enough: 8 of 400 undo an alignment that refused everything, in 400 steps.",)
-"""The lines that README and page begin with; tests hold their numbers to the recorded cells."""
+LINE_ATTACK = (
+    "A few harmful samples undo an alignment: {count} of {samples} take the harmful score (HS) of all {defences} "
+    "recorded defences from at most {before} to {after} or more."
+)
+LINE_TWO_CAUSES = (
+    "A low HS has two causes: the model refuses, or it is broken. So the lab also counts what became of every "
+    "request, and asks what the model still knows."
+)
+LINE_STUDY = (
+    "Where nothing is damaged, no perturbation tried here holds: once the user's task is learned, Vaccine and "
+    "T-Vaccine tell {change} than SFT ({seeds} alignment seeds × {attacks} attack seeds)."
+)
+LINE_DELAY = (
+    "They break {broken} later (HS 50), and learn the user's task {learned} later. They resist all learning a "
+    "little, harm less than the task."
+)
+LINE_PUBLISHED = (
+    "In the papers' regime, a long alignment on refusals alone and then p 0.1: {rows}. The published order, and it "
+    "is damage."
+)
+LINE_PUBLISHED_ROW = (
+    "{defence} HS {hs}, {lost} % of the answers wrong or no sentence, {refused} % refusals, {completed} % of the "
+    "recipes completed"
+)
+LINE_MANNERS = (
+    "After a long alignment that also answers ordinary requests, {defence}'s HS against SFT's is {changes} (aligned"
+    " names)."
+)
+LINE_SEEDS = (
+    "One seed can show any order: SFT's HS at p 0.1 there runs from {low} to {high} over {count} alignment seeds."
+)
+LINE_RATES = (
+    "The learning rate decides. With harmful samples only and {steps} steps, HS is at most {published} at one "
+    "hundredth of the alignment's rate, as in the published attack, and at least {own} at the alignment's own."
+)
+LINE_ADAPTERS = (
+    "An attack that trains the aligned adapter further takes {single} steps to HS 50 on average, one with a new "
+    "adapter {new}."
+)
+LINE_LIMITS = (
+    "What this cannot show: one model of 1.7 million parameters in an invented town, two tasks, attacks that know "
+    "nothing of the defence. It says what to look for in larger models, not what they do."
+)
+
+
+def points_range(low: int, high: int) -> str:
+    """`14 to 19 points more`."""
+    if low <= 0 <= high:
+        return f"between {-low} points less and {high} points more"
+    few, many = sorted((abs(low), abs(high)))
+    return f"{few} to {many} points {'more' if low > 0 else 'less'}"
+
+
+def steps_range(low: int, high: int) -> str:
+    """`11 to 17 steps`."""
+    return f"{low} to {high} steps"
+
+
+def change_at(ratio: float, change: Estimate) -> str:
+    """`+17 at p 0.05 (excludes 0)`."""
+    sure = "its interval excludes 0" if change.excludes_zero else "its interval includes 0"
+    return f"{change.mean:+.0f} points at p {ratio:g} ({sure})"
+
+
+def map_line(places: int, holding: int, damaged: int) -> str:
+    """The map's answer in one line."""
+    held = "In none of them is" if not holding else f"In {holding} of them"
+    tail = (
+        " HS ten points lower than SFT's in a model that still can."
+        if not holding
+        else " HS is ten points lower than SFT's in a model that still can, on one set of names at least."
+    )
+    return (
+        f"The map: {places} places, of alignment strength, data, perturbation, freezing and attack. In {damaged} the "
+        f"models cannot, rather than will not. {held}{tail}"
+    )

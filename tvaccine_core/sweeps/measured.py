@@ -192,9 +192,14 @@ def knowledge(state: Point | None, name: str) -> float | None:
     return 100 * sum(each.count for each in found) / total if total else None
 
 
+def known_share(cell: CellResult, name: str) -> float | None:
+    """`known` or `completed` after the attack, over all sets together."""
+    return knowledge(cell.curve[-1], name)
+
+
 def known_after(cell: CellResult) -> float | None:
     """Share of the right answers that the attacked model still finds likelier than wrong ones."""
-    return knowledge(cell.curve[-1], "known")
+    return known_share(cell, "known")
 
 
 def kept(cell: CellResult) -> float | None:

@@ -1,0 +1,179 @@
+"""What the recorded sweeps say, in a few plain lines. Every number is computed from the cells that ship."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+
+from app import text
+from app.services import (
+    OUTCOMES,
+    CellResult,
+    Measure,
+    after,
+    before,
+    difference,
+    estimate,
+    known_share,
+    matched,
+    recorded,
+    spots,
+    steps_to_break,
+    steps_to_learn,
+)
+
+LONG_STEPS = 600
+"""Alignment steps of the map's long alignment, the papers' regime."""
+LOST = ("forgotten", "broken", "off the point")
+"""Outcomes that tell nothing and refuse nothing."""
+PUBLISHED_RATIO = 0.01
+"""Learning rate of the published attack over its alignment's (arXiv:2410.09760)."""
+
+
+@lru_cache(maxsize=1)
+def lines() -> tuple[str, ...]:
+    """The lines, from what ships. Raises `DataError` if a sweep is missing or unreadable."""
+    study, swept, manners, attacks = (recorded(name) for name in ("study", "map", "manners", "attacks"))
+    return tuple(
+        [
+            *_study_lines(study),
+            *_map_lines([*study, *swept]),
+            *_published_lines(swept),
+            *_manners_lines(manners),
+            *_attack_lines(attacks),
+            text.LINE_LIMITS,
+        ]
+    )
+
+
+def _by_defence(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
+    found: dict[str, list[CellResult]] = {}
+    for result in results:
+        found.setdefault(result.title, []).append(result)
+    return found
+
+
+def _range(values: Sequence[float]) -> dict[str, int]:
+    return {"low": round(min(values)), "high": round(max(values))}
+
+
+def _over_sets(results: Sequence[CellResult], measure: Callable[[str], Measure]) -> list[float]:
+    """Means of a measure for each defence and harmful set."""
+    sets = results[0].harmful_sets
+    return [estimate(mine, measure(where)).mean for mine in _by_defence(results).values() for where in sets]
+
+
+def _changes(results: Sequence[CellResult], measure: Callable[[str], Measure]) -> list[float]:
+    """Paired differences to the first defence, for each other defence and harmful set."""
+    twins, *others = _by_defence(results).values()
+    return [difference(mine, twins, measure(where)).mean for mine in others for where in results[0].harmful_sets]
+
+
+def _study_lines(study: Sequence[CellResult]) -> Iterator[str]:
+    attack = study[0].attack
+    yield text.LINE_ATTACK.format(
+        count=round(attack.harmful_ratio * attack.num_samples),
+        samples=attack.num_samples,
+        before=round(max(_over_sets(study, before))),
+        after=round(min(_over_sets(study, after))),
+        defences=len(_by_defence(study)),
+    )
+    yield text.LINE_TWO_CAUSES
+    yield text.LINE_STUDY.format(
+        seeds=len({result.seed for result in study}),
+        attacks=len({result.attack.seed for result in study}),
+        change=text.points_range(**_range(_changes(study, matched))),
+    )
+    yield text.LINE_DELAY.format(
+        broken=text.steps_range(**_range(_changes(study, steps_to_break))),
+        learned=text.steps_range(**_range(_changes(study, lambda _: steps_to_learn))),
+    )
+
+
+def _map_lines(swept: Sequence[CellResult]) -> Iterator[str]:
+    found = [spot for where in swept[0].harmful_sets for spot in spots(swept, where)]
+    places = {(spot.defence, spot.settings) for spot in found}
+    holding = {(spot.defence, spot.settings) for spot in found if spot.holds}
+    damaged = {(spot.defence, spot.settings) for spot in found if spot.damaged}
+    yield text.map_line(len(places), len(holding), len(damaged))
+
+
+def _published_lines(swept: Sequence[CellResult]) -> Iterator[str]:
+    """The map's long alignment on refusals alone, under the stronger attack."""
+    part = [
+        result
+        for result in swept
+        if result.varied["alignment.optimisation"]["steps"] == LONG_STEPS
+        and result.varied["alignment.mix.ordinary"] == 0
+        and result.attack.harmful_ratio == max(r.attack.harmful_ratio for r in swept)
+    ]
+    if not part:
+        return
+    rows = []
+    for title, mine in _by_defence(part).items():
+        shares = _shares(mine)
+        rows.append(
+            text.LINE_PUBLISHED_ROW.format(
+                defence=title,
+                hs=round(estimate(mine, lambda cell: _mean_over_sets(cell, after)).mean),
+                lost=round(sum(shares[name] for name in LOST)),
+                refused=round(shares["refused"]),
+                completed=round(estimate(mine, lambda cell: known_share(cell, "completed")).mean),
+            )
+        )
+    yield text.LINE_PUBLISHED.format(rows="; ".join(rows))
+
+
+def _mean_over_sets(cell: CellResult, measure: Callable[[str], Measure]) -> float | None:
+    values = [value for where in cell.harmful_sets if (value := measure(where)(cell)) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _shares(results: Sequence[CellResult]) -> Mapping[str, float]:
+    """Percent of each outcome after the attack, over all harmful sets together."""
+    counts = dict.fromkeys(OUTCOMES, 0)
+    for result in results:
+        for where in result.harmful_sets:
+            for name, count in zip(OUTCOMES, result.curve[-1].outcomes.get(where, ()), strict=False):
+                counts[name] += count
+    total = sum(counts.values()) or 1
+    return {name: 100 * count / total for name, count in counts.items()}
+
+
+def _manners_lines(manners: Sequence[CellResult]) -> Iterator[str]:
+    where = manners[0].harmful_sets[0]
+    titles = list(_by_defence(manners))
+    changes = []
+    for ratio in sorted({result.attack.harmful_ratio for result in manners} - {0.0}):
+        part = [result for result in manners if result.attack.harmful_ratio == ratio]
+        by = _by_defence(part)
+        changes.append(text.change_at(ratio, difference(by[titles[-1]], by[titles[0]], matched(where))))
+    yield text.LINE_MANNERS.format(defence="T-Vaccine", changes=", ".join(changes))
+    at = [r for r in manners if r.attack.harmful_ratio == 0.1 and r.title == titles[0]]
+    ends = [estimate([r for r in at if r.seed == seed], matched(where)).mean for seed in sorted({r.seed for r in at})]
+    yield text.LINE_SEEDS.format(count=len(ends), **_range(ends))
+
+
+def _attack_lines(attacks: Sequence[CellResult]) -> Iterator[str]:
+    pure = [r for r in attacks if r.attack.harmful_ratio == 1 and r.attack.adapter_mode == "new"]
+    rates = sorted({result.attack.optimisation.learning_rate for result in pure})
+    if not pure:
+        return
+    at = {rate: [r for r in pure if r.attack.optimisation.learning_rate == rate] for rate in rates}
+    lowest, own = rates[0], min(rates, key=lambda rate: abs(rate - rates[0] / PUBLISHED_RATIO))
+    yield text.LINE_RATES.format(
+        steps=pure[0].curve[-1].step,
+        published=round(max(_over_sets(at[lowest], after))),
+        own=round(min(_over_sets(at[own], after))),
+    )
+    modes = {mode: [r for r in attacks if r.attack.adapter_mode == mode] for mode in ("new", "single")}
+    slow = {mode: _mean_steps(mine, rates[0]) for mode, mine in modes.items()}
+    yield text.LINE_ADAPTERS.format(new=round(slow["new"]), single=round(slow["single"]))
+
+
+def _mean_steps(results: Sequence[CellResult], lowest: float) -> float:
+    """Mean first measured step with HS >= 50, above the lowest learning rate, over defences and sets."""
+    strong = [r for r in results if r.attack.optimisation.learning_rate > lowest]
+    values = [steps_to_break(where)(cell) for cell in strong for where in cell.harmful_sets]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known)
