@@ -106,13 +106,19 @@ def serve() -> None:
     """Serve until Ctrl-C or SIGTERM, then end the workers."""
     from app import build_app, launch_options
     from app.security import access_for, host_name, is_loopback
-    from app.services import Lab, Supervisor, SweepDriver, default_home
+    from app.services import RECORDINGS, Lab, Supervisor, SweepDriver, default_home
 
     parser = argparse.ArgumentParser(description=__doc__)
     host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")  # a Space sets it, and the port
     parser.add_argument("--host", default=host, help="address to listen on (0.0.0.0: everywhere)")
     parser.add_argument("--port", type=read_port, default=None, help="default: the first free one from 7860")
     parser.add_argument("--data-dir", type=read_folder, default=default_home(), help="runs and models (TVACCINE_HOME)")
+    parser.add_argument(
+        "--recordings",
+        type=read_folder,
+        default=RECORDINGS,
+        help="recorded runs that visitors see before they open one; an empty folder for none",
+    )
     parser.add_argument("--no-worker", action="store_true", help="start no worker processes")
     parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers")
     parser.add_argument(
@@ -141,7 +147,7 @@ def serve() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
     own_models = private if given.own_models is None else given.own_models
-    Lab(given.data_dir).take_recordings()
+    Lab(given.data_dir).take_recordings(given.recordings)
     blocks = build_app(given.data_dir, own_models=own_models, remote_code=given.trust_remote_code)
     blocks.queue()
     access = access_for(

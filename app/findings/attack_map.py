@@ -11,7 +11,7 @@ import gradio as gr
 from app import charts, text
 from app.components import chooser, figure, section
 from app.page import Glance, Page
-from app.services import PRESETS, AttackConfig, CellResult, DataError, LabConfig, mean_curves, recorded
+from app.services import PRESETS, AttackConfig, CellResult, LabConfig, mean_curves, recorded_if_any
 
 SWEEP = "attacks"
 OF = "attack-map-of"
@@ -26,10 +26,7 @@ PANEL_GAP = 66
 
 def build(page: Page) -> None:
     """Place and wire the part."""
-    try:
-        results = recorded(SWEEP)
-    except DataError:
-        results = []
+    results = recorded_if_any(SWEEP)
     if not results:
         return
     gr.HTML(section(text.ATTACK_MAP_TITLE, text.ATTACK_MAP_NOTE), apply_default_css=False)

@@ -16,7 +16,7 @@ from app.services import (
     estimate,
     known_share,
     matched,
-    recorded,
+    recorded_if_any,
     spots,
     steps_to_break,
     steps_to_learn,
@@ -32,18 +32,20 @@ PUBLISHED_RATIO = 0.01
 
 @lru_cache(maxsize=1)
 def lines() -> tuple[str, ...]:
-    """The lines, from what ships. Raises `DataError` if a sweep is missing or unreadable."""
-    study, swept, manners, attacks = (recorded(name) for name in ("study", "map", "manners", "attacks"))
-    return tuple(
-        [
-            *_study_lines(study),
-            *_map_lines([*study, *swept]),
-            *_published_lines(swept),
-            *_manners_lines(manners),
-            *_attack_lines(attacks),
-            text.LINE_LIMITS,
-        ]
-    )
+    """The lines, from what ships; those of a sweep that was not recorded are left out.
+
+    Raises:
+        DataError: a recorded sweep is unreadable.
+    """
+    study, swept, manners, attacks = (recorded_if_any(name) for name in ("study", "map", "manners", "attacks"))
+    made = [
+        *(_study_lines(study) if study else ()),
+        *(_map_lines([*study, *swept]) if swept else ()),
+        *(_published_lines(swept) if swept else ()),
+        *(_manners_lines(manners) if manners else ()),
+        *(_attack_lines(attacks) if attacks else ()),
+    ]
+    return (*made, text.LINE_LIMITS)
 
 
 def _by_defence(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from app.services.lab import FIRST_SHOWN, Lab, Permissions
+from app.services.lab import FIRST_SHOWN, RECORDINGS, Lab, Permissions
 from app.services.sweeps import SWEEP_FILES, SweepPlan, SweepView, settings_paths, sweep_files, sweep_text
 from tvaccine_core.config import (
     PRESETS,
@@ -116,6 +116,7 @@ __all__ = [
     "METHODS",
     "OUTCOMES",
     "PRESETS",
+    "RECORDINGS",
     "SCORE_COLUMNS",
     "SEEDS",
     "STEP_COLUMNS",
@@ -199,6 +200,7 @@ __all__ = [
     "parse_defence",
     "pooled",
     "read_yaml",
+    "recorded_if_any",
     "repaired_state",
     "score_rows",
     "setting_of_columns",
@@ -286,6 +288,11 @@ def preview_example(config: LabConfig, example: Example) -> PromptPreview | None
 def recorded(name: str) -> list[CellResult]:
     """The results of a sweep that ships with the lab. Raises `DataError` if they are missing or unreadable."""
     return read_results(SWEEP_FILES / f"{name}-results" / "cells.json")
+
+
+def recorded_if_any(name: str) -> list[CellResult]:
+    """As `recorded`; empty if the sweep was not recorded. Raises `DataError` if it is unreadable."""
+    return recorded(name) if (SWEEP_FILES / f"{name}-results" / "cells.json").exists() else []
 
 
 def sweep_table(results: Sequence[CellResult], title: str, measure: Measure) -> Table:

@@ -85,9 +85,14 @@ class Watch:
 
 
 @contextmanager
-def serve(home: Path, port: int, log: Path, *flags: str) -> Iterator[Server]:
-    """`python app.py`, as a user starts it, until the end of the block; its workers must end with it."""
+def serve(home: Path, port: int, log: Path, *flags: str, recordings: Path | None = None) -> Iterator[Server]:
+    """`python app.py`, as a user starts it, until the end of the block; its workers must end with it.
+
+    Args:
+        recordings: folder of recorded runs; None: none, so that a visitor begins without a run.
+    """
     command = [sys.executable, "app.py", "--port", str(port), "--data-dir", str(home), *flags]
+    command += ["--recordings", str(recordings or home / "none")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with log.open("ab") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
