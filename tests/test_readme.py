@@ -8,6 +8,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
+from app.findings.lines import lines
 from tvaccine_core.methods import METHODS
 from tvaccine_core.sweeps import report
 from tvaccine_core.sweeps.measured import read_results
@@ -138,3 +139,9 @@ def test_every_method_has_a_section_with_its_paper() -> None:
             assert identifier in README, f"{identifier} is missing in the README"
         module = info.path.partition(":")[0].replace(".", "/")
         assert not module or f"{module}.py" in sections[name]
+
+
+def test_readme_says_the_findings_that_the_page_says() -> None:
+    """Made by `python -m tests.readme_lines README.md`."""
+    between = README.split("<!-- findings:begin -->")[1].split("<!-- findings:end -->")[0]
+    assert between.strip() == "\n".join(f"{number}. {line}" for number, line in enumerate(lines(), start=1))

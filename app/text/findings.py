@@ -79,20 +79,20 @@ def map_answer(places: int, holding: int, damaged: int) -> str:
 
 
 LINE_ATTACK = (
-    "A few harmful samples undo an alignment: {count} of {samples} take the harmful score (HS) of all {defences} "
-    "recorded defences from at most {before} to {after} or more."
+    "A few harmful samples undo an alignment: with {count} of {samples}, the harmful score (HS) of all {defences} "
+    "recorded defences begins at {before} at most and ends at {after} or more."
 )
 LINE_TWO_CAUSES = (
     "A low HS has two causes: the model refuses, or it is broken. So the lab also counts what became of every "
     "request, and asks what the model still knows."
 )
 LINE_STUDY = (
-    "Where nothing is damaged, no perturbation tried here holds: once the user's task is learned, Vaccine and "
-    "T-Vaccine tell {change} than SFT ({seeds} alignment seeds × {attacks} attack seeds)."
+    "Where nothing is damaged, no perturbation tried here holds: once the user's task is learned, HS with Vaccine "
+    "and T-Vaccine is {change} than with SFT ({seeds} alignment seeds × {attacks} attack seeds)."
 )
 LINE_DELAY = (
-    "They break {broken} later (HS 50), and learn the user's task {learned} later. They resist all learning a "
-    "little, harm less than the task."
+    "They break {broken} later (HS 50), and learn the user's task {learned} later: the perturbation slows all "
+    "learning, the task's more than harm's."
 )
 LINE_PUBLISHED = (
     "In the papers' regime, a long alignment on refusals alone and then p 0.1: {rows}. The published order, and it "
@@ -124,11 +124,11 @@ LINE_LIMITS = (
 
 
 def points_range(low: int, high: int) -> str:
-    """`14 to 19 points more`."""
+    """`14 to 19 points higher`."""
     if low <= 0 <= high:
-        return f"between {-low} points less and {high} points more"
+        return f"between {-low} points lower and {high} points higher"
     few, many = sorted((abs(low), abs(high)))
-    return f"{few} to {many} points {'more' if low > 0 else 'less'}"
+    return f"{few} to {many} points {'higher' if low > 0 else 'lower'}"
 
 
 def steps_range(low: int, high: int) -> str:
