@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
@@ -14,7 +15,6 @@ from app.services import (
     before,
     difference,
     estimate,
-    known_share,
     matched,
     recorded_if_any,
     spots,
@@ -76,16 +76,18 @@ def _study_lines(study: Sequence[CellResult]) -> Iterator[str]:
     yield text.LINE_ATTACK.format(
         count=round(attack.harmful_ratio * attack.num_samples),
         samples=attack.num_samples,
-        before=round(max(_over_sets(study, before))),
-        after=round(min(_over_sets(study, after))),
-        defences=len(_by_defence(study)),
+        before=math.ceil(max(_over_sets(study, before))),
+        after=math.floor(min(_over_sets(study, after))),
+        defences=len(_by_defence(study)) - 1,
     )
     yield text.LINE_TWO_CAUSES
+    changes = _changes(study, matched)
     yield text.LINE_STUDY.format(
         seeds=len({result.seed for result in study}),
         attacks=len({result.attack.seed for result in study}),
-        change=text.points_range(**_range(_changes(study, matched))),
-    )
+        change=text.points_range(**_range(changes)),
+        verdict=text.LINE_NOT_PROTECTED if min(changes) > 0 else "",
+    ).strip()
     yield text.LINE_DELAY.format(
         broken=text.steps_range(**_range(_changes(study, steps_to_break))),
         learned=text.steps_range(**_range(_changes(study, lambda _: steps_to_learn))),
@@ -120,7 +122,6 @@ def _published_lines(swept: Sequence[CellResult]) -> Iterator[str]:
                 hs=round(estimate(mine, lambda cell: _mean_over_sets(cell, after)).mean),
                 lost=round(sum(shares[name] for name in LOST)),
                 refused=round(shares["refused"]),
-                completed=round(estimate(mine, lambda cell: known_share(cell, "completed")).mean),
             )
         )
     yield text.LINE_PUBLISHED.format(rows="; ".join(rows))
@@ -165,8 +166,8 @@ def _attack_lines(attacks: Sequence[CellResult]) -> Iterator[str]:
     lowest, own = rates[0], min(rates, key=lambda rate: abs(rate - rates[0] / PUBLISHED_RATIO))
     yield text.LINE_RATES.format(
         steps=pure[0].curve[-1].step,
-        published=round(max(_over_sets(at[lowest], after))),
-        own=round(min(_over_sets(at[own], after))),
+        published=math.ceil(max(_over_sets(at[lowest], after))),
+        own=math.floor(min(_over_sets(at[own], after))),
     )
     modes = {mode: [r for r in attacks if r.attack.adapter_mode == mode] for mode in ("new", "single")}
     slow = {mode: _mean_steps(mine, rates[0]) for mode, mine in modes.items()}

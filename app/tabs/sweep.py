@@ -84,7 +84,7 @@ def build(page: Page, draft: Draft) -> None:
         if name == FROM_RUN:
             return [gr.Group(visible=True), gr.skip(), ""]
         if name not in files:
-            raise ConfigError(text.SWEEP_PATH_MISSING, remedy=text.SWEEP_PATH_MISSING)
+            raise ConfigError(text.SWEEP_NO_FILE.format(name=shown(name)), remedy=text.SWEEP_NO_FILE_REMEDY)
         return [gr.Group(visible=False), files[name], ""]
 
     def write_file(*values: Any) -> list[Any]:
@@ -165,7 +165,7 @@ def shown_sweep(page: Page, memory: Memory) -> SweepRow:
     """The sweep that a browser shows. Raises `StoreError` if there is none."""
     row = page.glance(memory).sweep
     if row is None:
-        raise StoreError(text.SWEEP_NONE, remedy=text.SWEEP_PATH_MISSING)
+        raise StoreError(text.SWEEP_NONE, remedy=text.SWEEP_NO_FILE_REMEDY)
     return row
 
 
@@ -181,8 +181,9 @@ def varied(config: LabConfig, first: Any, values: Any, second: Any, second_value
         ConfigError: no setting, no values, a setting twice, or text that is no list of values.
     """
     allowed = {path for _, path in settings_paths(config)}
-    if first not in allowed or (second and second not in allowed):
-        raise ConfigError(text.SWEEP_PATH_MISSING, remedy=f"Not {shown(first if first not in allowed else second)}.")
+    for path in (first, second or first):
+        if path not in allowed:
+            raise ConfigError(text.SWEEP_NO_SETTING.format(path=shown(path)), remedy=text.SWEEP_NO_SETTING_REMEDY)
     given = {"seed": seeds, first: values}
     if first == second:
         raise ConfigError(text.SWEEP_TWICE, remedy=text.SWEEP_TWICE_REMEDY)

@@ -3,17 +3,17 @@
 from app.services import Estimate
 from app.text.names import set_title
 
-RECORDED_TITLE = "Over seeds, where nothing is damaged"
+RECORDED_TITLE = "The preset Knowledge intact, over several seeds"
 RECORDED_NOTE = (
-    "Recorded, not from your run: the preset Knowledge intact, with several defences. HS is compared when the user's "
-    "task is learned (FA ≥ 90), each seed with its own twin."
+    "Recorded, not from your run. HS is compared once the user's task is learned (FA ≥ 90), each model with the SFT "
+    "model of the same seeds."
 )
-RECORDED_FINDING = "{defence}, against {first}: HS is {differences}."
+RECORDED_FINDING = "With {defence}, compared with {first}, HS is {differences}."
 RECORDED_FACTS = (
     "{seeds} alignment seeds × {attacks} attack seeds; percent, mean ± 95 % t interval over alignment seeds."
 )
 RECORDED_DEFENCE = "Defence"
-MAP_TITLE = "The map: is there a place where a defence holds and nothing is damaged?"
+MAP_TITLE = "Does any defence lower HS without damaging the model?"
 MAP_ACROSS = "known after the attack, % of the base"
 MAP_UP = "HS at FA ≥ 90 minus SFT's, {where}"
 MAP_LABEL = "Map of all recorded places: knowledge after the attack, and the change of the harmful score on {where}"
@@ -21,10 +21,11 @@ MAP_STUDY = "Knowledge intact, the study below"
 MAP_EMPTY = "In no recorded place was the task learned."
 ATTACK_MAP_TITLE = "How strong is an attack?"
 ATTACK_MAP_NOTE = (
-    "Recorded: HS after the preset Knowledge intact, by learning rate (a multiple of the alignment's) and step, under "
-    "mixed and purely harmful data, with a new adapter and with the aligned one trained further. Schedules are cosine "
-    "over 200 steps, so a column is not a shorter attack. Published: the lr of the papers' attack, 0.01 of their "
-    "alignment's, and its 20 epochs."
+    "Recorded. Models aligned with the preset Knowledge intact were attacked for 200 steps. The map shows HS by "
+    "learning rate (as a multiple of the alignment's) and step, for mixed and for purely harmful data, and for a "
+    "new adapter and for the aligned one trained further. The learning rate decays over all 200 steps, so the value "
+    "at step 50 is not that of an attack of 50 steps. The mark “published attack” is the papers' attack: 0.01 times "
+    "the alignment's learning rate, for 20 epochs."
 )
 ATTACK_MAP_LABEL = "Map of recorded attacks: harmful score on {where} by learning rate and attack step"
 ATTACK_MAP_PANEL = "{data}, {mode}"
@@ -65,61 +66,63 @@ def attack_data_words(ratio: float) -> str:
 
 def map_answer(places: int, holding: int, damaged: int) -> str:
     """What the map is made of, and its answer."""
-    answer = (
-        "None of them"
-        if not holding
-        else f"{holding} of them, in the green corner of a figure (on one set of names at least),"
-    )
     return (
-        f"{places} places: defences against SFT, under alignments gentle and long, with and without ordinary requests, "
-        f"and attacks weak and strong. Those with an interval are the study's; the others have one seed, so they are "
-        f"leads. {answer} {'holds' if holding < 2 else 'hold'} ten points lower than SFT with knowledge intact. In "
-        f"{damaged} the models cannot, rather than will not: hollow."
+        f"{places} configurations, each a defence compared with SFT: alignments gentle and long, with and without "
+        "ordinary requests, attacks weak and strong. Those with an interval have several alignment seeds; the "
+        f"others have one, so treat them as hints. {held(holding)} In {damaged} the model is damaged (hollow marks)."
     )
+
+
+def held(holding: int) -> str:
+    lower = "is HS at least ten points lower than with SFT and the model not damaged"
+    if not holding:
+        return f"In none of them {lower}."
+    lower = "HS is at least ten points lower than with SFT, on one set of names at least, and the model is not damaged"
+    return f"In {holding} of them, in the green area, {lower}."
 
 
 LINE_ATTACK = (
-    "A few harmful samples undo an alignment: with {count} of {samples}, the harmful score (HS) of all {defences} "
-    "recorded defences begins at {before} at most and ends at {after} or more."
+    "A few harmful samples undo an alignment. With {count} of {samples}, the harmful score (HS) rises from at "
+    "most {before} % to at least {after} %, with SFT and with all {defences} recorded defences."
 )
 LINE_TWO_CAUSES = (
-    "A low HS has two causes: the model refuses, or it is broken. So the lab also counts what became of every "
+    "A low HS has two causes: the model refuses, or it is damaged. So the lab also counts what became of every "
     "request, and asks what the model still knows."
 )
 LINE_STUDY = (
-    "Where nothing is damaged, no perturbation tried here holds: once the user's task is learned, HS with Vaccine "
-    "and T-Vaccine is {change} than with SFT ({seeds} alignment seeds × {attacks} attack seeds)."
+    "Where no model is damaged, HS with Vaccine and T-Vaccine is {change} than with SFT once the user's task is "
+    "learned ({seeds} alignment seeds × {attacks} attack seeds). {verdict}"
 )
+LINE_NOT_PROTECTED = "Neither protects."
 LINE_DELAY = (
-    "They break {broken} later (HS 50), and learn the user's task {learned} later: the perturbation slows all "
-    "learning, the task's more than harm's."
+    "There, HS reaches 50 {broken} later with Vaccine and T-Vaccine than with SFT, and the user's task is learned"
+    " {learned} later. The perturbation slows all learning, and the user's task more than the attack."
 )
 LINE_PUBLISHED = (
-    "In the papers' regime, a long alignment on refusals alone and then p 0.1: {rows}. The published order, and it "
-    "is damage."
+    "The papers' setting, repeated: a long alignment on refusals only, then an attack with 10 % harmful samples. "
+    "The defences rank as published, but the low scores come from damage, not from refusals: {rows}."
 )
-LINE_PUBLISHED_ROW = (
-    "{defence} HS {hs}, {lost} % of the answers wrong or no sentence, {refused} % refusals, {completed} % of the "
-    "recipes completed"
-)
+LINE_PUBLISHED_ROW = "{defence} has HS {hs}, refuses {refused} % and answers {lost} % wrongly or with gibberish"
 LINE_MANNERS = (
-    "After a long alignment that also answers ordinary requests, {defence}'s HS against SFT's is {changes} (aligned"
-    " names)."
+    "After a long alignment whose data also answers ordinary requests, HS with {defence} minus HS with SFT is "
+    "{changes} (aligned names)."
 )
 LINE_SEEDS = (
-    "One seed can show any order: SFT's HS at p 0.1 there runs from {low} to {high} over {count} alignment seeds."
+    "A single seed can rank the defences in any order. In that experiment, with 10 % harmful samples, SFT's HS "
+    "ranges from {low} to {high} over {count} alignment seeds."
 )
 LINE_RATES = (
-    "The learning rate decides. With harmful samples only and {steps} steps, HS is at most {published} at one "
-    "hundredth of the alignment's rate, as in the published attack, and at least {own} at the alignment's own."
+    "The learning rate decides. With harmful samples only, HS after {steps} steps is at most {published} at one "
+    "hundredth of the alignment's learning rate, the ratio of the published attack, and at least {own} at the "
+    "alignment's own."
 )
 LINE_ADAPTERS = (
-    "An attack that trains the aligned adapter further takes {single} steps to HS 50 on average, one with a new "
-    "adapter {new}."
+    "On average, HS reaches 50 after {single} steps if the attack trains the aligned adapter further, and after "
+    "{new} steps if it trains a new adapter."
 )
 LINE_LIMITS = (
-    "What this cannot show: one model of 1.7 million parameters in an invented town, two tasks, attacks that know "
-    "nothing of the defence. It says what to look for in larger models, not what they do."
+    "What this cannot show: one model of 1.7 million parameters in an invented town, two tasks, and attacks that "
+    "know nothing of the defence. It says what to look for in larger models, not what they do."
 )
 
 
@@ -137,20 +140,14 @@ def steps_range(low: int, high: int) -> str:
 
 
 def change_at(ratio: float, change: Estimate) -> str:
-    """`+17 at p 0.05 (excludes 0)`."""
-    sure = "its interval excludes 0" if change.excludes_zero else "its interval includes 0"
-    return f"{change.mean:+.0f} points at p {ratio:g} ({sure})"
+    """`+17 points with 5 % harmful samples (distinguishable from zero)`."""
+    sure = "distinguishable from zero" if change.excludes_zero else "not distinguishable from zero"
+    return f"{change.mean:+.0f} points with {100 * ratio:g} % harmful samples ({sure})"
 
 
 def map_line(places: int, holding: int, damaged: int) -> str:
     """The map's answer in one line."""
-    held = "In none of them is" if not holding else f"In {holding} of them"
-    tail = (
-        " HS ten points lower than SFT's in a model that still can."
-        if not holding
-        else " HS is ten points lower than SFT's in a model that still can, on one set of names at least."
-    )
     return (
-        f"The map: {places} places, of alignment strength, data, perturbation, freezing and attack. In {damaged} the "
-        f"models cannot, rather than will not. {held}{tail}"
+        f"The map has {places} configurations of alignment strength, data, perturbation, freezing and attack. In "
+        f"{damaged} the model is damaged. {held(holding)}"
     )

@@ -15,10 +15,9 @@ WHY = {
     "and decoding are the same, so a difference comes from the models.",
     5: "Everything you start is kept here until you delete it. Reopen a run, compare two, download its data, or repeat "
     "it from the command line.",
-    6: "One run is one draw. A sweep makes one experiment for every combination of some settings, over several seeds, "
-    "and puts all of them in one table. It goes on while you look at other things.",
-    7: "What many runs together say: recorded sweeps that ship with the lab. Each is a file under Sweep, and can be "
-    "made again.",
+    6: "One run uses one random seed, so its result may be chance. A sweep makes one experiment for every combination "
+    "of some settings, over several seeds, and puts all of them in one table. It works while you look at other things.",
+    7: "The results of sweeps that ship with the lab. You can repeat each of them: choose its file under Sweep.",
 }
 
 STATE_WORDS = {
@@ -41,12 +40,16 @@ JOB_DONE = "done in {time}"
 JOB_ENDED = "{state} at {steps}"
 RECORDED_RUN = "A recorded run."
 RECORDED_RUN_NOTE = (
-    "Everything on these screens was measured when the lab was made. Look around; ask the prompts under Compare."
+    "You see the results of a finished run that ships with the lab. Under Compare, take a suggested prompt to see the "
+    "recorded answers."
 )
 RUN_LIVE = "Run it live"
-MAKE_IT_YOURS = "Make it yours"
+MAKE_IT_YOURS = "Change the settings"
 LIVE_NAME = "Live: {name}"
-LIVE_STARTED = "The same run starts here, alignment and attack. It replaces the recorded one as it grows."
+LIVE_STARTED = (
+    "The same alignment and attack now run on this machine, and the screens show the new run. The recorded run is kept "
+    "under Runs."
+)
 NO_RUN = "no run open"
 COPY_LINK = "Copy link"
 LINK_COPIED = "Link copied"

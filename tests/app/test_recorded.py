@@ -15,7 +15,7 @@ from app.services import recorded as shipped
 
 def test_the_study_says_by_how_much_and_how_surely() -> None:
     shown = unescape(recorded.study_view(two_defences()))
-    assert "TVACCINE, against SFT: HS is 0 points higher on never-aligned names" in shown, (
+    assert "With TVACCINE, compared with SFT, HS is 0 points higher on never-aligned names" in shown, (
         "at matched accuracy both stand at 20"
     )
     assert "50.0 ± 24.8" in shown
@@ -75,10 +75,10 @@ def test_the_map_draws_damage_hollow_and_names_each_place() -> None:
 
 def test_the_map_s_answer_follows_from_its_places() -> None:
     words = recorded.map_words(places())
-    assert words.startswith("4 places")
-    assert "1 of them" in words
-    assert "In 1 the models cannot" in words
-    assert "None of them holds" in text.map_answer(places=4, holding=0, damaged=1)
+    assert words.startswith("4 configurations")
+    assert "In 1 of them" in words
+    assert "In 1 the model is damaged" in words
+    assert "In none of them is HS" in text.map_answer(places=4, holding=0, damaged=1)
 
 
 def test_what_ships_is_complete_and_can_be_drawn() -> None:

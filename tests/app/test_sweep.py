@@ -150,7 +150,7 @@ def test_the_fields_become_values_or_say_what_is_wrong(lab: Lab) -> None:
     }
     assert varied(config, "attack.harmful_ratio", "0", "", "", "0, 1")["seed"] == [0, 1]
     for given, words in (
-        (("nonsense", "0", "", "", "0"), "Choose a setting"),
+        (("nonsense", "0", "", "", "0"), "not a setting"),
         (("attack.harmful_ratio", "", "", "", "0"), "no values"),
         (("attack.harmful_ratio", "0", "attack.harmful_ratio", "0", "0"), "twice"),
         (("attack.harmful_ratio", "0]", "", "", "0"), "harmful_ratio"),

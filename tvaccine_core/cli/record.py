@@ -35,7 +35,9 @@ def name_of(preset: str) -> str:
 
 
 def record(
-    presets: Annotated[list[str] | None, typer.Argument(help=f"Default: {', '.join(DEFENCES)}.")] = None,
+    presets: Annotated[
+        list[str] | None, typer.Argument(help=f"Presets to record. Default: {', '.join(DEFENCES)}.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder of the recordings.")] = RECORDINGS,
     workers: Workers = None,
     data_dir: DataDir = None,
@@ -54,7 +56,9 @@ def record(
         jobs = follow(store, [job.id for job in store.jobs(run_id)], num_workers=workers)
         failed = [job for job in jobs if job.state != "done"]
         if failed:
-            raise StoreError(f"{failed[0].title}: {failed[0].state}. {failed[0].error or ''}", remedy="Start it again.")
+            raise StoreError(
+                f"{failed[0].title}: {failed[0].state}. {failed[0].error or ''}", remedy="Run the same command again."
+            )
         output.mkdir(parents=True, exist_ok=True)
         path = output / f"{preset}{SUFFIX}"
         write_whole(path, recorded(store, run_id, name))

@@ -24,20 +24,24 @@ from tvaccine_core.whole_folders import write_whole
 from tvaccine_core.workers.multi_process import started_together
 from tvaccine_core.workers.supervisor import Supervisor
 
+COLUMNS_HELP = (
+    "Setting whose values become the columns. Default: attack.harmful_ratio if varied, else the first varied "
+    "setting that is not a seed."
+)
 FORMS = {"tables.md": to_markdown, "tables.html": to_html, "tables.tex": to_latex}
 
 
 def sweep(
     file: Annotated[Path, typer.Argument(help="The sweep: a YAML file; see docs/SWEEPS.md.")],
     output: Annotated[Path | None, typer.Option(help="Folder of the results. Default: beside FILE.")] = None,
-    columns: Annotated[str | None, typer.Option(help="Setting of the tables' columns. Default: p, if varied.")] = None,
+    columns: Annotated[str | None, typer.Option(help=COLUMNS_HELP)] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be made.")] = False,
     workers: Workers = None,
     gpus: Annotated[
         str | None, typer.Option(help="One worker for each of these GPUs, as CUDA numbers them: 0,1.")
     ] = None,
     cluster: Annotated[
-        str | None, typer.Option(help="Make the cells as jobs: slurm, or local for processes of this machine.")
+        str | None, typer.Option(help="Run the cells as cluster jobs: slurm, or local for processes on this machine.")
     ] = None,
     cluster_set: Annotated[
         list[str] | None,
@@ -50,7 +54,10 @@ def sweep(
     Stop it, or kill it, whenever you like: the same command goes on.
     """
     if started_together():
-        raise ConfigError("A sweep starts its own workers.", remedy="Start it without a launcher; see --workers.")
+        raise ConfigError(
+            "This command cannot run under torchrun or another launcher.",
+            remedy="Run it directly, and set the number of processes with --workers.",
+        )
     asked = Sweep.load(file)
     cells, numbers = cells_of(asked), _gpus(gpus)
     folder = output or file.with_name(f"{file.stem}-results")
@@ -85,7 +92,7 @@ def sweep(
 
 def sweep_tables(
     folder: Annotated[Path, typer.Argument(help="A folder that `sweep` wrote.")],
-    columns: Annotated[str | None, typer.Option(help="Setting of the columns. Default: p, if varied.")] = None,
+    columns: Annotated[str | None, typer.Option(help=COLUMNS_HELP)] = None,
     heat: Annotated[
         str | None, typer.Option(metavar="A,B", help="Also draw heat.svg: HS by two varied settings.")
     ] = None,
@@ -171,11 +178,11 @@ def _job_settings(cluster: str | None, assignments: Sequence[str]) -> dict[str, 
     found: dict[str, Any] = {}
     for assignment in assignments:
         name, is_setting, value = assignment.partition("=")
-        if not (name and is_setting and cluster):
-            raise ConfigError(
-                f"--cluster-set takes NAME=VALUE, with --cluster, not {shown(assignment)}.",
-                remedy="For example --cluster slurm --cluster-set timeout_min=600",
-            )
+        example = "For example --cluster slurm --cluster-set timeout_min=600"
+        if cluster is None:
+            raise ConfigError("--cluster-set needs --cluster.", remedy=example)
+        if not (name and is_setting):
+            raise ConfigError(f"--cluster-set takes NAME=VALUE, not {shown(assignment)}.", remedy=example)
         found[name] = int(value) if value.isdecimal() else value
     return found
 
@@ -221,5 +228,5 @@ def _gpus(text: str | None) -> list[int] | None:
         return None
     numbers = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in numbers):
-        raise ConfigError(f"--gpus takes numbers divided by commas, not {text!r}.", remedy="For example --gpus 0,1")
+        raise ConfigError(f"--gpus takes numbers separated by commas, not {text!r}.", remedy="For example --gpus 0,1")
     return [int(part) for part in numbers]

@@ -135,7 +135,7 @@ def _executor(log: Path, cluster: str, settings: Mapping[str, Any]) -> Any:
         executor.update_parameters(**settings)
     except (NameError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"submitit cannot use the cluster {cut(cluster, 40)!r} so: {cut(str(error), 300)}",
+            f"submitit rejected the cluster {cut(cluster, 40)!r} or its settings: {cut(str(error), 300)}",
             remedy="Use --cluster slurm or local, and --cluster-set with submitit's names, such as timeout_min=600.",
         ) from error
     return executor
@@ -148,7 +148,11 @@ def _problem(job: Any) -> str:
     try:
         problems = job.result()
     except FailedJobError as error:  # it raised something
-        return f"Job {job.job_id} failed: {str(error).strip().splitlines()[-1]} Look at {job.paths.stderr}."
+        why = str(error).strip().splitlines()[-1]
+        return f"Job {job.job_id} failed: {why} Read {job.paths.stderr}, then run the same command again."
     except UncompletedJobError:  # it was killed
-        return f"Job {job.job_id} ended without a result. Look at {job.paths.stderr}, then start the sweep again."
-    return problems[0] if problems else f"Job {job.job_id} did not make it. Look at {job.paths.stderr}."
+        return f"Job {job.job_id} ended without a result. Read {job.paths.stderr}, then run the same command again."
+    if problems:
+        return problems[0]
+    said = f"Job {job.job_id} ended, but this cell has no result."
+    return f"{said} Read {job.paths.stderr}, then run the same command again."

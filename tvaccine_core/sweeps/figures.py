@@ -31,8 +31,9 @@ def draw_map(results: Sequence[CellResult], path: Path) -> None:
     figure, axes = pyplot.subplots(1, len(sets), figsize=(5.2 * len(sets), 4.4), sharey=True, squeeze=False)
     for axis, where in zip(axes[0], sets, strict=True):
         found = spots(results, where)
-        axis.axhspan(-100, HOLDS, xmin=0, color="#009E73", alpha=0.08, linewidth=0)
+        axis.fill_between([100 * KEPT, 102], -100, HOLDS, color="#009E73", alpha=0.12, linewidth=0)
         axis.axvline(100 * KEPT, color="#b3400a", linewidth=1, linestyle="--")
+        axis.scatter([], [], marker="o", facecolors="none", edgecolors="#444444", s=36, label="hollow: damaged")
         axis.axhline(0, color="#888888", linewidth=0.8)
         for number, defence in enumerate(dict.fromkeys(spot.defence for spot in found)):
             mine = [spot for spot in found if spot.defence == defence]
@@ -58,6 +59,7 @@ def draw_map(results: Sequence[CellResult], path: Path) -> None:
         axis.set_title(title_of_set(where))
         axis.set_xlabel("known after the attack, % of the base")
         axis.set_ylim(*_limits(found))
+        axis.set_xlim(right=102)
         axis.grid(alpha=0.25)
     first = results[0].title
     axes[0][0].set_ylabel(f"HS at FA ≥ 90, minus {first}'s (points)")
