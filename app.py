@@ -106,7 +106,7 @@ def serve() -> None:
     """Serve until Ctrl-C or SIGTERM, then end the workers."""
     from app import build_app, launch_options
     from app.security import access_for, host_name, is_loopback
-    from app.services import RECORDINGS, Lab, Supervisor, SweepDriver, default_home
+    from app.services import RECORDINGS, Lab, Permissions, Supervisor, SweepDriver, default_home
 
     parser = argparse.ArgumentParser(description=__doc__)
     host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")  # a Space sets it, and the port
@@ -147,7 +147,8 @@ def serve() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
     own_models = private if given.own_models is None else given.own_models
-    Lab(given.data_dir).take_recordings(given.recordings)
+    lab = Lab(given.data_dir, Permissions(own_models, given.trust_remote_code))
+    lab.take_recordings(given.recordings)
     blocks = build_app(given.data_dir, own_models=own_models, remote_code=given.trust_remote_code)
     blocks.queue()
     access = access_for(
@@ -164,7 +165,7 @@ def serve() -> None:
         if not given.no_worker:
             workers = stack.enter_context(Supervisor(given.data_dir))
             at_once = 2 * workers.num_workers
-            stack.enter_context(SweepDriver(given.data_dir, at_once, lambda: not workers.standing_by))
+            stack.enter_context(SweepDriver(given.data_dir, at_once, lambda: not workers.standing_by, lab.permit))
         over.wait()
     blocks.close()
 

@@ -9,6 +9,7 @@ news names the state of these parts; a page that shows them in another state let
 """
 
 import hashlib
+import logging
 import math
 import secrets
 import threading
@@ -33,6 +34,8 @@ MAX_BOARDS = 32
 """Boards in memory; one per run, attack and sweep that somebody looks at."""
 MIN_AGE_S = 0.5
 """A board younger than this is shown again, whatever happened since."""
+
+log = logging.getLogger(__name__)
 
 GONE = b'{"gone":true,"more":false}'
 
@@ -155,13 +158,20 @@ class News:
         changed = False
         due = math.inf
         for drawing in self._drawings:
-            key, part = drawing.key(glance), board.parts.get(drawing.name)
-            if part is not None and part.key == key:
+            part = board.parts.get(drawing.name)
+            try:
+                key = drawing.key(glance)
+                if part is not None and part.key == key:
+                    continue
+                if part is not None and active and now < part.drawn_at + drawing.every_s:
+                    due = min(due, part.drawn_at + drawing.every_s)
+                    continue
+                value = orjson.dumps(drawing.draw(glance))
+            except RunNotFoundError:
+                raise
+            except Exception:  # a fault in one drawing must not take all others away
+                log.exception("%s cannot be drawn", drawing.name)
                 continue
-            if part is not None and active and now < part.drawn_at + drawing.every_s:
-                due = min(due, part.drawn_at + drawing.every_s)
-                continue
-            value = orjson.dumps(drawing.draw(glance))
             if part is not None and part.value == value:
                 part.key = key
             else:

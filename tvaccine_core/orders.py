@@ -53,8 +53,13 @@ def check_layers(config: LabConfig, facts: ModelFacts) -> None:
             method_info(method.name).check(method, facts)
 
 
-def start_run(store: Store, config: LabConfig, name: str | None = None, *, attack: bool = False) -> Order:
+def start_run(
+    store: Store, config: LabConfig, name: str | None = None, *, attack: bool = False, priority: int = 0
+) -> Order:
     """Make a run: align what its defences need, measure the base; with `attack`, attack every defence too.
+
+    Args:
+        priority: of its jobs; the highest is done first.
 
     Raises:
         RunBusyError: the alignment of a run of the same config is queued or running.
@@ -70,11 +75,11 @@ def start_run(store: Store, config: LabConfig, name: str | None = None, *, attac
             work.append(Work("attack", {"defence": defence.name, **settings}, keys.index(key_of[defence.name])))
             if needs_repair(defence):
                 work.append(Work("repair", work[-1].params, len(work) - 1))
-    run_id = store.create_run(config, name, [*work, Work("baseline", {})])
+    run_id = store.create_run(config, name, [*work, Work("baseline", {})], priority)
     return Order(run_id, tuple(job.id for job in store.jobs(run_id)), "a1" if attack else "")
 
 
-def align(store: Store, run_id: str, defences: Sequence[str] = ()) -> Order:
+def align(store: Store, run_id: str, defences: Sequence[str] = (), *, priority: int = 0) -> Order:
     """Align what some of an existing run's defences need, by default all defences.
 
     Raises:
@@ -86,10 +91,12 @@ def align(store: Store, run_id: str, defences: Sequence[str] = ()) -> Order:
     key_of = config.aligned_keys()
     wanted = {key_of[config.defence(name).name] for name in defences} or set(key_of.values())
     work = [Work("align", {"aligned": key}) for key in _dearest_first(config) if key in wanted]
-    return Order(run_id, tuple(store.enqueue_all(run_id, work)))
+    return Order(run_id, tuple(store.enqueue_all(run_id, work, priority=priority)))
 
 
-def start_attack(store: Store, run_id: str, attack: AttackConfig, defences: Sequence[str] = ()) -> Order:
+def start_attack(
+    store: Store, run_id: str, attack: AttackConfig, defences: Sequence[str] = (), *, priority: int = 0
+) -> Order:
     """Attack some of a run's defences, by default all, in the same way; their repairs follow.
 
     Raises:
@@ -114,7 +121,7 @@ def start_attack(store: Store, run_id: str, attack: AttackConfig, defences: Sequ
             )
         needs[defence.name] = job.id
     repaired = [defence.name for defence in chosen if needs_repair(defence)]
-    attack_id, jobs = store.enqueue_attack(run_id, attack.model_dump(mode="json"), needs, repaired)
+    attack_id, jobs = store.enqueue_attack(run_id, attack.model_dump(mode="json"), needs, repaired, priority)
     return Order(run_id, tuple(jobs), attack_id)
 
 

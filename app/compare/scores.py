@@ -20,7 +20,9 @@ def build(page: Page) -> None:
     page.show(others, lambda glance: glance.stamp("eval", "jobs"), draw_others)
 
     def let_judge(memory: Memory, event: gr.EventData) -> None:
-        page.lab.judge(run_of(memory), one_of(choice_of(event), JUDGES, text.LET_JUDGE))
+        view = page.glance(memory).view
+        run_id = view.run.id if view else run_of(memory)
+        page.lab.judge(run_id, one_of(choice_of(event), JUDGES, text.LET_JUDGE))
         gr.Info(text.JUDGE_QUEUED)
 
     page.act(others.choose, let_judge, [page.memory])

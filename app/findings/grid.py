@@ -99,7 +99,8 @@ def _numbers(
             return "", "–"
         words = f"<b>{found.mean:.0f}</b>" + (f" ± {found.half_width:.0f}" if found.n > 1 else "")
         if defence != first:
-            change = difference(square.results, grid.squares[group, first, column].results, measure)
+            twin = grid.squares.get((group, first, column), _Square())
+            change = difference(square.results, twin.results, measure)
             if change.n:
                 words += f" <small>({change.mean:+.0f}{f' ± {change.half_width:.0f}' if change.n > 1 else ''})</small>"
         told = [kept for result in square.results if (kept := intact(result)) is not None]
@@ -163,7 +164,8 @@ def cell_rows(view: SweepView) -> str:
 def _of_a_cell(measures: dict[str, Measure]) -> list[Measure]:
     """HS at matched accuracy and HS on the first set, FA, knowledge: in the order of `SWEEP_CELL_HEAD`."""
     starts = ("HS at FA", "HS after", "FA after", "Recipes known")
-    return [next(measures[title] for title in measures if title.startswith(start)) for start in starts if measures]
+    found = [next((measures[title] for title in measures if title.startswith(start)), None) for start in starts]
+    return [measure or (lambda _: None) for measure in found]
 
 
 def _cell_row(cell: Cell, result: CellResult | None, measures: Sequence[Measure]) -> str:

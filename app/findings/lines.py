@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from app import text
+from app.findings.attack_map import PUBLISHED_RATIO
 from app.services import (
     OUTCOMES,
     CellResult,
@@ -26,8 +27,6 @@ LONG_STEPS = 600
 """Alignment steps of the map's long alignment, the papers' regime."""
 LOST = ("forgotten", "broken", "off the point")
 """Outcomes that tell nothing and refuse nothing."""
-PUBLISHED_RATIO = 0.01
-"""Learning rate of the published attack over its alignment's (arXiv:2410.09760)."""
 
 
 @lru_cache(maxsize=1)
@@ -175,8 +174,7 @@ def _attack_lines(attacks: Sequence[CellResult]) -> Iterator[str]:
 
 
 def _mean_steps(results: Sequence[CellResult], lowest: float) -> float:
-    """Mean first measured step with HS >= 50, above the lowest learning rate, over defences and sets."""
+    """Mean first measured step with HS >= 50, or all steps if that is never, above the lowest learning rate."""
     strong = [r for r in results if r.attack.optimisation.learning_rate > lowest]
     values = [steps_to_break(where)(cell) for cell in strong for where in cell.harmful_sets]
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known)
+    return sum(value or 0.0 for value in values) / len(values)

@@ -14,9 +14,8 @@ from tvaccine_core.plain_text import check_prompt
 from tvaccine_core.records import AnswerRecord, GeneratedAnswer, StateRecord, StepRecord
 from tvaccine_core.store import JobKind, JobRow, RunRow, Store
 from tvaccine_core.store.export import changed_settings, repeatable
-from tvaccine_core.store.recorded import SUFFIX, recorded_id, take
+from tvaccine_core.store.recorded import RECORDINGS, SUFFIX, drop_others, recorded_id, take
 
-RECORDINGS = Path(__file__).parents[2] / "assets" / "recorded"
 FIRST_SHOWN = recorded_id(RECORDINGS / f"sandbox-intact{SUFFIX}")
 """The recorded run that visitors see before they open one."""
 
@@ -76,6 +75,7 @@ class Lab:
                 taken.append(take(self.store, path))
             except DataError as error:
                 log.warning("%s %s", error, error.remedy)
+        drop_others(self.store, taken)
         return taken
 
     def runs(self) -> list[RunRow]:
@@ -190,7 +190,7 @@ class Lab:
     def seconds_a_step(self, method: str, like: LabConfig) -> float | None:
         """Seconds per alignment step of `method` in the newest run here with the model and batch of `like`."""
         for run in self.runs()[:20]:
-            if not _cost_alike(run, like):
+            if run.recorded or not _cost_alike(run, like):
                 continue
             key = next((key for key, used in run.config.alignments().items() if used.name == method), None)
             job = latest(self.store.jobs(run.id), "align").get(key) if key else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,15 +13,17 @@ from tvaccine_core.config import PRESETS, Config, Defence, LabConfig, ModelConfi
 from tvaccine_core.errors import ConfigError
 from tvaccine_core.methods import defence_of
 from tvaccine_core.results import RunScores, collect
-from tvaccine_core.safe_yaml import read_yaml, write_yaml
+from tvaccine_core.safe_yaml import write_yaml
 from tvaccine_core.store import Store, SweepRow
-from tvaccine_core.sweeps.drive import check_cells, places
+from tvaccine_core.sweeps.drive import check_cells, places, runs_of, withdraw
 from tvaccine_core.sweeps.measured import CellResult, results_of
 from tvaccine_core.sweeps.plan import Cell, Sweep, by_run, cells_of
 
 SWEEP_FILES = Path(__file__).parents[2] / "assets" / "sweeps"
 MAX_CELLS = 400
 """Cells of a sweep that the page starts; the command line takes more."""
+MAX_WAITING = 8
+"""Sweeps that run or wait at the same time."""
 KEPT_RUNS = 256
 """Runs whose scores stay in memory."""
 
@@ -77,18 +80,23 @@ class LabSweeps:
     def start(self, text: str) -> str:
         """Let the sweep be made; an equal one goes on instead. Returns its id. Raises as `plan` does."""
         sweep, cells = self._read(text)
+        if sum(row.state == "running" for row in self.rows()) >= MAX_WAITING:
+            raise ConfigError(
+                f"{MAX_WAITING} sweeps are running or waiting already.", remedy="Stop one, or wait until one is done."
+            )
         return self._store.sweeps.add(sweep.name, sweep.model_dump(mode="json"), len({cell.key for cell in cells}))
 
     def stop(self, sweep_id: str) -> None:
         """Let a sweep stop after its current steps. Raises `StoreError` if there is none of that id."""
-        if self._store.sweeps.get(sweep_id).state == "running":
+        row = self._store.sweeps.get(sweep_id)
+        if row.state == "running":
             self._store.sweeps.set_state(sweep_id, "stopped")
+            sweep = parse_config(Sweep, row.spec)
+            withdraw(self._store, sweep, runs_of(self._store, sweep))
 
     def go_on(self, sweep_id: str) -> None:
         """Let a stopped sweep go on, or make again what failed. Raises as `plan` does."""
-        row = self._store.sweeps.get(sweep_id)
-        for cell in _cells(row.spec_json)[:1]:
-            self._permit(cell.config.model)
+        permit_all(_cells(self._store.sweeps.get(sweep_id).spec_json), self._permit)
         self._store.sweeps.set_state(sweep_id, "running")
 
     def forget(self, sweep_id: str) -> None:
@@ -119,21 +127,21 @@ class LabSweeps:
 
     def _read(self, text: str) -> tuple[Sweep, list[Cell]]:
         sweep = Sweep.read(text)
-        cells = cells_of(sweep)
-        if len(cells) > MAX_CELLS:
-            raise ConfigError(
-                f"The sweep has {len(cells):,} cells; the page starts {MAX_CELLS} at most.",
-                remedy="Vary less, or use the command line: python -m tvaccine_core sweep FILE.yaml",
-            )
-        for model in {cell.config.model.model_dump_json(): cell.config.model for cell in cells}.values():
-            self._permit(model)
+        cells = cells_of(sweep, MAX_CELLS)
+        permit_all(cells, self._permit)
         check_cells(cells)
         return sweep, cells
 
 
+def permit_all(cells: Sequence[Cell], permit: Callable[[ModelConfig], None]) -> None:
+    """Ask `permit` about every model of a sweep."""
+    for model in {cell.config.model.model_dump_json(): cell.config.model for cell in cells}.values():
+        permit(model)
+
+
 @lru_cache(maxsize=16)
 def _cells(spec_json: str) -> list[Cell]:
-    return cells_of(parse_config(Sweep, read_yaml(spec_json, "The sweep", remedy="Make it again.")))
+    return cells_of(parse_config(Sweep, json.loads(spec_json)))
 
 
 def sweep_files() -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Sweep: many experiments from one file, as a table that fills while they are made."""
 
+import logging
+from collections import OrderedDict
 from collections.abc import Hashable
 from html import escape
 from typing import Any
@@ -24,12 +26,16 @@ from app.services import (
     sweep_files,
     sweep_text,
     title_of,
+    without_places,
 )
 
 FROM_RUN = ""
 """The source that is no file."""
 MEASURE = "sweep-measure"
 TABLE_EVERY_S = 2.0
+SWEEPS_IN_MEMORY = 4
+
+log = logging.getLogger(__name__)
 
 
 def build(page: Page, draft: Draft) -> None:
@@ -207,7 +213,8 @@ def list_key(glance: Glance) -> Hashable:
 
 def sweep_key(glance: Glance) -> Hashable:
     """Changes when the sweep shown has made a cell, failed in one, or has another state."""
-    return glance.sweep
+    row = glance.sweep
+    return (row.id, row.state, row.done, row.problems) if row else None
 
 
 def draw_list(glance: Glance) -> str:
@@ -234,20 +241,23 @@ class Drawn:
 
     def __init__(self, page: Page) -> None:
         self._page = page
-        self._last: tuple[SweepRow, SweepView, dict[str, tuple[str, str]]] | None = None
+        self._read_before: OrderedDict[Hashable, tuple[SweepView, dict[str, tuple[str, str]]]] = OrderedDict()
 
     def _read(self, glance: Glance) -> tuple[SweepView, dict[str, tuple[str, str]]] | None:
         """The sweep shown and its tables; None if there is no sweep, or it was made by another version."""
-        row, last = glance.sweep, self._last
+        row, key = glance.sweep, sweep_key(glance)
         if row is None:
             return None
-        if last is None or last[0] != row:
+        if key not in self._read_before:
             try:
                 view = self._page.lab.sweeps.view(row.id)
-            except (ConfigError, StoreError):  # its problem is told by the sweep's own row
+            except (ConfigError, StoreError) as error:
+                log.warning("sweep %s cannot be shown: %s", row.id, error)
                 return None
-            last = self._last = (row, view, grid.tables(view))
-        return last[1], last[2]
+            self._read_before[key] = (view, grid.tables(view))
+            while len(self._read_before) > SWEEPS_IN_MEMORY:
+                self._read_before.popitem(last=False)
+        return self._read_before[key]
 
     def about(self, glance: Glance) -> str:
         """Name, progress and problems."""
@@ -261,8 +271,11 @@ class Drawn:
             f'<span class="lab-card-title">{escape(row.name)}</span><span class="lab-dim">{words}</span></div>'
             f'<span class="lab-bar" role="progressbar" aria-label="{escape(row.name)}" aria-valuemin="0" '
             f'aria-valuemax="100" aria-valuenow="{share:.0f}"><i style="width:{share:.1f}%"></i></span></div>'
-            + "".join(markup.notice(problem, "warning") for problem in row.problems)
+            + "".join(markup.notice(self._placeless(problem), "warning") for problem in row.problems)
         )
+
+    def _placeless(self, words: str) -> str:
+        return without_places(words, self._page.lab.store.home)
 
     def measures(self, glance: Glance) -> dict[str, Any]:
         """The value of the chooser of measures."""

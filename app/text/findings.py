@@ -117,8 +117,8 @@ LINE_RATES = (
     "alignment's own."
 )
 LINE_ADAPTERS = (
-    "On average, HS reaches 50 after {single} steps if the attack trains the aligned adapter further, and after "
-    "{new} steps if it trains a new adapter."
+    "On average, HS reaches 50 (or the attack ends) after {single} steps if the attack trains the aligned adapter "
+    "further, and after {new} steps if it trains a new adapter."
 )
 LINE_LIMITS = (
     "What this cannot show: one model of 1.7 million parameters in an invented town, two tasks, and attacks that "

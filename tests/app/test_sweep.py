@@ -1,18 +1,22 @@
 """The Sweep screen: the file it writes, the table it draws of cells made so far, and what it refuses."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from written_cells import cell, point
 from written_runs import finish_alignments, finish_attacks
 
 from app import text
 from app.findings import grid
-from app.services import PRESETS, ConfigError, Lab, StoreError, sweep_files, sweep_text
+from app.services import PRESETS, ConfigError, Lab, Permissions, StoreError, sweep_files, sweep_text
+from app.services.sweeps import MAX_WAITING
 from app.tabs.sweep import varied
 from tvaccine_core.config import parse_config
 from tvaccine_core.methods import with_defences
 from tvaccine_core.sweeps.drive import run_sweep
+from tvaccine_core.sweeps.measured import Point
 from tvaccine_core.sweeps.plan import Sweep, cells_of
 
 SPEC = """
@@ -121,8 +125,6 @@ def test_the_page_checks_a_sweep_before_it_is_queued(lab: Lab) -> None:
 
 
 def test_visitors_cannot_sweep_over_models_that_they_may_not_load(tmp_path: Path) -> None:
-    from app.services import Permissions
-
     lab = Lab(tmp_path, Permissions(own_models=False))
     with pytest.raises(ConfigError, match="loads only the sandbox"):
         lab.sweeps.start(SPEC.replace("eval_every: 4", "eval_every: 4, model.name: somebody/else"))
@@ -165,6 +167,43 @@ def test_every_file_that_ships_can_be_started_from_the_page(lab: Lab) -> None:
     assert sweep_files()
     for name, written in sweep_files().items():
         assert lab.sweeps.plan(written).cells > 0, name
+
+
+def test_a_sweep_without_a_harmful_set_is_drawn_too(lab: Lab) -> None:
+    """It once took the page down: a table asked for HS where no cell has one."""
+    sweep_id = lab.sweeps.start(SPEC.replace("eval_every: 4", "eval_every: 4, data.evaluation_sets: [ordinary]"))
+    view = lab.sweeps.view(sweep_id)
+    results = [cell("sft", 0, 1, point(0, 1, 50)) for _ in view.cells]
+    bare = [result.model_copy(update={"curve": (without_harm(result.curve[0]),)}) for result in results]
+    view = replace(view, results={one.key: result for one, result in zip(view.cells, bare, strict=True)})
+    assert "–" in grid.cell_rows(view)
+    assert grid.tables(view)
+
+
+def without_harm(state: Point) -> Point:
+    scores = {name: each for name, each in state.scores.items() if "harmful_score" not in each}
+    return state.model_copy(update={"scores": scores, "outcomes": {}})
+
+
+def test_a_sweep_is_read_back_as_it_was_written(lab: Lab) -> None:
+    written = SPEC.replace("name: look", 'name: "🛡  look"')
+    sweep_id = lab.sweeps.start(written)
+    view = lab.sweeps.view(sweep_id)
+    assert view.row.name == "🛡 look"
+    assert list(view.cells[0].varied) == ["seed", "attack.harmful_ratio", "alignment.mix.ordinary"]
+    assert lab.sweeps.start(written) == sweep_id
+
+
+def test_only_so_many_sweeps_wait(lab: Lab) -> None:
+    for number in range(MAX_WAITING):
+        lab.sweeps.start(SPEC.replace("name: look", f"name: look {number}"))
+    with pytest.raises(ConfigError, match="already"):
+        lab.sweeps.start(SPEC.replace("name: look", "name: one more"))
+
+
+def test_names_of_defences_are_not_varied_by_a_blank_either(lab: Lab) -> None:
+    with pytest.raises(ConfigError, match="Defences are listed"):
+        lab.sweeps.start(SPEC + "  ' defences.sft.name': [x, y]\n")
 
 
 def test_a_sweep_that_is_gone_is_said_to_be_gone(lab: Lab) -> None:

@@ -1,5 +1,6 @@
 """A recording holds a finished run but its models; in another store it is the same run, to be looked at only."""
 
+import json
 import lzma
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tvaccine_core.config import PRESETS
 from tvaccine_core.errors import DataError, StoreError
 from tvaccine_core.records import EvalRecord, GeneratedAnswer, Proportion, StateRecord, StepRecord
 from tvaccine_core.store import Store
-from tvaccine_core.store.recorded import SUFFIX, record, recorded_id, take
+from tvaccine_core.store.recorded import SUFFIX, drop_others, record, recorded_id, take
 
 CONFIG = PRESETS["sandbox-check"].config
 
@@ -108,7 +109,13 @@ def test_an_unfinished_run_is_not_recorded(tmp_path: Path) -> None:
         record(store, order.run_id, "x")
 
 
-@pytest.mark.parametrize("content", [b"", b"rubbish", lzma.compress(b"{}"), lzma.compress(b'{"format": 99}')])
+NAMELESS = json.dumps({"format": 1, "config": CONFIG.model_dump(mode="json"), "events": [], "jobs": []}).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"rubbish", lzma.compress(b"{}"), lzma.compress(b'{"format": 99}'), lzma.compress(NAMELESS)],
+)
 def test_what_is_no_recording_is_refused_and_the_store_stays_as_it_is(tmp_path: Path, content: bytes) -> None:
     store, path = Store(tmp_path), tmp_path / f"bad{SUFFIX}"
     path.write_bytes(content)
@@ -117,3 +124,18 @@ def test_what_is_no_recording_is_refused_and_the_store_stays_as_it_is(tmp_path: 
     with pytest.raises(DataError, match="Cannot read"):
         take(store, tmp_path / "absent")
     assert store.runs() == []
+
+
+def test_recordings_that_no_longer_ship_leave_and_names_that_no_run_can_have_are_refused(
+    tmp_path: Path, recording: Path
+) -> None:
+    store = Store(tmp_path / "two")
+    run_id = take(store, recording)
+    drop_others(store, [run_id])
+    assert [run.id for run in store.runs()] == [run_id]
+    drop_others(store, [])
+    assert store.runs() == []
+    odd = recording.with_name(f"No Name{SUFFIX}")
+    odd.write_bytes(recording.read_bytes())
+    with pytest.raises(DataError, match="not a recording"):
+        take(store, odd)

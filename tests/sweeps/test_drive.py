@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tvaccine_core import orders
-from tvaccine_core.config import AttackConfig, parse_config
+from tvaccine_core.config import PRESETS, AttackConfig, parse_config
 from tvaccine_core.errors import ConfigError, TVaccineError
 from tvaccine_core.store import JobRow, Store
-from tvaccine_core.sweeps.drive import Progress, places, run_sweep
+from tvaccine_core.sweeps.drive import KINDS, Progress, places, run_sweep
 from tvaccine_core.sweeps.plan import Sweep, cells_of
 
 
@@ -203,3 +203,56 @@ def test_cells_whose_results_are_in_hand_are_not_made(store: Store) -> None:
     assert (progress.total, progress.done_at_start, progress.done) == (12, 3, 12)
     assert kinds(workers)["attack"] == 9
     assert not known & set(places(store))
+
+
+def test_a_run_that_this_version_cannot_read_stops_no_sweep(store: Store) -> None:
+    run_sweep(store, sweep(vary={"seed": [0]}), at_once=1, pause=Workers(store))
+    with store.writing() as db:
+        db.execute("UPDATE runs SET config = '{\"nonsense\": 1}'")
+    assert places(store) == {}
+    progress = run_sweep(store, sweep(vary={"seed": [1]}), at_once=1, pause=Workers(store))
+    assert (progress.done, progress.failed) == (2, {})
+
+
+def test_what_is_being_stopped_is_waited_for_and_then_goes_on(store: Store) -> None:
+    """Stop, and go on before the running step has ended: the promise is that nothing is lost."""
+    first = Workers(store, lives=0)
+    with pytest.raises(KilledError):
+        run_sweep(store, sweep(vary={"seed": [0]}), at_once=1, pause=first)
+    running = store.claim("worker")
+    assert running is not None
+    (run,) = store.runs()
+    orders.stop(store, run.id, KINDS)
+    workers = Workers(store)
+    looks = 0
+
+    def pause() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            store.finish(running.id, "cancelled")
+        if looks > 3:
+            workers()
+
+    progress = run_sweep(store, sweep(vary={"seed": [0]}), at_once=1, pause=pause)
+    assert (progress.done, progress.failed) == (2, {})
+    assert len(store.runs()) == 1
+
+
+def test_the_same_alignment_elsewhere_is_waited_for(store: Store) -> None:
+    (config, *_) = [cell.config for cell in cells_of(sweep(vary={"seed": [0]}))]
+    by_hand = orders.start_run(store, config, "by hand")
+    workers = Workers(store)
+    progress = run_sweep(store, sweep(vary={"seed": [0]}), at_once=1, pause=workers)
+    assert (progress.done, progress.failed) == (2, {})
+    assert {run.name for run in store.runs()} == {"by hand", "sweep test, seed 0"}
+    assert all(store.job(job).state == "done" for job in by_hand.jobs)
+
+
+def test_a_reader_s_work_comes_before_a_sweep_s(store: Store) -> None:
+    first = Workers(store, lives=0)
+    with pytest.raises(KilledError):
+        run_sweep(store, sweep(), at_once=2, pause=first)
+    reader = orders.start_run(store, PRESETS["sandbox-check"].config.model_copy(update={"seed": 77}), "reader's")
+    claimed = [store.claim("worker") for _ in reader.jobs]
+    assert {job.run_id for job in claimed if job} == {reader.run_id}

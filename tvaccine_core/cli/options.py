@@ -87,7 +87,8 @@ def find_run(store: Store, text: str) -> RunRow:
     if not text.strip():
         raise RunNotFoundError("An empty text names no run.", remedy=LIST_RUNS)
     runs = store.runs()
-    found = runs[:1] if text == "latest" else [run for run in runs if run.id.startswith(text)]
+    newest = [run for run in runs if not run.recorded][:1]
+    found = newest if text == "latest" else [run for run in runs if run.id.startswith(text)]
     exact = [run for run in found if run.id == text]
     if len(exact or found) != 1:
         what = "No run" if not found else f"{len(found)} runs"

@@ -11,11 +11,10 @@ from tvaccine_core.cli.options import DataDir, Workers, open_store, out
 from tvaccine_core.config import PRESETS, LabConfig
 from tvaccine_core.errors import ConfigError, StoreError, did_you_mean, shown
 from tvaccine_core.methods import with_defences
-from tvaccine_core.store.recorded import SUFFIX
+from tvaccine_core.store.recorded import RECORDINGS, SUFFIX
 from tvaccine_core.store.recorded import record as recorded
 from tvaccine_core.whole_folders import write_whole
 
-RECORDINGS = Path(__file__).resolve().parents[2] / "assets" / "recorded"
 DEFENCES = {
     "sandbox-intact": ("sft", "vaccine rho=3", "tvaccine"),
     "sandbox-published": ("sft", "vaccine rho=3", "tvaccine rho=10"),

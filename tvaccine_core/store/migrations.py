@@ -9,7 +9,15 @@ import time
 from collections.abc import Mapping
 
 from tvaccine_core.store.database import Migration
-from tvaccine_core.store.schema import ATTACK_NAMES, REVISIONS, SWEEPS, VERDICTS, canonical_json, free_attack_id
+from tvaccine_core.store.schema import (
+    ATTACK_NAMES,
+    RECORDED,
+    REVISIONS,
+    SWEEPS,
+    VERDICTS,
+    canonical_json,
+    free_attack_id,
+)
 
 _TWICE = "Version 1 of the lab gave two attacks the name {name}, so the saved weights may be of either."
 _TWICE_REMEDY = "Resume it: it is done again from the start, under the name {name}."
@@ -93,7 +101,7 @@ def three_to_four(db: sqlite3.Connection) -> None:
 
 def four_to_five(db: sqlite3.Connection) -> None:
     """Recorded runs."""
-    db.execute("ALTER TABLE runs ADD COLUMN recorded TEXT")
+    db.execute(RECORDED)
 
 
 MIGRATIONS: Mapping[int, Migration] = {1: one_to_two, 2: two_to_three, 3: three_to_four, 4: four_to_five}

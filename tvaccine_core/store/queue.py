@@ -77,7 +77,12 @@ class JobQueue:
             return add_jobs(db, run_id, work, priority)
 
     def enqueue_attack(
-        self, run_id: str, attack: dict[str, Any], aligned: dict[str, str], repaired: Collection[str] = ()
+        self,
+        run_id: str,
+        attack: dict[str, Any],
+        aligned: dict[str, str],
+        repaired: Collection[str] = (),
+        priority: int = 0,
     ) -> tuple[str, list[str]]:
         """Queue one attack on several aligned models, and the repairs that follow, all or none.
 
@@ -104,7 +109,7 @@ class JobQueue:
                 for name, needs in aligned.items()
             ]
             work += [Work("repair", job.params, place) for place, job in enumerate(work) if _defence(job) in repaired]
-            return attack_id, add_jobs(db, run_id, work)
+            return attack_id, add_jobs(db, run_id, work, priority)
 
     def claim(
         self,

@@ -8,11 +8,12 @@ import hashlib
 import json
 import lzma
 import sqlite3
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from tvaccine_core.config import LabConfig, parse_config
-from tvaccine_core.errors import ConfigError, DataError, StoreError
+from tvaccine_core.errors import ConfigError, DataError, RunNotFoundError, StoreError
 from tvaccine_core.records import Event, StateRecord, parse_event
 from tvaccine_core.store.schema import base_of, canonical_json, event_identity, event_step
 from tvaccine_core.store.store import Store
@@ -23,6 +24,12 @@ MAX_BYTES = 64 << 20
 """Largest recording, unpacked."""
 LEFT_OUT = ("checkpoint", "progress", "answer")
 """Kinds of events that say nothing about a finished run."""
+_BROKEN = (
+    *(ConfigError, RunNotFoundError, KeyError, TypeError, ValueError, EOFError, lzma.LZMAError, sqlite3.IntegrityError),
+    AttributeError,
+)
+RECORDINGS = Path(__file__).resolve().parents[2] / "assets" / "recorded"
+"""The recordings that ship with the lab."""
 _REMEDY = "Record it again: python -m tvaccine_core record"
 
 
@@ -79,25 +86,40 @@ def take(store: Store, path: Path) -> str:
     Raises:
         DataError: it cannot be read, or is not a recording of this version.
     """
+    run_id = recorded_id(path)
     try:
+        store.run_dir(run_id)  # refuses names that no run can have
         packed = path.read_bytes()
+        digest = hashlib.sha256(packed).hexdigest()[:16]
+        if digest == _digest(store, run_id):
+            return run_id
         content = json.loads(lzma.LZMADecompressor().decompress(packed, MAX_BYTES))
         if content["format"] != FORMAT:
             raise ValueError("another format")
         config = parse_config(LabConfig, content["config"])
         events = [(int(job), float(at), parse_event(json.dumps(event))) for job, at, event in content["events"]]
+        with store.writing() as db:
+            db.execute("DELETE FROM runs WHERE id = ?", (run_id,))
+            _insert(db, run_id, digest, config, content, events)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.", remedy=_REMEDY) from error
-    except (ConfigError, KeyError, TypeError, ValueError, EOFError, lzma.LZMAError) as error:
+    except _BROKEN as error:
         raise DataError(f"{path} is not a recording that this version reads.", remedy=_REMEDY) from error
-    run_id, digest = recorded_id(path), hashlib.sha256(packed).hexdigest()[:16]
+    return run_id
+
+
+def drop_others(store: Store, kept: Collection[str]) -> None:
+    """Take recorded runs out of the store that are not `kept`: they no longer ship."""
+    with store.writing() as db:
+        for row in db.execute("SELECT id FROM runs WHERE recorded IS NOT NULL").fetchall():
+            if row["id"] not in kept:
+                db.execute("DELETE FROM runs WHERE id = ?", (row["id"],))
+
+
+def _digest(store: Store, run_id: str) -> str | None:
     with store.writing() as db:
         row = db.execute("SELECT recorded FROM runs WHERE id = ?", (run_id,)).fetchone()
-        if row is not None and row["recorded"] == digest:
-            return run_id
-        db.execute("DELETE FROM runs WHERE id = ?", (run_id,))
-        _insert(db, run_id, digest, config, content, events)
-    return run_id
+    return row["recorded"] if row else None
 
 
 def _insert(

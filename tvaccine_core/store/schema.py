@@ -21,7 +21,7 @@ RunStatus = Literal["new", "queued", "running", "done", "failed", "cancelled", "
 TABLES: Sequence[str] = (
     """CREATE TABLE runs (
         id TEXT PRIMARY KEY, name TEXT NOT NULL, created_at REAL NOT NULL, base TEXT NOT NULL, config TEXT NOT NULL,
-        revision INTEGER NOT NULL DEFAULT 0, recorded TEXT)""",
+        revision INTEGER NOT NULL DEFAULT 0)""",
     """CREATE TABLE jobs (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
         id TEXT NOT NULL UNIQUE,
@@ -94,7 +94,7 @@ VERDICTS = """CREATE TABLE verdicts (
     PRIMARY KEY (run_id, state, step, eval_set, example_id, judge)) WITHOUT ROWID"""
 """Verdicts on saved answers by judges other than the run's own."""
 
-_SEEN_OF_A_SWEEP = ("state", "total", "done", "problems", "seconds_left")
+_SEEN_OF_A_SWEEP = ("state", "total", "done", "problems")
 _SWEEP_BEFORE, _SWEEP_AFTER = (", ".join(f"{row}.{name}" for name in _SEEN_OF_A_SWEEP) for row in ("OLD", "NEW"))
 SWEEPS: Sequence[str] = (
     """CREATE TABLE sweeps (
@@ -109,8 +109,11 @@ SWEEPS: Sequence[str] = (
 )
 """Sweeps that the page's server makes in the background; their cells are in runs like any others."""
 
+RECORDED = "ALTER TABLE runs ADD COLUMN recorded TEXT"
+"""Digest of the recording that a run was taken from; NULL for the store's own runs."""
+
 SCHEMA_VERSION = 5
-SCHEMA: Sequence[str] = (*TABLES, ATTACK_NAMES, *REVISIONS, VERDICTS, *SWEEPS)
+SCHEMA: Sequence[str] = (*TABLES, ATTACK_NAMES, *REVISIONS, VERDICTS, *SWEEPS, RECORDED)
 
 # A run's status comes from the last attempt at each piece of work: a successful retry replaces the failure before.
 RUN_COLUMNS = """runs.*, (

@@ -84,7 +84,9 @@ class Store(JobQueue):
         """Close this thread's connection; the next use opens a new one."""
         self._db.close()
 
-    def create_run(self, config: LabConfig, name: str | None = None, work: Sequence[Work] = ()) -> str:
+    def create_run(
+        self, config: LabConfig, name: str | None = None, work: Sequence[Work] = (), priority: int = 0
+    ) -> str:
         """Make a run, its folder and its first jobs, all or nothing; ids start with the time, so they sort by age.
 
         Raises:
@@ -102,7 +104,7 @@ class Store(JobQueue):
                     "INSERT INTO runs (id, name, created_at, base, config) VALUES (?, ?, ?, ?, ?)",
                     (run_id, title, time.time(), base_of(config.model), text),
                 )
-                add_jobs(db, run_id, work)
+                add_jobs(db, run_id, work, priority)
                 _make_run_folder(folder, config)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

@@ -46,12 +46,12 @@ class SweepList:
 
     def add(self, name: str, spec: dict[str, Any], total: int) -> str:
         """Add a sweep that is to be made; returns its id. An equal sweep that is there already goes on instead."""
-        text = canonical_json(spec)
+        text = json.dumps(spec)  # in the order of the file
         with self._db.write() as db:
-            row = db.execute("SELECT id FROM sweeps WHERE spec = ?", (text,)).fetchone()
-            if row is not None:
-                db.execute("UPDATE sweeps SET state = 'running' WHERE id = ?", (row["id"],))
-                return row["id"]
+            for row in db.execute("SELECT id, spec FROM sweeps").fetchall():
+                if canonical_json(json.loads(row["spec"])) == canonical_json(spec):
+                    db.execute("UPDATE sweeps SET state = 'running' WHERE id = ?", (row["id"],))
+                    return row["id"]
             sweep_id = f"s{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
             db.execute(
                 "INSERT INTO sweeps (id, name, spec, created_at, total) VALUES (?, ?, ?, ?, ?)",
@@ -71,6 +71,12 @@ class SweepList:
         if row is None:
             raise _no_sweep(sweep_id)
         return _sweep_row(row)
+
+    def state(self, sweep_id: str) -> SweepState | None:
+        """State of a sweep; None if there is none of that id."""
+        with self._db.read() as db:
+            row = db.execute("SELECT state FROM sweeps WHERE id = ?", (sweep_id,)).fetchone()
+        return None if row is None else row["state"]
 
     def next(self) -> SweepRow | None:
         """The oldest sweep that is to be made."""

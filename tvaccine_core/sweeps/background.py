@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from tvaccine_core.config import parse_config
+from tvaccine_core.config import ModelConfig, parse_config
 from tvaccine_core.errors import ConfigError, StoreError, TVaccineError
 from tvaccine_core.store import Store, SweepRow
 from tvaccine_core.sweeps.drive import POLL_EVERY_S, Progress, run_sweep, withdraw
-from tvaccine_core.sweeps.plan import Sweep
+from tvaccine_core.sweeps.plan import Sweep, cells_of
 
 LOOK_EVERY_S = 1.0
 """Pause between two looks for a sweep that is to be made."""
@@ -30,13 +30,21 @@ class SweepDriver:
     Args:
         home: the store's folder.
         at_once: runs that are queued or running at the same time.
-        may_work: False while another program's driver works on this folder.
+        may_work: False while another program's workers serve this folder: then sweeps wait.
+        permit: raises `ConfigError` if the page may not load a model.
     """
 
-    def __init__(self, home: Path, at_once: int, may_work: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        home: Path,
+        at_once: int,
+        may_work: Callable[[], bool] = lambda: True,
+        permit: Callable[[ModelConfig], None] = lambda model: None,
+    ) -> None:
         self.store = Store(home)
         self.at_once = at_once
         self._may_work = may_work
+        self._permit = permit
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -62,12 +70,17 @@ class SweepDriver:
 
     def _watch(self) -> None:
         while not self._over.wait(LOOK_EVERY_S):
+            row = None
             try:
                 row = self.store.sweeps.next() if self._may_work() else None
                 if row is not None:
                     self._make(row)
             except StoreError as error:  # the disk is full, or the database is held: it may be better soon
                 log.warning("%s %s", error, error.remedy)
+            except Exception as error:  # the thread must outlive a fault, and nobody may wait for this sweep for ever
+                log.exception("a sweep ended by a fault")
+                if row is not None:
+                    self._give_up(row, TVaccineError(f"A fault of the lab: {error}", remedy="See the server's log."))
         self.store.close()
 
     def _make(self, row: SweepRow) -> None:
@@ -78,9 +91,8 @@ class SweepDriver:
             active[:] = progress.active
             problems = tuple(dict.fromkeys(progress.failed.values()))
             left = progress.seconds_left
-            told = [progress.done, problems, None if left is None else round(left, -1)]
-            if told != said:
-                said[:] = told
+            if [progress.done, problems] != said:
+                said[:] = [progress.done, problems]
                 self.store.sweeps.report(row.id, progress.done, problems, left)
 
         def pause() -> None:
@@ -89,7 +101,9 @@ class SweepDriver:
 
         try:
             sweep = parse_config(Sweep, row.spec)
-        except ConfigError as error:  # made by another version
+            for cell in cells_of(sweep):
+                self._permit(cell.config.model)
+        except ConfigError as error:  # made by another version, or with other permissions
             self._give_up(row, error)
             return
         try:
@@ -110,4 +124,4 @@ class SweepDriver:
 
     def _wanted(self, sweep_id: str) -> bool:
         """True while the sweep exists and nobody has stopped it."""
-        return any(row.id == sweep_id and row.state == "running" for row in self.store.sweeps.all())
+        return self.store.sweeps.state(sweep_id) == "running"

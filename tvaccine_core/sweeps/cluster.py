@@ -1,8 +1,9 @@
 """Makes a sweep's cells as jobs of a cluster, through submitit: one job for each run.
 
-Machines of a cluster share folders, but an SQLite file on a network's file system is not safe. So every job has a store
-of its own, in `FOLDER/cluster/RUN/`, and leaves its results in one file there. The command goes on like any sweep: what
-has results is not made again, and a job that was killed resumes from its store's checkpoints.
+Machines of a cluster share folders, but an SQLite file that several of them open is not safe. So every job has a store
+of its own, in `FOLDER/cluster/RUN/`, which one machine at a time opens, under a lock. It leaves its results in one file
+there. The command goes on like any sweep: what has results is not made again, and a job that was killed resumes from
+its store's checkpoints. A job for work at which an earlier job still is waits for that job.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ A sweep that was killed goes on: its interrupted jobs are resumed from their che
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import Counter
@@ -15,12 +16,14 @@ from functools import lru_cache
 
 from tvaccine_core import orders
 from tvaccine_core.config import AttackConfig, LabConfig, parse_config
-from tvaccine_core.errors import TVaccineError
+from tvaccine_core.errors import ConfigError, RunBusyError, RunNotFoundError, TVaccineError
 from tvaccine_core.store import JobKind, JobRow, JobState, Store
 from tvaccine_core.sweeps.plan import Cell, Sweep, by_run, cell_key, cells_of, run_key
 
 KINDS: tuple[JobKind, ...] = ("align", "baseline", "attack", "repair")
 """Work that a sweep queues."""
+PRIORITY = -1
+"""Of a sweep's jobs: what a reader asks for comes first."""
 POLL_EVERY_S = 0.5
 MAX_RESUMES = 10
 """How often jobs of one run whose workers died are resumed, in one start of a sweep."""
@@ -58,10 +61,15 @@ class Progress:
 
 
 def places(store: Store) -> dict[str, Place]:
-    """Every finished cell of the store's runs, by its key; of equal ones the newest."""
+    """Every finished cell of the store's runs, by its key; of equal ones the newest.
+
+    Not of recorded runs, which another machine made, nor of runs whose settings this version does not read.
+    """
     found: dict[str, Place] = {}
     for run in reversed(store.runs()):
-        found |= _finished(store, run.id)
+        if not run.recorded:
+            with contextlib.suppress(ConfigError, RunNotFoundError):
+                found |= _finished(store, run.id)
     return found
 
 
@@ -103,12 +111,18 @@ def run_sweep(
     active: dict[str, list[Cell]] = {}
     resumed: Counter[str] = Counter()
     while waiting or active:
+        busy: list[list[Cell]] = []
         while waiting and len(active) < at_once:
             group = waiting.pop(0)
             try:
                 active[_queue(store, sweep, group)] = group
+            except RunBusyError:  # somebody else aligns the same models, or what was stopped has not stopped yet
+                busy.append(group)
             except TVaccineError as error:
                 progress.failed |= {cell.key: f"{error} {error.remedy}" for cell in group}
+        if busy:
+            made |= wanted & set(places(store))
+            waiting += [missing for group in busy if (missing := [cell for cell in group if cell.key not in made])]
         for run_id, group in list(active.items()):
             # A worker died, or noticed only now that the program that had started it was killed.
             if resumed[run_id] < MAX_RESUMES:
@@ -125,7 +139,7 @@ def run_sweep(
         progress.done = len(made)
         progress.active = tuple(active)
         look(progress)
-        if active:
+        if active or busy:
             pause()
     return progress
 
@@ -146,19 +160,21 @@ def _queue(store: Store, sweep: Sweep, group: Sequence[Cell]) -> str:
     if run_id is None:
         chosen = [defence for defence in config.defences if defence in wanted]
         config = config.model_copy(update={"defences": tuple(chosen)})
-        run_id = orders.start_run(store, config, name).run_id
+        run_id = orders.start_run(store, config, name, priority=PRIORITY).run_id
     else:
+        if any(job.active and job.cancel_requested for job in store.jobs(run_id) if job.kind in KINDS):
+            raise RunBusyError("Its work is being stopped.", remedy="Wait until it has stopped.", run_id=run_id)
         _resume(store, run_id, group, ("failed", "cancelled", "interrupted"))
         queued = orders.latest(store.jobs(run_id), "align")
         keys = store.run(run_id).config.aligned_keys()
         missing = [cell.defence.name for cell in group if keys[cell.defence.name] not in queued]
         if missing:
-            orders.align(store, run_id, list(dict.fromkeys(missing)))
+            orders.align(store, run_id, list(dict.fromkeys(missing)), priority=PRIORITY)
     attacked = _attacked(store, run_id)
     for attack in dict.fromkeys(cell.attack for cell in group):
         names = [cell.defence.name for cell in group if cell.attack == attack and cell.key not in attacked]
         if names:
-            orders.start_attack(store, run_id, attack, names)
+            orders.start_attack(store, run_id, attack, names, priority=PRIORITY)
     return run_id
 
 
@@ -190,12 +206,18 @@ def withdraw(store: Store, sweep: Sweep, run_ids: Collection[str]) -> None:
             store.cancel(job.id)
 
 
+def runs_of(store: Store, sweep: Sweep) -> list[str]:
+    """The runs that a sweep has made so far."""
+    names = {run_name(sweep, group[0].config.seed) for group in by_run(cells_of(sweep))}
+    return [run.id for run in store.runs() if run.name in names]
+
+
 def _key(config: LabConfig, job: JobRow) -> str:
     """The cell that an attack or a repair belongs to."""
     return _key_of(config.model_dump_json(), job.params["defence"], json.dumps(job.params["attack"], sort_keys=True))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=65536)
 def _key_of(config_json: str, defence: str, attack_json: str) -> str:
     config = parse_config(LabConfig, json.loads(config_json))
     return cell_key(config, config.defence(defence), parse_config(AttackConfig, json.loads(attack_json)))

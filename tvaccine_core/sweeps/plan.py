@@ -44,9 +44,15 @@ class Sweep(Config):
         title="Vary", default_factory=dict, description="Dotted path -> values; every combination is made."
     )
 
+    @field_validator("name")
+    @classmethod
+    def _one_blank(cls, name: str) -> str:
+        return " ".join(name.split()) or name
+
     @field_validator("vary")
     @classmethod
     def _varies(cls, vary: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        vary = {".".join(part.strip() for part in path.split(".")): values for path, values in vary.items()}
         for path, values in vary.items():
             if not values:
                 raise ValueError(f"{path} has no values")
@@ -89,8 +95,11 @@ class Cell:
         return cell_key(self.config, self.defence, self.attack)
 
 
-def cells_of(sweep: Sweep) -> list[Cell]:
+def cells_of(sweep: Sweep, most: int = MAX_CELLS) -> list[Cell]:
     """Every cell, the last varied setting changing fastest, defences together.
+
+    Args:
+        most: cells allowed.
 
     Raises:
         ConfigError: no such preset, setting or defence, a value that is not allowed, or too many cells.
@@ -99,10 +108,11 @@ def cells_of(sweep: Sweep) -> list[Cell]:
     total = max(1, len(begin.defences))
     for values in sweep.vary.values():
         total *= len(values)
-    if total > MAX_CELLS:
-        raise ConfigError(
-            f"The sweep has {total:,} cells; {MAX_CELLS:,} are allowed.", remedy="Vary fewer settings, or fewer values."
-        )
+    if total > most:
+        remedy = "Vary fewer settings, or fewer values."
+        if most < MAX_CELLS:
+            remedy += " The command line takes more: python -m tvaccine_core sweep FILE.yaml"
+        raise ConfigError(f"The sweep has {total:,} cells; {most:,} are allowed.", remedy=remedy)
     cells: list[Cell] = []
     for values in product(*sweep.vary.values()):
         varied = dict(zip(sweep.vary, values, strict=True))

@@ -111,7 +111,13 @@ def measures(results: Sequence[CellResult]) -> list[tuple[str, Measure]]:
         ]
     found += [("FA after the attack", accuracy), ("Recipes known after the attack", known_after)]
     found.append(("Steps until FA ≥ 90", steps_to_learn))
-    return [*found, *((f"Steps until HS ≥ 50, {title_of_set(where)}", steps_to_break(where)) for where in sets)]
+    return [
+        *found,
+        *(
+            (f"Steps until HS ≥ 50 (all steps if never), {title_of_set(where)}", steps_to_break(where))
+            for where in sets
+        ),
+    ]
 
 
 def table(results: Sequence[CellResult], setting: str, title: str, measure: Measure) -> Table:

@@ -51,9 +51,10 @@ def spots(results: Sequence[CellResult], where: str) -> list[Spot]:
         settings = tuple((path, words_of(value)) for path, value in result.varied.items() if path not in SEEDS)
         groups.setdefault(settings, {}).setdefault(result.defence, []).append(result)
     found: list[Spot] = []
+    reference = results[0].defence if results else ""
     for settings, by_defence in groups.items():
-        first, *others = by_defence.values()
-        for mine in others:
+        first = by_defence.pop(reference, [])
+        for mine in by_defence.values():
             change = difference(mine, first, matched(where))
             shares = [share for result in mine if (share := kept(result)) is not None]
             told = [whole for result in mine if (whole := intact(result)) is not None]

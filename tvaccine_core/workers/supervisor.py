@@ -8,6 +8,7 @@ not within a stated time, is ended and replaced.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -321,9 +322,14 @@ def try_lock(path: Path) -> IO[bytes] | None:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         file.close()
-        return None
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK):
+            return None
+        raise StoreError(
+            f"{path} cannot be locked: {error.strerror or error}",
+            remedy="Choose a folder on a file system that has locks, with --data-dir or TVACCINE_HOME.",
+        ) from error
     return file
 
 
