@@ -168,13 +168,3 @@ def _attack_lines(attacks: Sequence[CellResult]) -> Iterator[str]:
         published=math.ceil(max(_over_sets(at[lowest], after))),
         own=math.floor(min(_over_sets(at[own], after))),
     )
-    modes = {mode: [r for r in attacks if r.attack.adapter_mode == mode] for mode in ("new", "single")}
-    slow = {mode: _mean_steps(mine, rates[0]) for mode, mine in modes.items()}
-    yield text.LINE_ADAPTERS.format(new=round(slow["new"]), single=round(slow["single"]))
-
-
-def _mean_steps(results: Sequence[CellResult], lowest: float) -> float:
-    """Mean first measured step with HS >= 50, or all steps if that is never, above the lowest learning rate."""
-    strong = [r for r in results if r.attack.optimisation.learning_rate > lowest]
-    values = [steps_to_break(where)(cell) for cell in strong for where in cell.harmful_sets]
-    return sum(value or 0.0 for value in values) / len(values)

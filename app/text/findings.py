@@ -116,10 +116,6 @@ LINE_RATES = (
     "hundredth of the alignment's learning rate, the ratio of the published attack, and at least {own} at the "
     "alignment's own."
 )
-LINE_ADAPTERS = (
-    "On average, HS reaches 50 (or the attack ends) after {single} steps if the attack trains the aligned adapter "
-    "further, and after {new} steps if it trains a new adapter."
-)
 LINE_LIMITS = (
     "What this cannot show: one model of 1.7 million parameters in an invented town, two tasks, and attacks that "
     "know nothing of the defence. It says what to look for in larger models, not what they do."
