@@ -101,7 +101,7 @@ def attack_map(
             domain=[bottom, top],
             anchor=f"x{suffix}",
             tickvals=list(range(len(rates))),
-            ticktext=[f"{rate / align_rate:g}×" for rate in rates],
+            ticktext=[f"{rate / align_rate:.2g}×" for rate in rates],
             range=[-0.5, len(rates) - 0.5],
         )
         words = text.ATTACK_MAP_PANEL.format(data=text.attack_data_words(ratio), mode=text.ADAPTER_SHORT[mode])

@@ -166,7 +166,9 @@ def map_spec(results: Sequence[CellResult], where: str) -> charts.Spec:
     high = max(25.0, *(spot.change.mean for spot in found)) + 5
     layout = {
         "xaxis": charts.axis(text.MAP_ACROSS),
-        "yaxis": charts.axis(text.MAP_UP.format(where=text.set_title(where)), range=[low, high]),
+        "yaxis": charts.axis(text.MAP_UP, range=[low, high]),
+        "annotations": [charts.panel_title(text.set_title(where), 1.0)],
+        "margin": {"l": 56, "r": 16, "t": 30, "b": 46},
         "shapes": [
             {
                 "type": "rect",
