@@ -287,3 +287,16 @@ def test_the_route_answers_a_browser(page: Page, lab: Lab, done_run: str) -> Non
     gone = client.get("/lab/news", params={"run": "../nobody"})
     assert (gone.status_code, gone.json()["gone"]) == (200, True)
     assert client.get("/lab/news").json()["values"]["rail"]["run"] is None
+
+
+def test_a_drawing_that_fails_takes_no_other_away(
+    lab: Lab, running: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def burst(glance: Glance) -> str:
+        raise StopIteration
+
+    news = News(lab, Views(lab), lambda glance: "look")
+    news.add(Drawing("broken", lambda glance: 1, burst))
+    news.add(Drawing("whole", lambda glance: 1, lambda glance: "here"))
+    assert ask(news, running[0])["values"] == {"whole": "here"}
+    assert "broken cannot be drawn" in caplog.text

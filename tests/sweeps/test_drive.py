@@ -256,3 +256,11 @@ def test_a_reader_s_work_comes_before_a_sweep_s(store: Store) -> None:
     reader = orders.start_run(store, PRESETS["sandbox-check"].config.model_copy(update={"seed": 77}), "reader's")
     claimed = [store.claim("worker") for _ in reader.jobs]
     assert {job.run_id for job in claimed if job} == {reader.run_id}
+
+
+def test_a_recorded_run_s_cells_are_not_this_machine_s(store: Store) -> None:
+    run_sweep(store, sweep(vary={"seed": [0]}), at_once=1, pause=Workers(store))
+    assert len(places(store)) == 2
+    with store.writing() as db:
+        db.execute("UPDATE runs SET recorded = 'digest'")
+    assert places(store) == {}
