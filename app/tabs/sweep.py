@@ -86,12 +86,15 @@ def build(page: Page, draft: Draft) -> None:
             table = news_block("sweep-table")
             cells = news_block("sweep-cells")
 
-    def show_source(name: str) -> list[Any]:
+    def show_source(name: object) -> list[Any]:
         if name == FROM_RUN:
             return [gr.Group(visible=True), gr.skip(), ""]
-        if name not in files:
+        if not isinstance(name, str) or name not in files:
             raise ConfigError(text.SWEEP_NO_FILE.format(name=shown(name)), remedy=text.SWEEP_NO_FILE_REMEDY)
         return [gr.Group(visible=False), files[name], ""]
+
+    def show_second(path: object) -> gr.Textbox:
+        return gr.Textbox(visible=bool(path))
 
     def write_file(*values: Any) -> list[Any]:
         config = draft.read(*values[len(given) :])
@@ -105,7 +108,7 @@ def build(page: Page, draft: Draft) -> None:
         gr.Info(text.SWEEP_STARTED, duration=4)
         return remembered(memory, sweep=sweep_id)
 
-    def choose(memory: Memory, event: gr.EventData) -> Memory:
+    def show_sweep(memory: Memory, event: gr.EventData) -> Memory:
         return remembered(memory, sweep=choice_of(event))
 
     def stop_sweep(memory: Memory) -> None:
@@ -132,11 +135,11 @@ def build(page: Page, draft: Draft) -> None:
 
     given = [first, values, second, second_values, seeds]
     page.on(source.input, show_source, [source], [vary, file, plan])
-    page.on(second.input, lambda path: gr.Textbox(visible=bool(path)), [second], [second_values])
+    page.on(second.input, show_second, [second], [second_values])
     page.on(write.click, write_file, [*given, *draft.inputs], [file, plan])
     page.on(check.click, check_file, [file], [plan])
     page.act(start.click, start_sweep, [page.memory, file], [page.memory], trigger_mode="once")
-    page.act(rows.choose, choose, [page.memory], [page.memory])
+    page.act(rows.choose, show_sweep, [page.memory], [page.memory])
     page.act(stop.click, stop_sweep, [page.memory])
     page.act(go_on.click, let_go_on, [page.memory])
     page.act(forget.click, forget_sweep, [page.memory], [page.memory])
@@ -188,7 +191,7 @@ def varied(config: LabConfig, first: Any, values: Any, second: Any, second_value
     """
     allowed = {path for _, path in settings_paths(config)}
     for path in (first, second or first):
-        if path not in allowed:
+        if not isinstance(path, str) or path not in allowed:
             raise ConfigError(text.SWEEP_NO_SETTING.format(path=shown(path)), remedy=text.SWEEP_NO_SETTING_REMEDY)
     given = {"seed": seeds, first: values}
     if first == second:

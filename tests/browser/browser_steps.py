@@ -23,7 +23,7 @@ PATIENCE_MS = 90_000
 LEAVING = "this page is being left"
 """Said on the console (`SAY_LEAVING`) by a page that is reloaded or navigated away from, before anything else."""
 SAY_LEAVING = f"addEventListener('beforeunload', () => console.info('{LEAVING}'))"
-CUT_OFF = ("AbortError: signal is aborted", "Connection errored out")
+CUT_OFF = ("AbortError: signal is aborted", "AbortError: BodyStreamBuffer was aborted", "Connection errored out")
 """What Gradio's client writes when a page is left while an answer is on its way: it hangs up and reports that."""
 QUIET_S = 3.2
 """More than two pauses between polls, and more than the page waits before it looks at the run again."""

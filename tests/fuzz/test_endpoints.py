@@ -39,8 +39,11 @@ PRIVATE = (
         "delete_run",
         "rename_run",
     ),
-    *("rename_run", "show_diff", "keep_run"),
+    *("rename_run", "show_diff", "keep_run", "run_live"),
+    *("show_source", "show_second", "write_file", "check_file", "start_sweep", "show_sweep"),
+    *("stop_sweep", "let_go_on", "forget_sweep", "open_cell"),
 )
+SWEEP = "{name: fuzz, preset: sandbox-check, vary: {seed: [0, 1]}}"
 
 PICKED = ("open_run", "ask_delete", "delete_run", "rename_run", "show_diff")
 WORDS = (
@@ -80,6 +83,7 @@ class Bench:
     def __init__(self, home: Path) -> None:
         self.lab = Lab(home)
         self.run_id = self.make_run()
+        self.lab.sweeps.start(SWEEP)
         functions = [item for item in app.build_app(home).fns.values() if item.fn is not None]
         self.public = {item.name: item for item in functions if item.api_visibility == "public"}
         self.private = {item.name: item for item in functions if item.api_visibility != "public"}
@@ -116,6 +120,9 @@ class Bench:
                 self.lab.delete_run(run.id)
         if not self.lab.runs():
             self.run_id = self.make_run()
+        for row in self.lab.sweeps.rows():
+            self.lab.sweeps.forget(row.id)
+        self.lab.sweeps.start(SWEEP)
 
     def _error(self, item: BlockFunction, values: list[Any], special: Any) -> str:
         """What a caller is told that went wrong; empty if nothing did."""
