@@ -89,6 +89,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
         "curves.svg",
         "scatter.svg",
         "outcomes.svg",
+        "map.svg",
     }
     third = start(file, home)
     said, _ = third.communicate(timeout=120)
