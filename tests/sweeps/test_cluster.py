@@ -30,6 +30,7 @@ vary:
 """
 
 
+@pytest.mark.slow
 def test_each_run_is_a_job_and_nothing_is_made_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(FILE)
