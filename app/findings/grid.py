@@ -7,16 +7,20 @@ from html import escape
 from app import text
 from app.compare.outcomes import bar
 from app.services import (
-    OUTCOMES,
     SEEDS,
     Cell,
     CellResult,
     Estimate,
     Measure,
     SweepView,
+    accuracy,
+    after,
     difference,
     estimate,
     intact,
+    known_after,
+    matched,
+    outcome_counts,
     setting_of_columns,
     sweep_measures,
     title_of,
@@ -112,9 +116,8 @@ def _numbers(
 
 def _outcomes(grid: Grid, where: str) -> Draw:
     def draw(place: tuple[str, str, str]) -> tuple[str, str]:
-        last = [result.curve[-1].outcomes.get(where, ()) for result in grid.squares[place].results]
-        counts = [sum(column) for column in zip(*filter(None, last), strict=True)]
-        return "", bar(dict(zip(OUTCOMES, counts, strict=True))) if sum(counts) else "–"
+        counts = outcome_counts(grid.squares[place].results, [where])
+        return "", bar(counts) if counts else "–"
 
     return draw
 
@@ -149,9 +152,7 @@ def _square(grid: Grid, place: tuple[str, str, str], draw: Draw) -> str:
 
 def cell_rows(view: SweepView) -> str:
     """Every cell of the sweep in a table that is folded: its settings, its scores, and a button that opens it."""
-    results = list(view.results.values())
-    chosen = {title: measure for title, measure in sweep_measures(results)} if results else {}
-    measures: Sequence[Measure] = _of_a_cell(chosen)
+    measures = _of_a_cell(list(view.results.values()))
     head = "".join(f'<th scope="col">{escape(words)}</th>' for words in text.SWEEP_CELL_HEAD)
     rows = "".join(_cell_row(cell, view.results.get(cell.key), measures) for cell in view.cells)
     return (
@@ -161,11 +162,10 @@ def cell_rows(view: SweepView) -> str:
     )
 
 
-def _of_a_cell(measures: dict[str, Measure]) -> list[Measure]:
-    """HS at matched accuracy and HS on the first set, FA, knowledge: in the order of `SWEEP_CELL_HEAD`."""
-    starts = ("HS at FA", "HS after", "FA after", "Recipes known")
-    found = [next((measures[title] for title in measures if title.startswith(start)), None) for start in starts]
-    return [measure or (lambda _: None) for measure in found]
+def _of_a_cell(results: Sequence[CellResult]) -> list[Measure]:
+    """HS at matched accuracy and HS on the first harmful set, FA, knowledge: in the order of `SWEEP_CELL_HEAD`."""
+    where = next((where for result in results for where in result.harmful_sets), "")
+    return [matched(where), after(where), accuracy, known_after]
 
 
 def _cell_row(cell: Cell, result: CellResult | None, measures: Sequence[Measure]) -> str:

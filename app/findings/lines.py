@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 from app import text
 from app.findings.attack_map import PUBLISHED_RATIO
 from app.services import (
-    OUTCOMES,
     CellResult,
     Measure,
+    Outcome,
     after,
     before,
     difference,
     estimate,
     matched,
+    outcome_shares,
     recorded_if_any,
     spots,
     steps_to_break,
@@ -25,7 +26,7 @@ from app.services import (
 
 LONG_STEPS = 600
 """Alignment steps of the map's long alignment, the papers' regime."""
-LOST = ("forgotten", "broken", "off the point")
+LOST: tuple[Outcome, ...] = ("forgotten", "broken", "off the point")
 """Outcomes that tell nothing and refuse nothing."""
 
 
@@ -114,7 +115,7 @@ def _published_lines(swept: Sequence[CellResult]) -> Iterator[str]:
         return
     rows = []
     for title, mine in _by_defence(part).items():
-        shares = _shares(mine)
+        shares = outcome_shares(mine, *mine[0].harmful_sets)
         rows.append(
             text.LINE_PUBLISHED_ROW.format(
                 defence=title,
@@ -129,17 +130,6 @@ def _published_lines(swept: Sequence[CellResult]) -> Iterator[str]:
 def _mean_over_sets(cell: CellResult, measure: Callable[[str], Measure]) -> float | None:
     values = [value for where in cell.harmful_sets if (value := measure(where)(cell)) is not None]
     return sum(values) / len(values) if values else None
-
-
-def _shares(results: Sequence[CellResult]) -> Mapping[str, float]:
-    """Percent of each outcome after the attack, over all harmful sets together."""
-    counts = dict.fromkeys(OUTCOMES, 0)
-    for result in results:
-        for where in result.harmful_sets:
-            for name, count in zip(OUTCOMES, result.curve[-1].outcomes.get(where, ()), strict=False):
-                counts[name] += count
-    total = sum(counts.values()) or 1
-    return {name: 100 * count / total for name, count in counts.items()}
 
 
 def _manners_lines(manners: Sequence[CellResult]) -> Iterator[str]:

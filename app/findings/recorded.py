@@ -14,7 +14,6 @@ from app.page import Page
 from app.services import (
     HOLDS,
     KEPT,
-    OUTCOMES,
     CellResult,
     DataError,
     Estimate,
@@ -22,6 +21,7 @@ from app.services import (
     difference,
     matched,
     mean_curves,
+    outcome_counts,
     recorded,
     spots,
     sweep_measures,
@@ -96,11 +96,9 @@ def outcome_rows(results: Sequence[CellResult], where: str) -> str:
     """What became of the requests of one set after the attack: a bar per defence, over all seeds; empty if not told."""
     rows: list[str] = []
     for title in dict.fromkeys(result.title for result in results):
-        told = [result.curve[-1].outcomes.get(where) for result in results if result.title == title]
-        counts = [sum(column) for column in zip(*filter(None, told), strict=True)]
-        if sum(counts):
-            drawn = bar(dict(zip(OUTCOMES, counts, strict=True)))
-            rows.append(f'<div class="lab-outcome"><span>{escape(title)}</span>{drawn}</div>')
+        counts = outcome_counts([result for result in results if result.title == title], [where])
+        if counts:
+            rows.append(f'<div class="lab-outcome"><span>{escape(title)}</span>{bar(counts)}</div>')
     title = escape(text.SWEEP_OUTCOMES.format(where=text.set_title(where)))
     return f"<section><h3>{title}</h3>{''.join(rows)}</section>" if rows else ""
 

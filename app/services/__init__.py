@@ -90,9 +90,11 @@ from tvaccine_core.sweeps.curves import curves as mean_curves
 from tvaccine_core.sweeps.measured import (
     CellResult,
     Measure,
+    accuracy,
     after,
     before,
     intact,
+    known_after,
     known_share,
     matched,
     read_results,
@@ -101,7 +103,17 @@ from tvaccine_core.sweeps.measured import (
     words_of,
 )
 from tvaccine_core.sweeps.plan import Cell
-from tvaccine_core.sweeps.report import SEEDS, USUAL, Table, difference, estimate, setting_of_columns, table
+from tvaccine_core.sweeps.report import (
+    SEEDS,
+    USUAL,
+    Table,
+    difference,
+    estimate,
+    outcome_counts,
+    outcome_shares,
+    setting_of_columns,
+    table,
+)
 from tvaccine_core.sweeps.report import measures as sweep_measures
 from tvaccine_core.sweeps.spots import HOLDS, Spot, spots
 from tvaccine_core.workers.supervisor import Supervisor
@@ -171,6 +183,7 @@ __all__ = [
     "SweepView",
     "TVaccineError",
     "Verdict",
+    "accuracy",
     "advise",
     "after",
     "aligned_state",
@@ -188,6 +201,7 @@ __all__ = [
     "find_set",
     "intact",
     "judge_named",
+    "known_after",
     "known_share",
     "latest",
     "matched",
@@ -196,6 +210,8 @@ __all__ = [
     "method_info",
     "methods_of",
     "needs_repair",
+    "outcome_counts",
+    "outcome_shares",
     "parse_config",
     "parse_defence",
     "pooled",

@@ -47,7 +47,6 @@ SWEEP_CELL_TODO = "not made yet"
 SWEEP_CELL_GONE = "This cell has no result in the store: its run was deleted, or it is not finished."
 SWEEP_CELL_REMEDY = "Start the sweep's file again: it makes what is missing."
 SWEEP_OPENED = "Opened {cell}."
-SWEEP_WORDS = {"running": "running", "stopped": "stopped", "done": "done"}
 SWEEP_NO_FILE = "There is no sweep file {name}."
 SWEEP_NO_FILE_REMEDY = "Choose a file from the list."
 SWEEP_NO_SETTING = "{path} is not a setting of a run."
@@ -66,7 +65,7 @@ def sweep_plan(plan: SweepPlan) -> str:
 
 def sweep_progress(done: int, total: int, left: float | None, state: str) -> str:
     """`12 of 24 cells, running, 5 min left`."""
-    parts = [f"{done:,} of {total:,} cells", SWEEP_WORDS[state]]
+    parts = [f"{done:,} of {total:,} cells", state]
     if left is not None and state == "running":
         parts.append(f"{duration(left)} left")
     return ", ".join(parts)

@@ -132,8 +132,13 @@ class RunRow:
     created_at: datetime
     status: RunStatus
     config_json: str
-    recorded: bool = False
-    """Shipped with the lab: to be looked at, without models."""
+    recording: str | None = None
+    """Digest of the recording that it was taken from; None for the store's own runs."""
+
+    @property
+    def recorded(self) -> bool:
+        """True if it shipped with the lab: to be looked at, without models."""
+        return self.recording is not None
 
     @cached_property
     def config(self) -> LabConfig:
@@ -215,7 +220,7 @@ def run_row(row: sqlite3.Row) -> RunRow:
         if candidate in states:
             status = candidate
             break
-    return RunRow(row["id"], row["name"], utc(row["created_at"]), status, row["config"], row["recorded"] is not None)
+    return RunRow(row["id"], row["name"], utc(row["created_at"]), status, row["config"], row["recorded"])
 
 
 def job_row(row: sqlite3.Row) -> JobRow:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tvaccine_core.errors import ConfigError, did_you_mean, shown
 from tvaccine_core.estimates import Estimate, t_interval
-from tvaccine_core.records import OUTCOMES
+from tvaccine_core.records import OUTCOMES, Outcome
 from tvaccine_core.sweeps.measured import (
     CellResult,
     Measure,
@@ -165,15 +165,19 @@ def difference(results: Sequence[CellResult], twins: Sequence[CellResult], measu
     return t_interval([mean(values) for values in by_seed.values()])
 
 
-def outcome_shares(results: Sequence[CellResult], where: str) -> dict[str, float]:
-    """Percent of each outcome after the attack, over all of `results` together."""
-    counts = [result.curve[-1].outcomes[where] for result in results if where in result.curve[-1].outcomes]
-    total = sum(map(sum, counts))
-    return (
-        {name: 100 * sum(found) / total for name, found in zip(OUTCOMES, zip(*counts, strict=True), strict=True)}
-        if total
-        else {}
-    )
+def outcome_counts(results: Sequence[CellResult], sets: Collection[str]) -> dict[Outcome, int]:
+    """Answers by outcome after the attack, over all of `results` and `sets` together; empty if none was judged so."""
+    told = [
+        result.curve[-1].outcomes[where] for result in results for where in sets if where in result.curve[-1].outcomes
+    ]
+    return {name: sum(found) for name, found in zip(OUTCOMES, zip(*told, strict=True), strict=True)} if told else {}
+
+
+def outcome_shares(results: Sequence[CellResult], *sets: str) -> dict[Outcome, float]:
+    """As `outcome_counts`, in percent."""
+    counts = outcome_counts(results, sets)
+    total = sum(counts.values())
+    return {name: 100 * count / total for name, count in counts.items()} if total else {}
 
 
 # Three forms
