@@ -1,5 +1,6 @@
 """bench load: its numbers by hand, its viewers against a real page, and the whole of it once."""
 
+import asyncio
 import json
 import math
 import os
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from processes import free_port
 
@@ -75,10 +77,18 @@ def test_viewers_of_a_page_with_nothing_new_get_nothing(
     assert "nothing new" in load.render(report)
 
 
+@pytest.mark.parametrize("slow_s", [0.0, 1.5], ids=["quick", "slow to count steps"])
 def test_viewers_of_a_page_on_which_things_happen_get_them(
-    served: tuple[str, Lab], monkeypatch: pytest.MonkeyPatch
+    served: tuple[str, Lab], monkeypatch: pytest.MonkeyPatch, slow_s: float
 ) -> None:
     url, lab = served
+    real = load.steps_done
+
+    async def steps_done(client: httpx.AsyncClient, run_id: str) -> int:
+        await asyncio.sleep(slow_s)
+        return await real(client, run_id)
+
+    monkeypatch.setattr(load, "steps_done", steps_done)
     run = lab.start_alignment(PRESETS["sandbox-manners"].config)
     monkeypatch.setattr(load, "SETTLE_S", 1.5)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 
 import httpx
 
 from tvaccine_core.bench.load_page import CpuTimes, call, script, started_page, steps_done, wait_for_steps
-from tvaccine_core.bench.load_viewers import Tally, Wiring, percentile, watch
+from tvaccine_core.bench.load_viewers import PATIENCE_S, Tally, Wiring, percentile, watch
 from tvaccine_core.errors import ConfigError
 from tvaccine_core.records import Record
 
@@ -104,9 +105,10 @@ async def _measure(
                 await wait_for_steps(client, run_id)
             viewers += [asyncio.create_task(watch(url, wiring, run_id, tally, counting, over)) for _ in range(clients)]
             await asyncio.sleep(SETTLE_S)
-            say(f"{clients} viewers, {seconds:g} s")
+            await _until_all_see(tally, clients)
             steps, before = await steps_done(client, run_id), CpuTimes.now(pid)
-            counting.set()
+            say(f"{clients} viewers, {seconds:g} s")
+            counting.set()  # at once: what happens from now on counts
             await asyncio.sleep(seconds)
             counting.clear()
             steps, after = await steps_done(client, run_id) - steps, CpuTimes.now(pid)
@@ -128,6 +130,13 @@ async def _measure(
         steps_per_s=None if idle else steps / (after.at - before.at),
         cpu=CpuShares.between(before, after),
     )
+
+
+async def _until_all_see(tally: Tally, clients: int) -> None:
+    """Wait until every viewer has the page; on a page that does not answer, no longer than their patience."""
+    deadline = time.monotonic() + PATIENCE_S
+    while tally.watching < clients and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
 
 
 async def _open_run(client: httpx.AsyncClient, idle: bool, own_page: bool) -> str:

@@ -25,12 +25,13 @@ PATIENCE_S = 30.0
 
 @dataclass
 class Tally:
-    """The viewers' results: milliseconds per request, bytes received, failed requests."""
+    """The viewers' results: milliseconds per request, bytes received, failed requests, and how many have the page."""
 
     polls_ms: list[float] = field(default_factory=list)
     refreshes_ms: list[float] = field(default_factory=list)
     num_bytes: int = 0
     errors: int = 0
+    watching: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Viewer:
     counting: asyncio.Event
     session: str = field(default_factory=lambda: secrets.token_hex(6))
     watched: dict[str, str] = field(default_factory=dict)
-    """The page's instructions on what to watch: run, attack, and the state that Gradio refreshes."""
+    """The page's instructions on what to watch: run, attack, sweep, and the state that Gradio refreshes."""
     seen: str = ""
 
     async def refresh(self) -> None:
@@ -81,7 +82,7 @@ class Viewer:
 
     async def poll(self) -> None:
         """Ask for news once."""
-        params = {"run": self.watched["run"], "attack": self.watched["attack"], "seen": self.seen}
+        params = {name: self.watched[name] for name in ("run", "attack", "sweep")} | {"seen": self.seen}
         counted = self.counting.is_set()
         answer = await self._timed(self.tally.polls_ms, self.client.get("/lab/news", params=params))
         if answer is None or not answer.content:
@@ -116,6 +117,7 @@ async def watch(url: str, wiring: Wiring, run: str, tally: Tally, counting: asyn
         await _sleep(over, random.random() * POLL_S)
         while not viewer.watched and not over.is_set():
             await viewer.refresh()
+        tally.watching += 1
         while not over.is_set():
             await viewer.poll()
             await _sleep(over, POLL_S * (0.85 + 0.3 * random.random()))
